@@ -1,0 +1,187 @@
+/** @file hbn.h
+ *  The C interface: batch normalization over plain pointers and descriptors.
+ *
+ *  Callable from C99. No function throws, allocates memory for the caller or keeps a pointer after
+ *  it returns. Each returns a status; hbn_last_error() then holds the text. Every check runs before
+ *  anything is written: a call that fails has changed nothing.
+ *
+ *  Semantics are those of PyTorch 2.13's BatchNorm2d (torch.nn.functional.batch_norm and
+ *  aten::native_batch_norm, native_batch_norm_backward, batch_norm_stats, batch_norm_elemt,
+ *  batch_norm_backward_reduce, batch_norm_backward_elemt). The statistics are merged by Chan, Golub
+ *  and LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing Sample Variances" (1979).
+ */
+#ifndef HBN_HBN_H
+#define HBN_HBN_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef enum hbn_status {
+    HBN_OK = 0,
+    HBN_INVALID_ARGUMENT = 1, /**< sizes, dtypes, strides, aliasing, absent data, eps or momentum */
+    HBN_OUT_OF_MEMORY = 2,    /**< no room for the per-channel workspace */
+    HBN_UNSUPPORTED = 3,      /**< this library was built without the kernel or device */
+    HBN_DEVICE_ERROR = 4      /**< the device's own runtime reported an error */
+} hbn_status;
+
+typedef enum hbn_dtype {
+    HBN_FLOAT32 = 0,
+    HBN_FLOAT64 = 1,
+    HBN_BFLOAT16 = 2,
+    HBN_FLOAT16 = 3,
+    HBN_INT64 = 4 /**< num_batches_tracked only */
+} hbn_dtype;
+
+typedef enum hbn_device {
+    HBN_CPU = 0,
+    HBN_OPENCL = 1,
+    HBN_CUDA = 2
+} hbn_device;
+
+/** A tensor of shape (N, C, H, W) in memory the caller owns.
+ *  Strides count elements, in the same order as sizes; zero (expanded) strides are fine for inputs,
+ *  negative strides are refused. ndim is what the caller's tensor has; anything but 4 is refused
+ *  with "expected 4D input (got 3D input)". */
+typedef struct hbn_tensor {
+    void *data;
+    hbn_dtype dtype;
+    hbn_device device;
+    int32_t ndim;
+    int64_t sizes[4];
+    int64_t strides[4];
+} hbn_tensor;
+
+/** A vector of one value per channel in memory the caller owns; stride counts elements.
+ *  A NULL pointer to an hbn_vector means the value is absent (None). */
+typedef struct hbn_vector {
+    void *data;
+    hbn_dtype dtype;
+    int64_t size;
+    int64_t stride;
+} hbn_vector;
+
+/** Statistics of `count` values in each of `channels` channels: their mean, and m2, the sum of squared
+ *  deviations from that mean. mean and m2 are dense arrays of `channels` doubles the caller owns. */
+typedef struct hbn_moments {
+    double count;
+    double *mean;
+    double *m2;
+    int64_t channels;
+} hbn_moments;
+
+/** The text of this thread's last failed call; "" before any. Valid until its next failing call. */
+const char *hbn_last_error(void);
+
+/** "0.1.0" */
+const char *hbn_version(void);
+
+/** Forward pass.
+ *
+ *  With batch statistics (training != 0, or both running buffers absent):
+ *      y = (x - mean) * invstd * weight + bias,   invstd = 1 / sqrt(m2 / M + eps),   M = N*H*W
+ *  and, when training with running buffers present and momentum != 0,
+ *      running = (1 - momentum) * running + momentum * batch   (variance over M - 1).
+ *  Otherwise running_mean and running_var take the place of the batch's.
+ *
+ *  @param x             (N, C, H, W), f32, f64, bf16 or f16, any non-negative strides
+ *  @param weight, bias  (C) or NULL for 1 and 0; f32 (f64 for f64 input), or the input's own dtype
+ *  @param running_mean, running_var  (C), both or neither; updated in place in training; dtypes as weight
+ *  @param momentum      the factor of the new value; 0 leaves the buffers untouched bit for bit
+ *  @param eps           positive with batch statistics, non-negative otherwise
+ *  @param y             shape and dtype of x, any strides without overlap; may be x itself (same data
+ *                       and strides), any other overlap is refused
+ *  @param mean, invstd  (C) f32 (f64 for f64 input), what backward needs; NULL when not wanted.
+ *                       Written only when batch statistics are used. */
+hbn_status hbn_batch_norm_forward(const hbn_tensor *x, const hbn_vector *weight,
+                                  const hbn_vector *bias, const hbn_vector *running_mean,
+                                  const hbn_vector *running_var, int training, double momentum,
+                                  double eps, const hbn_tensor *y, const hbn_vector *mean,
+                                  const hbn_vector *invstd);
+
+/** Backward pass; each gradient is optional (NULL when not wanted).
+ *
+ *  training:   grad_input = weight * invstd * (dy - sum(dy)/M - xhat * sum(dy*xhat)/M)
+ *  inference:  grad_input = weight * invstd * dy, with the running statistics
+ *  both:       grad_weight = sum(dy * xhat),  grad_bias = sum(dy)
+ *
+ *  @param grad_output, x  (N, C, H, W) of one dtype
+ *  @param weight          (C) or NULL
+ *  @param mean, invstd    (C) as forward saved them; needed with batch statistics, else NULL
+ *  @param running_mean, running_var  (C); needed in inference, else NULL
+ *  @param training        non-zero when forward used batch statistics
+ *  @param eps             as in forward; used in inference only
+ *  @param grad_input      shape and dtype of x; may be grad_output itself, no other overlap
+ *  @param grad_weight, grad_bias  (C) of a dtype weight may have */
+hbn_status hbn_batch_norm_backward(const hbn_tensor *grad_output, const hbn_tensor *x,
+                                   const hbn_vector *weight, const hbn_vector *mean,
+                                   const hbn_vector *invstd, const hbn_vector *running_mean,
+                                   const hbn_vector *running_var, int training, double eps,
+                                   const hbn_tensor *grad_input, const hbn_vector *grad_weight,
+                                   const hbn_vector *grad_bias);
+
+/** First half of forward training: writes moments->count, mean[] and m2[] of x.
+ *  moments->channels must be C. An empty x gives count 0, mean 0, m2 0. */
+hbn_status hbn_batch_norm_stats(const hbn_tensor *x, hbn_moments *moments);
+
+/** into = the moments of the union of both samples, for statistics shared across machines. Merge in a
+ *  fixed order and the result is the same bit for bit. Either count may be 0. */
+hbn_status hbn_merge_moments(hbn_moments *into, const hbn_moments *other);
+
+/** What a forward pass derives from moments besides y: mean and invstd (C) for backward, and the update
+ *  of the running buffers. Vectors as in hbn_batch_norm_forward; any pair may be NULL. */
+hbn_status hbn_finalize_moments(const hbn_moments *moments, double momentum, double eps,
+                                const hbn_vector *running_mean, const hbn_vector *running_var,
+                                const hbn_vector *mean, const hbn_vector *invstd);
+
+/** Second half of forward training: y = (x - mean) * invstd * weight + bias with the given moments
+ *  (count > 0, of any number of machines together). */
+hbn_status hbn_batch_norm_normalize(const hbn_tensor *x, const hbn_moments *moments,
+                                    const hbn_vector *weight, const hbn_vector *bias, double eps,
+                                    const hbn_tensor *y);
+
+/** First half of backward training: sum_dy[c] = sum dy, sum_dy_xmu[c] = sum dy*(x - mean); both dense arrays
+ *  of C doubles, plain sums, so machines add theirs. grad_weight, grad_bias (this machine's) optional. */
+hbn_status hbn_batch_norm_backward_reduce(const hbn_tensor *grad_output, const hbn_tensor *x,
+                                          const hbn_vector *mean, const hbn_vector *invstd,
+                                          double *sum_dy, double *sum_dy_xmu,
+                                          const hbn_vector *grad_weight,
+                                          const hbn_vector *grad_bias);
+
+/** Second half of backward training, with the sums over all machines and count the number of values per
+ *  channel they cover. */
+hbn_status hbn_batch_norm_backward_elemt(const hbn_tensor *grad_output, const hbn_tensor *x,
+                                         const hbn_vector *mean, const hbn_vector *invstd,
+                                         const hbn_vector *weight, const double *sum_dy,
+                                         const double *sum_dy_xmu, double count,
+                                         const hbn_tensor *grad_input);
+
+/** Threads used by later calls, process-wide; 0 means one per processor. Results do not depend on it. */
+hbn_status hbn_set_num_threads(int num_threads);
+int hbn_get_num_threads(void);
+
+/** Runs task(task_context, i) for every i in [0, size), in any order, on any threads, and returns when all
+ *  are done. context is the pointer given to hbn_set_parallel_for. */
+typedef void (*hbn_parallel_for)(void *context, int size, void (*task)(void *task_context, int i),
+                                 void *task_context);
+
+/** Puts the caller's thread pool (or a serial loop) in place of hbn's own; NULL brings hbn's back.
+ *  Not to be called while another thread is inside hbn. */
+void hbn_set_parallel_for(hbn_parallel_for parallel_for, void *context);
+
+/** The instruction sets kernels exist for in this library, best first, comma-separated ("avx512,avx2,sse41"),
+ *  and the one in use. The environment variable HBN_INSTRUCTION_SET names a lower one to start with. */
+const char *hbn_instruction_sets(void);
+const char *hbn_instruction_set(void);
+
+/** Forces one of hbn_instruction_sets() that this processor has. */
+hbn_status hbn_set_instruction_set(const char *name);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,74 @@
+// GPUs, through OpenCL or CUDA.
+//
+// A first schedule: one thread reduces one tile of one channel (both passes, so the second reads from cache),
+// one thread merges a channel's tiles in order, one thread maps one element. Neighbouring threads take
+// neighbouring elements of whichever dimension is dense.
+#include "schedules/pipeline.h"
+
+namespace hbn {
+
+using namespace Halide;
+
+namespace {
+
+constexpr int block = 64;
+constexpr TailStrategy guarded = TailStrategy::GuardWithIf;
+
+void one_thread_a_channel(Func &f, const Var &c) {
+    Var group("group"), thread("thread");
+    f.compute_root().gpu_tile(c, group, thread, block, guarded);
+}
+
+void schedule_reduction(Reduction &r) {
+    Var tile("tile"), group("group"), thread("thread");
+    r.tile.compute_root()
+        .fuse(r.tw, r.th, tile)
+        .fuse(tile, r.tn, tile)
+        .split(r.c, group, thread, block, guarded)
+        .reorder(thread, group, tile)
+        .gpu_threads(thread)
+        .gpu_blocks(group, tile);
+    for (Func &sum : r.tile_sums) {
+        sum.compute_at(r.tile, thread);
+    }
+    one_thread_a_channel(r.merged, r.c);
+    Var update_group("update_group"), update_thread("update_thread");
+    r.merged.update()
+        .split(r.c, update_group, update_thread, block, guarded)
+        .reorder(r.tiles.x, r.tiles.y, r.tiles.z, update_thread, update_group)
+        .gpu_threads(update_thread)
+        .gpu_blocks(update_group);
+}
+
+void schedule_map(Func &f, const PipelineVars &v, Layout layout) {
+    Var group("group"), thread("thread"), rest("rest"), plane("plane");
+    const bool dense_channels = layout == Layout::nhwc;
+    const Var inner = dense_channels ? v.c : v.w, outer = dense_channels ? v.w : v.c;
+    f.compute_root()
+        .reorder(inner, v.h, outer, v.n)
+        .fuse(v.h, outer, rest)
+        .fuse(rest, v.n, rest)
+        .split(inner, group, thread, block, guarded)
+        .reorder(thread, group, rest)
+        .gpu_threads(thread)
+        .gpu_blocks(group, rest);
+}
+
+}  // namespace
+
+void schedule_for_gpu(ChannelPipeline p, const Target &) {
+    for (Reduction &r : p.reductions) {
+        schedule_reduction(r);
+    }
+    for (Func &f : p.coefficients) {
+        one_thread_a_channel(f, p.vars.c);
+    }
+    for (Func &f : p.elementwise) {
+        schedule_map(f, p.vars, p.layout);
+    }
+    for (Func &f : p.per_channel) {
+        one_thread_a_channel(f, p.vars.c);
+    }
+}
+
+}  // namespace hbn

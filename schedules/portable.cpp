@@ -1,0 +1,35 @@
+// Any target, and any strides: scalar loops over one channel after another, channels in parallel.
+//
+// What stays in cache is a channel, as in the schedules with vectors; nothing is assumed of the processor.
+#include "schedules/pipeline.h"
+
+namespace hbn {
+
+using namespace Halide;
+
+void schedule_for_any_target(ChannelPipeline p, const Target &) {
+    const auto &[w, h, c, n] = p.vars;
+    Func owner = p.elementwise.empty() ? p.per_channel[0] : p.elementwise[0];
+    if (!p.elementwise.empty()) {
+        owner.reorder(w, h, n, c);
+    }
+    owner.parallel(c);
+    for (Reduction &r : p.reductions) {
+        r.merged.compute_at(owner, c);
+        r.tile.compute_at(r.merged, r.tiles.x);
+        for (Func &sum : r.tile_sums) {
+            sum.compute_at(r.merged, r.tiles.x);
+        }
+    }
+    for (Func &f : p.coefficients) {
+        f.compute_at(owner, c);
+    }
+    for (Func &f : p.per_channel) {
+        if (f.name() != owner.name()) {
+            f.parallel(c);
+            f.compute_with(owner, c);
+        }
+    }
+}
+
+}  // namespace hbn

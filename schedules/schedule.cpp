@@ -1,0 +1,22 @@
+// The one place that maps a target to its family's schedule.
+#include "schedules/pipeline.h"
+
+namespace hbn {
+
+using Halide::Target;
+
+void schedule(ChannelPipeline pipeline, const Target &target) {
+    if (target.has_gpu_feature()) {
+        schedule_for_gpu(pipeline, target);
+    } else if (pipeline.layout == Layout::strided) {
+        schedule_for_any_target(pipeline, target);
+    } else if (target.arch == Target::X86 && target.has_feature(Target::SSE41)) {
+        schedule_for_x86(pipeline, target);
+    } else if (target.arch == Target::ARM) {
+        schedule_for_arm(pipeline, target);
+    } else {
+        schedule_for_any_target(pipeline, target);
+    }
+}
+
+}  // namespace hbn
