@@ -28,8 +28,8 @@ public:
         const InputGradient gradient(c, mean(c), invstd(c), weight(c), sum_dy(c), sum_dy_xmu(c),
                                      count, statistics());
         coefficients = gradient.coefficients;
-        grad_input(w, h, c, n) = round_to(
-            dtype, gradient.apply(grad_output(w, h, c, n), x(w, h, c, n), c));
+        grad_input(w, h, c, n) =
+            round_to(dtype, gradient.apply(grad_output(w, h, c, n), x(w, h, c, n), c));
     }
 
     void schedule() {

@@ -38,8 +38,8 @@ public:
 
         coefficients = Func("coefficients");
         coefficients(c) = Halide::cast(statistics(), f64(weight(c)) * invstd);
-        grad_input(w, h, c, n) = round_to(
-            dtype, Halide::cast(statistics(), grad_output(w, h, c, n)) * coefficients(c));
+        grad_input(w, h, c, n) =
+            round_to(dtype, Halide::cast(statistics(), grad_output(w, h, c, n)) * coefficients(c));
     }
 
     void schedule() {
@@ -79,11 +79,10 @@ public:
 
     void generate() {
         coefficients = Func("coefficients");
-        coefficients(c) =
-            Halide::cast(statistics(), f64(weight(c)) *
-                                           invstd_from_variance(f64(running_var(c)), eps));
-        grad_input(w, h, c, n) = round_to(
-            dtype, Halide::cast(statistics(), grad_output(w, h, c, n)) * coefficients(c));
+        coefficients(c) = Halide::cast(
+            statistics(), f64(weight(c)) * invstd_from_variance(f64(running_var(c)), eps));
+        grad_input(w, h, c, n) =
+            round_to(dtype, Halide::cast(statistics(), grad_output(w, h, c, n)) * coefficients(c));
     }
 
     void schedule() {

@@ -1,5 +1,5 @@
-// The first half of backward training: plain sums, to be added across machines. Its parameter gradients
-// are this machine's share.
+// The first half of backward training: plain sums, to be added across machines. Its parameter
+// gradients are this machine's share.
 #include "generators/batch_norm.h"
 
 namespace hbn {

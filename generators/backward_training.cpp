@@ -29,8 +29,8 @@ public:
         const ChannelExtents extents = extents_of(x);
         Func wide_mean("wide_mean");
         wide_mean(c) = f64(mean(c));
-        reduction = reduce_gradients(grad_output, x, wide_mean,
-                                     Tiling(extents, x.dim(2).extent(), layout));
+        reduction =
+            reduce_gradients(grad_output, x, wide_mean, Tiling(extents, x.dim(2).extent(), layout));
         const Expr sum_dy = reduction.merged(c)[0], sum_dy_xmu = reduction.merged(c)[1];
         grad_weight(c) = Halide::cast(statistics(), sum_dy_xmu * f64(invstd(c)));
         grad_bias(c) = Halide::cast(statistics(), sum_dy);
@@ -38,8 +38,8 @@ public:
         const InputGradient gradient(c, mean(c), invstd(c), weight(c), sum_dy, sum_dy_xmu,
                                      extents.count(), statistics());
         coefficients = gradient.coefficients;
-        grad_input(w, h, c, n) = round_to(
-            dtype, gradient.apply(grad_output(w, h, c, n), x(w, h, c, n), c));
+        grad_input(w, h, c, n) =
+            round_to(dtype, gradient.apply(grad_output(w, h, c, n), x(w, h, c, n), c));
     }
 
     void schedule() {

@@ -6,8 +6,8 @@ using namespace Halide;
 
 namespace {
 
-// Halide simplifies and LLVM reassociates floating-point expressions unless told not to; what is wrapped
-// here relies on its own rounding.
+// Halide simplifies and LLVM reassociates floating-point expressions unless told not to; what is
+// wrapped here relies on its own rounding.
 Expr exact_order(const Expr &e) {
     return strict_float(e);
 }
@@ -16,8 +16,8 @@ Expr ceil_div(const Expr &a, const Expr &b) {
     return (a + b - 1) / b;
 }
 
-// The tile's budget: 8192 values are 32 KB of float32. Where all channels are swept together a tile is the
-// rows of 64K values.
+// The tile's budget: 8192 values are 32 KB of float32. Where all channels are swept together a tile
+// is the rows of 64K values.
 Expr tile_elements(const Expr &channels, Layout layout) {
     return layout == Layout::nhwc ? max(65536 / channels, 16) : Expr(8192);
 }
@@ -30,8 +30,8 @@ Expr round_to(Type type, const Expr &value) {
         return rounded;
     }
     const uint16_t quiet_nan = type.is_bfloat() ? 0x7fc0 : 0x7e00;
-    return reinterpret(type, select(is_nan(value), Expr(quiet_nan),
-                                    reinterpret(UInt(16), rounded)));
+    return reinterpret(type,
+                       select(is_nan(value), Expr(quiet_nan), reinterpret(UInt(16), rounded)));
 }
 
 Tiling::Tiling(const ChannelExtents &extents, const Expr &channels, Layout layout)
@@ -99,8 +99,8 @@ Reduction reduce_gradients(const Func &grad_output, const Func &x, const Func &m
 
     Func tile_sums("tile_sums"), tile("tile_gradients"), sums("sums");
     tile_sums(c, t.tw, t.th, t.tn) = Tuple(f64(0), f64(0));
-    tile_sums(c, t.tw, t.th, t.tn) = Tuple(tile_sums(c, t.tw, t.th, t.tn)[0] + dy,
-                                           tile_sums(c, t.tw, t.th, t.tn)[1] + dy * xmu);
+    tile_sums(c, t.tw, t.th, t.tn) =
+        Tuple(tile_sums(c, t.tw, t.th, t.tn)[0] + dy, tile_sums(c, t.tw, t.th, t.tn)[1] + dy * xmu);
     tile(c, t.tw, t.th, t.tn) = tile_sums(c, t.tw, t.th, t.tn);
 
     const Expr tw = t.tiles.x, th = t.tiles.y, tn = t.tiles.z;
@@ -121,13 +121,13 @@ Expr range_scale(const Expr &invstd) {
     return select(power < f64(1), power, f64(1));
 }
 
-Normalization::Normalization(const Var &c, const Expr &mean, const Expr &invstd,
-                             const Expr &weight, const Expr &bias, Type compute_type) {
+Normalization::Normalization(const Var &c, const Expr &mean, const Expr &invstd, const Expr &weight,
+                             const Expr &bias, Type compute_type) {
     const auto rounded = [&](const Expr &e) { return cast(compute_type, e); };
     const Expr scale = range_scale(invstd);
     const Expr gain = f64(weight) * invstd;
-    // The mean as a pair: x - mean_high is exact near the mean. What is left, at most |x - mean_high|
-    // itself since mean_high is the float nearest to the mean, goes into the bias.
+    // The mean as a pair: x - mean_high is exact near the mean. What is left, at most |x -
+    // mean_high| itself since mean_high is the float nearest to the mean, goes into the bias.
     const Expr mean_high = rounded(mean);
     const Expr mean_low = exact_order(mean - f64(mean_high));
     coefficients(c) = Tuple(rounded(scale), rounded(scale) * mean_high, rounded(gain / scale),
@@ -141,16 +141,16 @@ Expr Normalization::apply(const Expr &x, const Expr &c) const {
     return deviation * k[2] + k[3];
 }
 
-InputGradient::InputGradient(const Var &c, const Expr &mean, const Expr &invstd,
-                             const Expr &weight, const Expr &sum_dy, const Expr &sum_dy_xmu,
-                             const Expr &count, Type compute_type) {
+InputGradient::InputGradient(const Var &c, const Expr &mean, const Expr &invstd, const Expr &weight,
+                             const Expr &sum_dy, const Expr &sum_dy_xmu, const Expr &count,
+                             Type compute_type) {
     const auto rounded = [&](const Expr &e) { return cast(compute_type, e); };
     const Expr wide_invstd = f64(invstd);
     const Expr scale = range_scale(wide_invstd);
     const Expr mean_dy_xhat = sum_dy_xmu * wide_invstd / count;
     coefficients(c) = Tuple(rounded(scale), rounded(scale) * rounded(mean),
-                            rounded(mean_dy_xhat * (wide_invstd / scale)),
-                            rounded(sum_dy / count), rounded(f64(weight) * wide_invstd));
+                            rounded(mean_dy_xhat * (wide_invstd / scale)), rounded(sum_dy / count),
+                            rounded(f64(weight) * wide_invstd));
 }
 
 Expr InputGradient::apply(const Expr &grad_output, const Expr &x, const Expr &c) const {

@@ -31,11 +31,12 @@ inline Expr f64(const Expr &e) {
     return Halide::cast<double>(e);
 }
 
-// Rounds to nearest even, in any type. Halide's own conversion to the 16-bit types turns NaN into infinity
-// or zero where the target has no instruction for it.
+// Rounds to nearest even, in any type. Halide's own conversion to the 16-bit types turns NaN into
+// infinity or zero where the target has no instruction for it.
 Expr round_to(Type type, const Expr &value);
 
-// The extents of a channel's values, and their number M. Each is a run-time value of the input buffer.
+// The extents of a channel's values, and their number M. Each is a run-time value of the input
+// buffer.
 struct ChannelExtents {
     Expr w, h, n;
 
@@ -44,13 +45,13 @@ struct ChannelExtents {
     }
 };
 
-// A channel cut into tiles small enough to be still in cache when they are read again. The cut depends on the
-// shape alone, never on the number of threads: that keeps results bitwise the same.
+// A channel cut into tiles small enough to be still in cache when they are read again. The cut
+// depends on the shape alone, never on the number of threads: that keeps results bitwise the same.
 struct Tiling {
     ChannelExtents extents;
-    Expr w, h, n;                   // extents of a whole tile
-    RDom inside;                    // w, h, n within a tile
-    RDom tiles;                     // which tile, along w, h, n
+    Expr w, h, n;  // extents of a whole tile
+    RDom inside;   // w, h, n within a tile
+    RDom tiles;    // which tile, along w, h, n
     Var tw{"tw"}, th{"th"}, tn{"tn"};
 
     Tiling(const ChannelExtents &extents, const Expr &channels, Layout layout);
@@ -88,12 +89,13 @@ Reduction reduce_gradients(const Func &grad_output, const Func &x, const Func &m
 
 Expr invstd_from_variance(const Expr &variance, const Expr &eps);
 
-// The power of two that brings a channel of this invstd to a spread near 1, at most 1: x * range_scale is
-// exact, cannot overflow, and neither can (x - mean) * range_scale, even for values of 1e38.
+// The power of two that brings a channel of this invstd to a spread near 1, at most 1: x *
+// range_scale is exact, cannot overflow, and neither can (x - mean) * range_scale, even for values
+// of 1e38.
 Expr range_scale(const Expr &invstd);
 
-// y = (x - mean) * (weight * invstd) + bias, for every finite x. `coefficients` holds what is computed once
-// a channel; `apply` is the work per element, in compute_type.
+// y = (x - mean) * (weight * invstd) + bias, for every finite x. `coefficients` holds what is
+// computed once a channel; `apply` is the work per element, in compute_type.
 struct Normalization {
     Func coefficients{"coefficients"};
 
@@ -107,8 +109,7 @@ struct InputGradient {
     Func coefficients{"coefficients"};
 
     InputGradient(const Var &c, const Expr &mean, const Expr &invstd, const Expr &weight,
-                  const Expr &sum_dy, const Expr &sum_dy_xmu, const Expr &count,
-                  Type compute_type);
+                  const Expr &sum_dy, const Expr &sum_dy_xmu, const Expr &count, Type compute_type);
     Expr apply(const Expr &grad_output, const Expr &x, const Expr &c) const;
 };
 
@@ -149,7 +150,8 @@ protected:
         }
     }
 
-    // One value a channel, at any stride: 0 where the wrapper stands in for an absent weight or bias.
+    // One value a channel, at any stride: 0 where the wrapper stands in for an absent weight or
+    // bias.
     template<typename ModelBuffer, typename... VectorBuffers>
     void promise_vectors(const ModelBuffer &model, VectorBuffers &...vectors) const {
         (vectors.dim(0).set_bounds(0, model.dim(2).extent()).set_stride(Expr()), ...);

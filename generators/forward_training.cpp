@@ -1,4 +1,5 @@
-// Batch statistics and normalization in one operation; the moments come out for the running buffers.
+// Batch statistics and normalization in one operation; the moments come out for the running
+// buffers.
 #include "generators/batch_norm.h"
 
 namespace hbn {

@@ -1,4 +1,5 @@
-// The small operations on one value a channel, between the large ones: float64 moments in, what users keep out.
+// The small operations on one value a channel, between the large ones: float64 moments in, what
+// users keep out.
 #include "generators/batch_norm.h"
 
 namespace hbn {
@@ -83,8 +84,7 @@ public:
     Output<Halide::Buffer<double, 1>> m2{"m2"};
 
     void generate() {
-        const Moments m =
-            merge({mean_a(c), m2_a(c)}, count_a, {mean_b(c), m2_b(c)}, count_b);
+        const Moments m = merge({mean_a(c), m2_a(c)}, count_a, {mean_b(c), m2_b(c)}, count_b);
         merged(c) = Halide::Tuple(m.mean, m.m2);
         mean(c) = merged(c)[0];
         m2(c) = merged(c)[1];

@@ -1,7 +1,7 @@
 // ARM: NEON's 128-bit registers, 32 of them, and caches of 32 KB and up.
 //
-// A first schedule: the shape of x86's with vectors of four floats and eight float64 sums side by side, and
-// smaller parallel tasks.
+// A first schedule: the shape of x86's with vectors of four floats and eight float64 sums side by
+// side, and smaller parallel tasks.
 #include "schedules/vectorized.h"
 
 namespace hbn {

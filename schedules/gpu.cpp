@@ -1,8 +1,8 @@
 // GPUs, through OpenCL or CUDA.
 //
-// A first schedule: one thread reduces one tile of one channel (both passes, so the second reads from cache),
-// one thread merges a channel's tiles in order, one thread maps one element. Neighbouring threads take
-// neighbouring elements of whichever dimension is dense.
+// A first schedule: one thread reduces one tile of one channel (both passes, so the second reads
+// from cache), one thread merges a channel's tiles in order, one thread maps one element.
+// Neighbouring threads take neighbouring elements of whichever dimension is dense.
 #include "schedules/pipeline.h"
 
 namespace hbn {

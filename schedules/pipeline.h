@@ -1,7 +1,8 @@
 // What a schedule sees of an operation: the Funcs the algorithm consists of, by role.
 //
-// Every operation on (N, C, H, W) is at most three steps: reduce each channel to a few sums, derive a few
-// coefficients a channel, map each element. A target family schedules these three roles, not operations.
+// Every operation on (N, C, H, W) is at most three steps: reduce each channel to a few sums, derive
+// a few coefficients a channel, map each element. A target family schedules these three roles, not
+// operations.
 #ifndef HBN_SCHEDULES_PIPELINE_H
 #define HBN_SCHEDULES_PIPELINE_H
 
@@ -21,9 +22,10 @@ struct PipelineVars {
     Halide::Var w, h, c, n;
 };
 
-// A reduction of each channel in tiles. tile_sums(c, tw, th, tn) are sums over `inside` (w, h, n of a tile), each
-// in update 0, each after the first reading the same tile again; tile is what a tile comes to, and the only
-// thing that merged(c) reads: it joins the tiles in update 0, in the order of `tiles` (tw, th, tn).
+// A reduction of each channel in tiles. tile_sums(c, tw, th, tn) are sums over `inside` (w, h, n of
+// a tile), each in update 0, each after the first reading the same tile again; tile is what a tile
+// comes to, and the only thing that merged(c) reads: it joins the tiles in update 0, in the order
+// of `tiles` (tw, th, tn).
 struct Reduction {
     std::vector<Halide::Func> tile_sums;
     Halide::Func tile;
@@ -35,10 +37,10 @@ struct Reduction {
 struct ChannelPipeline {
     Layout layout = Layout::nchw;
     PipelineVars vars;
-    std::vector<Reduction> reductions;        // none or one
-    std::vector<Halide::Func> coefficients;   // (c), read by elementwise; none or one
-    std::vector<Halide::Func> elementwise;    // (w, h, c, n), an output; none or one
-    std::vector<Halide::Func> per_channel;    // (c), outputs derived from the reduction
+    std::vector<Reduction> reductions;       // none or one
+    std::vector<Halide::Func> coefficients;  // (c), read by elementwise; none or one
+    std::vector<Halide::Func> elementwise;   // (w, h, c, n), an output; none or one
+    std::vector<Halide::Func> per_channel;   // (c), outputs derived from the reduction
 
     Halide::Type element_type;
 };

@@ -1,6 +1,7 @@
 // Any target, and any strides: scalar loops over one channel after another, channels in parallel.
 //
-// What stays in cache is a channel, as in the schedules with vectors; nothing is assumed of the processor.
+// What stays in cache is a channel, as in the schedules with vectors; nothing is assumed of the
+// processor.
 #include "schedules/pipeline.h"
 
 namespace hbn {

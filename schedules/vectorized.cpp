@@ -4,8 +4,8 @@ namespace hbn {
 
 using namespace Halide;
 
-// Tails are guarded, never shifted inwards: an element must not be computed twice, since the output may be
-// the input's own memory.
+// Tails are guarded, never shifted inwards: an element must not be computed twice, since the output
+// may be the input's own memory.
 constexpr TailStrategy guarded = TailStrategy::GuardWithIf;
 
 namespace {
@@ -20,7 +20,8 @@ void fuse_channel_outputs(std::vector<Func> &per_channel, Func owner, const Var 
     }
 }
 
-// Sums along w keep `lanes` partial sums in a vector, for the whole tile, and add them up at its end.
+// Sums along w keep `lanes` partial sums in a vector, for the whole tile, and add them up at its
+// end.
 void vectorize_tile_sums(Reduction &r, int lanes) {
     for (Func &sum : r.tile_sums) {
         RVar step("step"), lane("lane");

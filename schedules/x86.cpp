@@ -1,7 +1,8 @@
 // x86: AVX-512, AVX2 and SSE4.1 from one text; the widths follow the target.
 //
-// Everything a channel needs twice (NCHW) or a tile needs twice (NHWC) is read from L2 the second time.
-// Four vectors of float64 sums run side by side, which covers the latency of addition on all three.
+// Everything a channel needs twice (NCHW) or a tile needs twice (NHWC) is read from L2 the second
+// time. Four vectors of float64 sums run side by side, which covers the latency of addition on all
+// three.
 #include "schedules/vectorized.h"
 
 namespace hbn {

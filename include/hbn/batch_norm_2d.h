@@ -29,8 +29,9 @@ struct StateEntry {
 };
 using StateDict = std::map<std::string, StateEntry>;
 
-/// Batch normalization over (N, C, H, W) input, a mini-batch of 2D inputs with a channel dimension, after Ioffe
-/// and Szegedy, "Batch Normalization" (2015), with the behaviour of torch.nn.BatchNorm2d in PyTorch 2.13.
+/// Batch normalization over (N, C, H, W) input, a mini-batch of 2D inputs with a channel dimension,
+/// after Ioffe and Szegedy, "Batch Normalization" (2015), with the behaviour of
+/// torch.nn.BatchNorm2d in PyTorch 2.13.
 ///
 /// A module is not to be used by two threads at once. Move-only; clone() copies.
 class BatchNorm2d {
@@ -45,7 +46,8 @@ public:
     void eval();
     bool is_training() const;
 
-    /// y of x's shape, dtype and layout. Keeps what backward needs, except x itself, which the caller keeps.
+    /// y of x's shape, dtype and layout. Keeps what backward needs, except x itself, which the
+    /// caller keeps.
     /// @throws std::invalid_argument with PyTorch's texts, before anything is written
     Tensor forward(const TensorView &x);
     /// The same into `out`, which may be x itself (then pass backward a copy of the original x).
@@ -54,8 +56,8 @@ public:
         return forward(x);
     }
 
-    /// Gradients of the last forward(x), in the mode it ran in. The module keeps no gradients: they are
-    /// returned. @throws std::logic_error when no forward came before
+    /// Gradients of the last forward(x), in the mode it ran in. The module keeps no gradients: they
+    /// are returned. @throws std::logic_error when no forward came before
     functional::Gradients backward(const TensorView &grad_output, const TensorView &x,
                                    const functional::GradMask &mask = {});
     /// grad_input goes to `out`, which may be grad_output itself.
@@ -67,13 +69,15 @@ public:
     /// reset_running_stats(), weight to 1, bias to 0.
     void reset_parameters();
 
-    /// Views of weight, bias, running_mean, running_var, num_batches_tracked (those that exist), each name with
-    /// `prefix` before it. They live as long as the module.
+    /// Views of weight, bias, running_mean, running_var, num_batches_tracked (those that exist),
+    /// each name with `prefix` before it. They live as long as the module.
     StateDict state_dict(const std::string &prefix = "");
-    /// Copies from `state`, converting between float dtypes. A state without num_batches_tracked (PyTorch
-    /// before version 2) loads, with 0. With strict, keys that are missing or unexpected are errors; mis-sized
-    /// ones always are. @throws std::invalid_argument naming each, with nothing loaded
-    void load_state_dict(const StateDict &state, bool strict = true, const std::string &prefix = "");
+    /// Copies from `state`, converting between float dtypes. A state without num_batches_tracked
+    /// (PyTorch before version 2) loads, with 0. With strict, keys that are missing or unexpected
+    /// are errors; mis-sized ones always are. @throws std::invalid_argument naming each, with
+    /// nothing loaded
+    void load_state_dict(const StateDict &state, bool strict = true,
+                         const std::string &prefix = "");
 
     int64_t num_features() const;
     const BatchNorm2dOptions &options() const;

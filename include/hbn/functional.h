@@ -1,9 +1,10 @@
 /// @file functional.h
-/// Batch normalization as functions, after torch.nn.functional.batch_norm and the aten operations behind it.
+/// Batch normalization as functions, after torch.nn.functional.batch_norm and the aten operations
+/// behind it.
 ///
 /// Tensors are (N, C, H, W) views, see tensor_view.h; one of another rank is refused. Errors are
-/// std::invalid_argument for what the caller passed, std::bad_alloc, and std::runtime_error for devices;
-/// they are thrown before anything is written. hbn.h documents each formula and parameter.
+/// std::invalid_argument for what the caller passed, std::bad_alloc, and std::runtime_error for
+/// devices; they are thrown before anything is written. hbn.h documents each formula and parameter.
 #ifndef HBN_FUNCTIONAL_H
 #define HBN_FUNCTIONAL_H
 
@@ -13,7 +14,8 @@
 
 namespace hbn {
 
-/// Threads for later calls, process-wide; 0 means one per processor. Results are bitwise independent of it.
+/// Threads for later calls, process-wide; 0 means one per processor. Results are bitwise
+/// independent of it.
 void set_num_threads(int num_threads);
 int get_num_threads();
 
@@ -46,7 +48,8 @@ struct Moments {
     std::vector<double> mean;
     std::vector<double> m2;
 
-    /// Becomes the moments of both samples together. @throws std::invalid_argument if channels differ.
+    /// Becomes the moments of both samples together. @throws std::invalid_argument if channels
+    /// differ.
     void merge(const Moments &other);
 };
 

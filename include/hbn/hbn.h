@@ -36,11 +36,7 @@ typedef enum hbn_dtype {
     HBN_INT64 = 4 /**< num_batches_tracked only */
 } hbn_dtype;
 
-typedef enum hbn_device {
-    HBN_CPU = 0,
-    HBN_OPENCL = 1,
-    HBN_CUDA = 2
-} hbn_device;
+typedef enum hbn_device { HBN_CPU = 0, HBN_OPENCL = 1, HBN_CUDA = 2 } hbn_device;
 
 /** A tensor of shape (N, C, H, W) in memory the caller owns.
  *  Strides count elements, in the same order as sizes; zero (expanded) strides are fine for inputs,
@@ -64,8 +60,9 @@ typedef struct hbn_vector {
     int64_t stride;
 } hbn_vector;
 
-/** Statistics of `count` values in each of `channels` channels: their mean, and m2, the sum of squared
- *  deviations from that mean. mean and m2 are dense arrays of `channels` doubles the caller owns. */
+/** Statistics of `count` values in each of `channels` channels: their mean, and m2, the sum of
+ * squared deviations from that mean. mean and m2 are dense arrays of `channels` doubles the caller
+ * owns. */
 typedef struct hbn_moments {
     double count;
     double *mean;
@@ -89,11 +86,12 @@ const char *hbn_version(void);
  *
  *  @param x             (N, C, H, W), f32, f64, bf16 or f16, any non-negative strides
  *  @param weight, bias  (C) or NULL for 1 and 0; f32 (f64 for f64 input), or the input's own dtype
- *  @param running_mean, running_var  (C), both or neither; updated in place in training; dtypes as weight
+ *  @param running_mean, running_var  (C), both or neither; updated in place in training; dtypes
+ *                       as weight
  *  @param momentum      the factor of the new value; 0 leaves the buffers untouched bit for bit
  *  @param eps           positive with batch statistics, non-negative otherwise
- *  @param y             shape and dtype of x, any strides without overlap; may be x itself (same data
- *                       and strides), any other overlap is refused
+ *  @param y             shape and dtype of x, any strides without overlap; may be x itself
+ *                       (same data and strides), any other overlap is refused
  *  @param mean, invstd  (C) f32 (f64 for f64 input), what backward needs; NULL when not wanted.
  *                       Written only when batch statistics are used. */
 hbn_status hbn_batch_norm_forward(const hbn_tensor *x, const hbn_vector *weight,
@@ -127,12 +125,12 @@ hbn_status hbn_batch_norm_backward(const hbn_tensor *grad_output, const hbn_tens
  *  moments->channels must be C. An empty x gives count 0, mean 0, m2 0. */
 hbn_status hbn_batch_norm_stats(const hbn_tensor *x, hbn_moments *moments);
 
-/** into = the moments of the union of both samples, for statistics shared across machines. Merge in a
- *  fixed order and the result is the same bit for bit. Either count may be 0. */
+/** into = the moments of the union of both samples, for statistics shared across machines. Merge in
+ * a fixed order and the result is the same bit for bit. Either count may be 0. */
 hbn_status hbn_merge_moments(hbn_moments *into, const hbn_moments *other);
 
-/** What a forward pass derives from moments besides y: mean and invstd (C) for backward, and the update
- *  of the running buffers. Vectors as in hbn_batch_norm_forward; any pair may be NULL. */
+/** What a forward pass derives from moments besides y: mean and invstd (C) for backward, and the
+ * update of the running buffers. Vectors as in hbn_batch_norm_forward; any pair may be NULL. */
 hbn_status hbn_finalize_moments(const hbn_moments *moments, double momentum, double eps,
                                 const hbn_vector *running_mean, const hbn_vector *running_var,
                                 const hbn_vector *mean, const hbn_vector *invstd);
@@ -143,28 +141,30 @@ hbn_status hbn_batch_norm_normalize(const hbn_tensor *x, const hbn_moments *mome
                                     const hbn_vector *weight, const hbn_vector *bias, double eps,
                                     const hbn_tensor *y);
 
-/** First half of backward training: sum_dy[c] = sum dy, sum_dy_xmu[c] = sum dy*(x - mean); both dense arrays
- *  of C doubles, plain sums, so machines add theirs. grad_weight, grad_bias (this machine's) optional. */
+/** First half of backward training: sum_dy[c] = sum dy, sum_dy_xmu[c] = sum dy*(x - mean); both
+ * dense arrays of C doubles, plain sums, so machines add theirs. grad_weight, grad_bias (this
+ * machine's) optional. */
 hbn_status hbn_batch_norm_backward_reduce(const hbn_tensor *grad_output, const hbn_tensor *x,
                                           const hbn_vector *mean, const hbn_vector *invstd,
                                           double *sum_dy, double *sum_dy_xmu,
                                           const hbn_vector *grad_weight,
                                           const hbn_vector *grad_bias);
 
-/** Second half of backward training, with the sums over all machines and count the number of values per
- *  channel they cover. */
+/** Second half of backward training, with the sums over all machines and count the number of values
+ * per channel they cover. */
 hbn_status hbn_batch_norm_backward_elemt(const hbn_tensor *grad_output, const hbn_tensor *x,
                                          const hbn_vector *mean, const hbn_vector *invstd,
                                          const hbn_vector *weight, const double *sum_dy,
                                          const double *sum_dy_xmu, double count,
                                          const hbn_tensor *grad_input);
 
-/** Threads used by later calls, process-wide; 0 means one per processor. Results do not depend on it. */
+/** Threads used by later calls, process-wide; 0 means one per processor. Results do not depend on
+ * it. */
 hbn_status hbn_set_num_threads(int num_threads);
 int hbn_get_num_threads(void);
 
-/** Runs task(task_context, i) for every i in [0, size), in any order, on any threads, and returns when all
- *  are done. context is the pointer given to hbn_set_parallel_for. */
+/** Runs task(task_context, i) for every i in [0, size), in any order, on any threads, and returns
+ * when all are done. context is the pointer given to hbn_set_parallel_for. */
 typedef void (*hbn_parallel_for)(void *context, int size, void (*task)(void *task_context, int i),
                                  void *task_context);
 
@@ -172,8 +172,9 @@ typedef void (*hbn_parallel_for)(void *context, int size, void (*task)(void *tas
  *  Not to be called while another thread is inside hbn. */
 void hbn_set_parallel_for(hbn_parallel_for parallel_for, void *context);
 
-/** The instruction sets kernels exist for in this library, best first, comma-separated ("avx512,avx2,sse41"),
- *  and the one in use. The environment variable HBN_INSTRUCTION_SET names a lower one to start with. */
+/** The instruction sets kernels exist for in this library, best first, comma-separated
+ * ("avx512,avx2,sse41"), and the one in use. The environment variable HBN_INSTRUCTION_SET names a
+ * lower one to start with. */
 const char *hbn_instruction_sets(void);
 const char *hbn_instruction_set(void);
 

@@ -70,7 +70,8 @@ struct TensorView {
     }
 };
 
-/// One value per channel (or any 1-D state) in memory somebody else owns. data == nullptr means absent.
+/// One value per channel (or any 1-D state) in memory somebody else owns. data == nullptr means
+/// absent.
 struct VectorView {
     void *data = nullptr;
     DType dtype = DType::float32;
@@ -147,9 +148,9 @@ private:
     VectorView view_;
 };
 
-/// View of a DLPack `DLTensor` (any type with its members; include dlpack.h yourself). Lends, does not own:
-/// the tensor must outlive the view. Strides may be null (dense, C order). A tensor of another rank keeps
-/// its ndim, for the operation to refuse.
+/// View of a DLPack `DLTensor` (any type with its members; include dlpack.h yourself). Lends, does
+/// not own: the tensor must outlive the view. Strides may be null (dense, C order). A tensor of
+/// another rank keeps its ndim, for the operation to refuse.
 /// @throws std::invalid_argument for a dtype or device hbn does not know
 template<typename DLTensor>
 TensorView from_dlpack(const DLTensor &tensor) {
@@ -198,8 +199,8 @@ TensorView from_dlpack(const DLTensor &tensor) {
     return view;
 }
 
-/// View of a `Halide::Runtime::Buffer` (any type with its members), whose dimensions are taken in Halide's
-/// order, innermost first: (W, H, C, N). Lends, does not own.
+/// View of a `Halide::Runtime::Buffer` (any type with its members), whose dimensions are taken in
+/// Halide's order, innermost first: (W, H, C, N). Lends, does not own.
 /// @throws std::invalid_argument for a type hbn does not know
 template<typename HalideBuffer>
 TensorView from_halide(const HalideBuffer &buffer) {
