@@ -61,8 +61,8 @@ typedef struct hbn_vector {
 } hbn_vector;
 
 /** Statistics of `count` values in each of `channels` channels: their mean, and m2, the sum of
- * squared deviations from that mean. mean and m2 are dense arrays of `channels` doubles the caller
- * owns. */
+ *  squared deviations from that mean. mean and m2 are dense arrays of `channels` doubles the caller
+ *  owns. */
 typedef struct hbn_moments {
     double count;
     double *mean;
@@ -126,11 +126,11 @@ hbn_status hbn_batch_norm_backward(const hbn_tensor *grad_output, const hbn_tens
 hbn_status hbn_batch_norm_stats(const hbn_tensor *x, hbn_moments *moments);
 
 /** into = the moments of the union of both samples, for statistics shared across machines. Merge in
- * a fixed order and the result is the same bit for bit. Either count may be 0. */
+ *  a fixed order and the result is the same bit for bit. Either count may be 0. */
 hbn_status hbn_merge_moments(hbn_moments *into, const hbn_moments *other);
 
 /** What a forward pass derives from moments besides y: mean and invstd (C) for backward, and the
- * update of the running buffers. Vectors as in hbn_batch_norm_forward; any pair may be NULL. */
+ *  update of the running buffers. Vectors as in hbn_batch_norm_forward; any pair may be NULL. */
 hbn_status hbn_finalize_moments(const hbn_moments *moments, double momentum, double eps,
                                 const hbn_vector *running_mean, const hbn_vector *running_var,
                                 const hbn_vector *mean, const hbn_vector *invstd);
@@ -142,8 +142,8 @@ hbn_status hbn_batch_norm_normalize(const hbn_tensor *x, const hbn_moments *mome
                                     const hbn_tensor *y);
 
 /** First half of backward training: sum_dy[c] = sum dy, sum_dy_xmu[c] = sum dy*(x - mean); both
- * dense arrays of C doubles, plain sums, so machines add theirs. grad_weight, grad_bias (this
- * machine's) optional. */
+ *  dense arrays of C doubles, plain sums, so machines add theirs. grad_weight, grad_bias (this
+ *  machine's) optional. */
 hbn_status hbn_batch_norm_backward_reduce(const hbn_tensor *grad_output, const hbn_tensor *x,
                                           const hbn_vector *mean, const hbn_vector *invstd,
                                           double *sum_dy, double *sum_dy_xmu,
@@ -151,7 +151,7 @@ hbn_status hbn_batch_norm_backward_reduce(const hbn_tensor *grad_output, const h
                                           const hbn_vector *grad_bias);
 
 /** Second half of backward training, with the sums over all machines and count the number of values
- * per channel they cover. */
+ *  per channel they cover. */
 hbn_status hbn_batch_norm_backward_elemt(const hbn_tensor *grad_output, const hbn_tensor *x,
                                          const hbn_vector *mean, const hbn_vector *invstd,
                                          const hbn_vector *weight, const double *sum_dy,
@@ -159,12 +159,12 @@ hbn_status hbn_batch_norm_backward_elemt(const hbn_tensor *grad_output, const hb
                                          const hbn_tensor *grad_input);
 
 /** Threads used by later calls, process-wide; 0 means one per processor. Results do not depend on
- * it. */
+ *  it. */
 hbn_status hbn_set_num_threads(int num_threads);
 int hbn_get_num_threads(void);
 
 /** Runs task(task_context, i) for every i in [0, size), in any order, on any threads, and returns
- * when all are done. context is the pointer given to hbn_set_parallel_for. */
+ *  when all are done. context is the pointer given to hbn_set_parallel_for. */
 typedef void (*hbn_parallel_for)(void *context, int size, void (*task)(void *task_context, int i),
                                  void *task_context);
 
@@ -174,7 +174,7 @@ void hbn_set_parallel_for(hbn_parallel_for parallel_for, void *context);
 
 /** The instruction sets kernels exist for in this library, best first, comma-separated
  * ("avx512,avx2,sse41"), and the one in use. The environment variable HBN_INSTRUCTION_SET names a
- * lower one to start with. */
+ *  lower one to start with. */
 const char *hbn_instruction_sets(void);
 const char *hbn_instruction_set(void);
 
