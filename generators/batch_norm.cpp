@@ -60,10 +60,11 @@ Expr Tiling::count_before(const Expr &tw, const Expr &th, const Expr &tn) const 
 }
 
 Moments merge(const Moments &a, const Expr &na, const Moments &b, const Expr &nb) {
-    const Expr n = na + nb;
-    const Expr d = exact_order(b.mean - a.mean);
-    return {exact_order(a.mean + d * (nb / n)),
-            exact_order(a.m2 + (b.m2 + d * d * (na * (nb / n))))};
+    // Not in exact_order: Halide 21 moves strict_float expressions of a Tuple's update across its own
+    // stores, so m2 would see the new mean.
+    const Expr share = nb / (na + nb);
+    const Expr d = b.mean - a.mean;
+    return {a.mean + d * share, a.m2 + (b.m2 + d * d * (na * share))};
 }
 
 Reduction reduce_moments(const Func &x, const Tiling &t) {

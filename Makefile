@@ -1,0 +1,113 @@
+# hbn: every command starts from a fresh clone and sets up what it needs.
+# `make help` lists them.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+venv := .venv
+python := $(venv)/bin/python
+cmake := $(venv)/bin/cmake
+ninja := $(venv)/bin/ninja
+ctest := $(venv)/bin/ctest
+jobs ?= $(shell nproc)
+
+# A line of progress for each file, with its share of the whole and the seconds so far.
+export NINJA_STATUS := [%p %es] 
+
+halide_cmake = $(shell $(python) -c 'import halide, pathlib; print(pathlib.Path(halide.__file__).parent / "lib64/cmake")')
+configure = $(cmake) --preset $(1) --log-level=WARNING -DCMAKE_MAKE_PROGRAM=$(abspath $(ninja)) \
+	-DHalide_DIR=$(halide_cmake)/Halide -DHalideHelpers_DIR=$(halide_cmake)/HalideHelpers
+build = $(ninja) -C build/$(1) -j $(jobs) | $(python) cmake/progress.py
+run_tests = $(ctest) --test-dir build/$(1) -j $(jobs) --output-on-failure --no-tests=error
+
+test_packages := libgtest-dev g++-aarch64-linux-gnu qemu-user pocl-opencl-icd ocl-icd-libopencl1
+
+.PHONY: help
+help: ## List these commands
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(venv)/.installed: requirements.txt
+	@echo "Setting up .venv"
+	@python3 -m venv $(venv)
+	@$(python) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+.PHONY: build
+build: $(venv)/.installed ## Build the library and the examples for this CPU: build/x86/libhbn.a
+	@$(call configure,x86)
+	@$(call build,x86)
+
+.PHONY: test
+test: test-packages test-x86 test-asan test-tsan test-portable test-arm test-opencl test-cuda ## Run everything: all suites below
+	@echo "make test: all suites passed"
+
+.PHONY: test-packages
+test-packages: ## Install the Debian packages that tests need (as root), or say which
+	@missing=$$(for p in $(test_packages); do dpkg -s $$p >/dev/null 2>&1 || printf '%s ' $$p; done); \
+	if [ -n "$$missing" ]; then \
+	    if [ "$$(id -u)" = 0 ]; then \
+	        echo "Installing $$missing"; \
+	        apt-get update -qq; \
+	        DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $$missing >/dev/null; \
+	    else \
+	        echo "The tests need some Debian packages. Please run:"; \
+	        echo "  sudo apt-get install $$missing"; \
+	        exit 1; \
+	    fi; \
+	fi
+
+# $(1): preset, $(2): further CMake options, $(3): further ctest options
+define suite
+	@echo "== $(1)"
+	@$(call configure,$(1)) -DHBN_BUILD_TESTS=ON $(2)
+	@$(call build,$(1))
+	@$(call run_tests,$(1)) $(3)
+endef
+
+.PHONY: test-x86
+test-x86: $(venv)/.installed test-packages ## The whole suite, on AVX-512, AVX2 and SSE4.1
+	$(call suite,x86,,-LE giant)
+
+.PHONY: test-asan
+test-asan: $(venv)/.installed test-packages ## The same under AddressSanitizer and UndefinedBehaviorSanitizer
+	$(call suite,asan,,-LE giant)
+
+.PHONY: test-tsan
+test-tsan: $(venv)/.installed test-packages ## The same under ThreadSanitizer
+	$(call suite,tsan,,-LE giant)
+
+.PHONY: test-portable
+test-portable: $(venv)/.installed test-packages ## Conformance of the kernels for any processor
+	$(call suite,portable,,-L conformance)
+
+.PHONY: test-arm
+test-arm: $(venv)/.installed test-packages build ## Conformance of the NEON kernels, under qemu-aarch64
+	$(call suite,arm64,,-L conformance)
+
+.PHONY: test-opencl
+test-opencl: $(venv)/.installed test-packages ## Conformance of the OpenCL kernels, on PoCL
+	$(call suite,opencl,,-L conformance)
+
+.PHONY: test-cuda
+test-cuda: $(venv)/.installed test-packages ## Emit PTX, and assemble it where there is a ptxas
+	$(call suite,cuda,,-L ptx)
+
+.PHONY: test-giant
+test-giant: $(venv)/.installed test-packages ## Tensors of more than 2^31 elements (needs 10 GB of memory)
+	$(call suite,x86,,-L giant)
+
+sources = $(shell git ls-files '*.h' '*.cpp' '*.c')
+
+.PHONY: format
+format: $(venv)/.installed ## Format the sources in place
+	@$(venv)/bin/clang-format -i $(sources)
+
+.PHONY: format-check
+format-check: $(venv)/.installed ## Fail where `make format` would change something
+	@$(venv)/bin/clang-format --dry-run -Werror $(sources)
+
+.PHONY: clean
+clean: ## Remove build/ and .venv/
+	@rm -rf build $(venv)

@@ -1,0 +1,315 @@
+// hbn_batch_norm_backward and its halves, hbn_batch_norm_backward_reduce and
+// hbn_batch_norm_backward_elemt.
+#include "dispatch.h"
+#include "pieces.h"
+#include "vectors.h"
+#include "workspace.h"
+
+using namespace hbn::internal;
+
+namespace {
+
+double count_of(const hbn_tensor &x) {
+    return double(x.sizes[0]) * double(x.sizes[2]) * double(x.sizes[3]);
+}
+
+// One block of channels of a backward pass. Absent vectors, and a grad_input that is not wanted,
+// have no data.
+struct Backward {
+    hbn_tensor grad_output, x, grad_input;
+    hbn_vector weight, mean, invstd, running_mean, running_var, grad_weight, grad_bias;
+    double eps;
+
+    hbn_dtype dtype() const {
+        return statistic_dtype(x.dtype);
+    }
+
+    bool wants_parameters() const {
+        return grad_weight.data || grad_bias.data;
+    }
+
+    Pieces pieces() const {
+        return grad_input.data ? Pieces({grad_output, x, grad_input}) : Pieces({grad_output, x});
+    }
+
+    // sum_dy, sum_dy_xmu, and the parameters' gradients in the statistic type.
+    hbn_status reduce(const hbn_vector &center, const hbn_vector &scale, const hbn_vector &sum_dy,
+                      const hbn_vector &sum_dy_xmu, const hbn_vector &to_weight,
+                      const hbn_vector &to_bias) const {
+        const Pieces cuts = pieces();
+        if (cuts.one()) {
+            return call(Operation::backward_reduce,
+                        {in(grad_output), in(x), in(center), in(scale), out(sum_dy),
+                         out(sum_dy_xmu), out(to_weight), out(to_bias)});
+        }
+        const hbn_vector piece_dy = Workspace::take(HBN_FLOAT64);
+        const hbn_vector piece_dy_xmu = Workspace::take(HBN_FLOAT64);
+        fill_zero(&sum_dy);
+        fill_zero(&sum_dy_xmu);
+        HBN_TRY(cuts.for_each([&](auto cut) {
+            HBN_TRY(call(Operation::backward_reduce,
+                         {in(cut(grad_output)), in(cut(x)), in(center), in(scale), out(piece_dy),
+                          out(piece_dy_xmu), out(to_weight), out(to_bias)}));
+            for (int64_t c = 0; c < sum_dy.size; c++) {
+                store(sum_dy, c, load(sum_dy, c) + load(piece_dy, c));
+                store(sum_dy_xmu, c, load(sum_dy_xmu, c) + load(piece_dy_xmu, c));
+            }
+            return HBN_OK;
+        }));
+        for (int64_t c = 0; c < sum_dy.size; c++) {
+            store(to_weight, c, load(sum_dy_xmu, c) * load(scale, c));
+            store(to_bias, c, load(sum_dy, c));
+        }
+        return HBN_OK;
+    }
+
+    hbn_status elemt(const hbn_vector &sum_dy, const hbn_vector &sum_dy_xmu, const hbn_vector &w,
+                     double count) const {
+        return pieces().for_each([&](auto cut) {
+            return call(Operation::backward_elemt,
+                        {in(cut(grad_output)), in(cut(x)), in(mean), in(invstd), in(w), in(sum_dy),
+                         in(sum_dy_xmu), in(count), out(cut(grad_input))});
+        });
+    }
+
+    hbn_status training() const {
+        const OutputVector to_weight(grad_weight, dtype()), to_bias(grad_bias, dtype());
+        hbn_vector w;
+        HBN_TRY(as_input(weight, dtype(), 1, &w));
+        if (grad_input.data && pieces().one()) {
+            HBN_TRY(call(Operation::backward_training,
+                         {in(grad_output), in(x), in(mean), in(invstd), in(w), out(grad_input),
+                          out(to_weight.written()), out(to_bias.written())}));
+        } else {
+            const hbn_vector sum_dy = Workspace::take(HBN_FLOAT64);
+            const hbn_vector sum_dy_xmu = Workspace::take(HBN_FLOAT64);
+            HBN_TRY(
+                reduce(mean, invstd, sum_dy, sum_dy_xmu, to_weight.written(), to_bias.written()));
+            if (grad_input.data) {
+                HBN_TRY(elemt(sum_dy, sum_dy_xmu, w, count_of(x)));
+            }
+        }
+        HBN_TRY(to_weight.store());
+        return to_bias.store();
+    }
+
+    hbn_status inference() const {
+        hbn_vector w, center, variance;
+        HBN_TRY(as_input(weight, dtype(), 1, &w));
+        HBN_TRY(as_input(running_mean, dtype(), 0, &center));
+        HBN_TRY(as_input(running_var, dtype(), 1, &variance));
+        const OutputVector to_weight(grad_weight, dtype()), to_bias(grad_bias, dtype());
+        if (grad_input.data && wants_parameters() && pieces().one()) {
+            HBN_TRY(call(Operation::backward_inference,
+                         {in(grad_output), in(x), in(center), in(variance), in(w), in(eps),
+                          out(grad_input), out(to_weight.written()), out(to_bias.written())}));
+        } else {
+            if (wants_parameters()) {
+                const hbn_vector scale = Workspace::take(dtype());
+                HBN_TRY(call(Operation::invstd_from_variance, dtype(),
+                             {in(variance), in(eps), out(scale)}));
+                HBN_TRY(reduce(center, scale, Workspace::take(HBN_FLOAT64),
+                               Workspace::take(HBN_FLOAT64), to_weight.written(),
+                               to_bias.written()));
+            }
+            if (grad_input.data) {
+                HBN_TRY(pieces().for_each([&](auto cut) {
+                    return call(
+                        Operation::backward_inference_input,
+                        {in(cut(grad_output)), in(variance), in(w), in(eps), out(cut(grad_input))});
+                }));
+            }
+        }
+        HBN_TRY(to_weight.store());
+        return to_bias.store();
+    }
+
+    hbn_status require_kernels(bool is_training) const {
+        const bool one = pieces().one();
+        if (grad_input.data && one && (is_training || wants_parameters())) {
+            return require(
+                is_training ? Operation::backward_training : Operation::backward_inference,
+                {grad_output, x, grad_input});
+        }
+        if (wants_parameters() || is_training) {
+            HBN_TRY(require(Operation::backward_reduce, {grad_output, x}));
+            if (!is_training) {
+                HBN_TRY(require(Operation::invstd_from_variance, dtype()));
+            }
+        }
+        if (grad_input.data) {
+            return is_training
+                       ? require(Operation::backward_elemt, {grad_output, x, grad_input})
+                       : require(Operation::backward_inference_input, {grad_output, grad_input});
+        }
+        return HBN_OK;
+    }
+};
+
+}  // namespace
+
+extern "C" hbn_status hbn_batch_norm_backward(
+    const hbn_tensor *grad_output, const hbn_tensor *x, const hbn_vector *weight,
+    const hbn_vector *mean, const hbn_vector *invstd, const hbn_vector *running_mean,
+    const hbn_vector *running_var, int training, double eps, const hbn_tensor *grad_input,
+    const hbn_vector *grad_weight, const hbn_vector *grad_bias) {
+    HBN_TRY(check_tensors({{"grad_output", grad_output}, {"x", x}}));
+    const int64_t channels = x->sizes[1];
+    if (training) {
+        HBN_TRY(check_defined({"mean", mean}, true));
+        HBN_TRY(check_defined({"invstd", invstd}, true));
+    } else {
+        HBN_TRY(check_defined({"running_mean", running_mean}, false));
+        HBN_TRY(check_defined({"running_var", running_var}, false));
+        HBN_TRY(check_eps(eps, false));
+    }
+    HBN_TRY(check_vectors({{"running_mean", running_mean},
+                           {"running_var", running_var},
+                           {"weight", weight},
+                           {"grad_weight", grad_weight},
+                           {"grad_bias", grad_bias}},
+                          channels, x->dtype, VectorDType::parameter));
+    HBN_TRY(check_vectors({{"mean", mean}, {"invstd", invstd}}, channels, x->dtype,
+                          VectorDType::statistic));
+    if (grad_input) {
+        HBN_TRY(check_tensors({{"x", x}, {"grad_input", grad_input}}));
+    }
+    HBN_TRY(check_overlap(
+        {Footprint({"grad_output", grad_output}), Footprint({"x", x}),
+         Footprint({"weight", weight}), Footprint({"mean", mean}), Footprint({"invstd", invstd}),
+         Footprint({"running_mean", running_mean}), Footprint({"running_var", running_var})},
+        {Footprint({"grad_input", grad_input}), Footprint({"grad_weight", grad_weight}),
+         Footprint({"grad_bias", grad_bias})},
+        "grad_input", "grad_output"));
+    if (is_empty(*x)) {
+        fill_zero(grad_weight);
+        fill_zero(grad_bias);
+        return HBN_OK;
+    }
+    if (!grad_input && !grad_weight && !grad_bias) {
+        return HBN_OK;
+    }
+    const hbn_tensor &largest = grad_input ? *grad_input : *x;
+    const int64_t per_block = channels_per_block(
+        {*grad_output, *x, largest},
+        {weight, mean, invstd, running_mean, running_var, grad_weight, grad_bias});
+    const auto block_of = [&](int64_t begin, int64_t size) {
+        const auto part = [&](const hbn_vector *v) { return slice(v, begin, size); };
+        return Backward{slice(*grad_output, 1, begin, size),
+                        slice(*x, 1, begin, size),
+                        grad_input ? slice(*grad_input, 1, begin, size) : hbn_tensor{},
+                        part(weight),
+                        part(mean),
+                        part(invstd),
+                        part(running_mean),
+                        part(running_var),
+                        part(grad_weight),
+                        part(grad_bias),
+                        eps};
+    };
+    HBN_TRY(block_of(0, per_block).require_kernels(training != 0));
+    HBN_TRY(require_conversions({running_mean, running_var, weight, grad_weight, grad_bias},
+                                statistic_dtype(x->dtype)));
+    HBN_TRY(Workspace::begin(kWorkspaceVectors, per_block));
+    return for_each_block(channels, per_block, [&](int64_t begin, int64_t size) {
+        HBN_TRY(Workspace::begin(kWorkspaceVectors, size));
+        const Backward block = block_of(begin, size);
+        return training ? block.training() : block.inference();
+    });
+}
+
+extern "C" hbn_status hbn_batch_norm_backward_reduce(const hbn_tensor *grad_output,
+                                                     const hbn_tensor *x, const hbn_vector *mean,
+                                                     const hbn_vector *invstd, double *sum_dy,
+                                                     double *sum_dy_xmu,
+                                                     const hbn_vector *grad_weight,
+                                                     const hbn_vector *grad_bias) {
+    HBN_TRY(check_tensors({{"grad_output", grad_output}, {"x", x}}));
+    const int64_t channels = x->sizes[1];
+    HBN_TRY(check_defined({"mean", mean}, true));
+    HBN_TRY(check_defined({"invstd", invstd}, true));
+    HBN_TRY(check_vectors({{"grad_weight", grad_weight}, {"grad_bias", grad_bias}}, channels,
+                          x->dtype, VectorDType::parameter));
+    HBN_TRY(check_vectors({{"mean", mean}, {"invstd", invstd}}, channels, x->dtype,
+                          VectorDType::statistic));
+    if (channels > 0 && (!sum_dy || !sum_dy_xmu)) {
+        return fail(HBN_INVALID_ARGUMENT, text::required, sum_dy ? "sum_dy_xmu" : "sum_dy");
+    }
+    const Footprint sums[2] = {Footprint("sum_dy", sum_dy, channels),
+                               Footprint("sum_dy_xmu", sum_dy_xmu, channels)};
+    HBN_TRY(check_overlap({Footprint({"grad_output", grad_output}), Footprint({"x", x}),
+                           Footprint({"mean", mean}), Footprint({"invstd", invstd})},
+                          {sums[0], sums[1], Footprint({"grad_weight", grad_weight}),
+                           Footprint({"grad_bias", grad_bias})}));
+    if (is_empty(*x)) {
+        std::fill_n(sum_dy, channels, 0.0);
+        std::fill_n(sum_dy_xmu, channels, 0.0);
+        fill_zero(grad_weight);
+        fill_zero(grad_bias);
+        return HBN_OK;
+    }
+    const hbn_dtype dtype = statistic_dtype(x->dtype);
+    HBN_TRY(require(Operation::backward_reduce, {*grad_output, *x}));
+    HBN_TRY(require_conversions({grad_weight, grad_bias}, dtype));
+    const int64_t per_block =
+        channels_per_block({*grad_output, *x}, {mean, invstd, grad_weight, grad_bias});
+    HBN_TRY(Workspace::begin(kWorkspaceVectors, per_block));
+    return for_each_block(channels, per_block, [&](int64_t begin, int64_t size) {
+        HBN_TRY(Workspace::begin(kWorkspaceVectors, size));
+        Backward block{};
+        block.grad_output = slice(*grad_output, 1, begin, size);
+        block.x = slice(*x, 1, begin, size);
+        const OutputVector to_weight(slice(grad_weight, begin, size), dtype);
+        const OutputVector to_bias(slice(grad_bias, begin, size), dtype);
+        HBN_TRY(block.reduce(slice(mean, begin, size), slice(invstd, begin, size),
+                             slice(sum_dy, begin, size), slice(sum_dy_xmu, begin, size),
+                             to_weight.written(), to_bias.written()));
+        HBN_TRY(to_weight.store());
+        return to_bias.store();
+    });
+}
+
+extern "C" hbn_status hbn_batch_norm_backward_elemt(const hbn_tensor *grad_output,
+                                                    const hbn_tensor *x, const hbn_vector *mean,
+                                                    const hbn_vector *invstd,
+                                                    const hbn_vector *weight, const double *sum_dy,
+                                                    const double *sum_dy_xmu, double count,
+                                                    const hbn_tensor *grad_input) {
+    HBN_TRY(check_tensors({{"grad_output", grad_output}, {"x", x}, {"grad_input", grad_input}}));
+    const int64_t channels = x->sizes[1];
+    HBN_TRY(check_defined({"mean", mean}, true));
+    HBN_TRY(check_defined({"invstd", invstd}, true));
+    HBN_TRY(check_vectors({{"weight", weight}}, channels, x->dtype, VectorDType::parameter));
+    HBN_TRY(check_vectors({{"mean", mean}, {"invstd", invstd}}, channels, x->dtype,
+                          VectorDType::statistic));
+    if (channels > 0 && (!sum_dy || !sum_dy_xmu)) {
+        return fail(HBN_INVALID_ARGUMENT, text::required, sum_dy ? "sum_dy_xmu" : "sum_dy");
+    }
+    HBN_TRY(check_overlap(
+        {Footprint({"grad_output", grad_output}), Footprint({"x", x}), Footprint({"mean", mean}),
+         Footprint({"invstd", invstd}), Footprint({"weight", weight}),
+         Footprint("sum_dy", sum_dy, channels), Footprint("sum_dy_xmu", sum_dy_xmu, channels)},
+        {Footprint({"grad_input", grad_input})}, "grad_input", "grad_output"));
+    if (is_empty(*x)) {
+        return HBN_OK;
+    }
+    HBN_TRY(check_count(count));
+    const hbn_dtype dtype = statistic_dtype(x->dtype);
+    HBN_TRY(require(Operation::backward_elemt, {*grad_output, *x, *grad_input}));
+    HBN_TRY(require_conversions({weight}, dtype));
+    const int64_t per_block =
+        channels_per_block({*grad_output, *x, *grad_input}, {mean, invstd, weight});
+    HBN_TRY(Workspace::begin(kWorkspaceVectors, per_block));
+    return for_each_block(channels, per_block, [&](int64_t begin, int64_t size) {
+        HBN_TRY(Workspace::begin(kWorkspaceVectors, size));
+        Backward block{};
+        block.grad_output = slice(*grad_output, 1, begin, size);
+        block.x = slice(*x, 1, begin, size);
+        block.grad_input = slice(*grad_input, 1, begin, size);
+        block.mean = slice(mean, begin, size);
+        block.invstd = slice(invstd, begin, size);
+        hbn_vector w;
+        HBN_TRY(as_input(slice(weight, begin, size), dtype, 1, &w));
+        return block.elemt(slice(sum_dy, begin, size), slice(sum_dy_xmu, begin, size), w, count);
+    });
+}

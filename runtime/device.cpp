@@ -1,0 +1,40 @@
+#include "device.h"
+
+namespace hbn::internal {
+
+#ifdef HBN_DEVICE_RUNTIME
+
+// Kernels copy host-dirty inputs to the device themselves; outputs are fetched here. Nothing stays
+// on the device between calls, so a view's memory is the caller's at any time.
+int run_kernel(int (*kernel)(void **), void **args, halide_buffer_t *buffers, const bool *is_output,
+               int count) {
+    const auto is_buffer = [&](int i) { return args[i] == &buffers[i]; };
+    for (int i = 0; i < count; i++) {
+        if (is_buffer(i) && !is_output[i]) {
+            buffers[i].set_host_dirty();
+        }
+    }
+    int code = kernel(args);
+    for (int i = 0; i < count; i++) {
+        if (is_buffer(i) && is_output[i] && code == 0) {
+            code = halide_copy_to_host(nullptr, &buffers[i]);
+        }
+    }
+    for (int i = 0; i < count; i++) {
+        if (is_buffer(i)) {
+            const int freed = halide_device_free(nullptr, &buffers[i]);
+            code = code != 0 ? code : freed;
+        }
+    }
+    return code;
+}
+
+#else
+
+int run_kernel(int (*kernel)(void **), void **args, halide_buffer_t *, const bool *, int) {
+    return kernel(args);
+}
+
+#endif
+
+}  // namespace hbn::internal

@@ -1,0 +1,208 @@
+#include <hbn/functional.h>
+
+#include "checks.h"
+#include "errors.h"
+#include "views.h"
+
+namespace hbn {
+
+using internal::OptionalVector;
+using internal::throw_on_error;
+using internal::to_c;
+
+void set_num_threads(int num_threads) {
+    throw_on_error(hbn_set_num_threads(num_threads));
+}
+
+int get_num_threads() {
+    return hbn_get_num_threads();
+}
+
+namespace functional {
+
+namespace {
+
+DType statistic_dtype(DType tensor) {
+    return tensor == DType::float64 ? DType::float64 : DType::float32;
+}
+
+// What is allocated for an operation takes its shape from x, so x must be sound first.
+void check(const TensorView &x, const char *name = "x") {
+    const hbn_tensor c_x = to_c(x);
+    throw_on_error(internal::check_tensors({{name, &c_x}}));
+}
+
+hbn_moments to_c(const Moments &moments) {
+    if (moments.mean.size() != moments.m2.size()) {
+        throw_on_error(internal::fail(HBN_INVALID_ARGUMENT, internal::text::vector_size, "m2",
+                                      (long long)moments.mean.size(),
+                                      (long long)moments.m2.size()));
+    }
+    return {moments.count, const_cast<double *>(moments.mean.data()),
+            const_cast<double *>(moments.m2.data()), int64_t(moments.mean.size())};
+}
+
+}  // namespace
+
+void Moments::merge(const Moments &other) {
+    hbn_moments into = to_c(*this);
+    const hbn_moments from = to_c(other);
+    throw_on_error(hbn_merge_moments(&into, &from));
+    count = into.count;
+}
+
+Tensor batch_norm(const TensorView &input, const VectorView &running_mean,
+                  const VectorView &running_var, const VectorView &weight, const VectorView &bias,
+                  bool training, double momentum, double eps) {
+    check(input);
+    Tensor y = Tensor::like(input);
+    const hbn_tensor c_x = to_c(input), c_y = to_c(y);
+    throw_on_error(hbn_batch_norm_forward(&c_x, OptionalVector(weight), OptionalVector(bias),
+                                          OptionalVector(running_mean), OptionalVector(running_var),
+                                          training, momentum, eps, &c_y, nullptr, nullptr));
+    return y;
+}
+
+ForwardResult batch_norm_forward(const TensorView &x, const VectorView &weight,
+                                 const VectorView &bias, const VectorView &running_mean,
+                                 const VectorView &running_var, bool training, double momentum,
+                                 double eps, const std::optional<TensorView> &out) {
+    check(x);
+    ForwardResult result;
+    if (!out) {
+        result.y = Tensor::like(x);
+    }
+    if (training || (!running_mean && !running_var)) {
+        result.mean = Vector(statistic_dtype(x.dtype), x.sizes[1]);
+        result.invstd = Vector(statistic_dtype(x.dtype), x.sizes[1]);
+    }
+    const hbn_tensor c_x = to_c(x), c_y = to_c(out ? *out : result.y.view());
+    throw_on_error(hbn_batch_norm_forward(
+        &c_x, OptionalVector(weight), OptionalVector(bias), OptionalVector(running_mean),
+        OptionalVector(running_var), training, momentum, eps, &c_y, OptionalVector(result.mean),
+        OptionalVector(result.invstd)));
+    return result;
+}
+
+Gradients batch_norm_backward(const TensorView &grad_output, const TensorView &x,
+                              const VectorView &weight, const VectorView &mean,
+                              const VectorView &invstd, const VectorView &running_mean,
+                              const VectorView &running_var, bool training, double eps,
+                              const GradMask &mask, const std::optional<TensorView> &out) {
+    check(grad_output, "grad_output");
+    check(x);
+    Gradients result;
+    if (mask.input && !out) {
+        result.grad_input = Tensor::like(x);
+    }
+    const DType dtype = weight ? weight.dtype : statistic_dtype(x.dtype);
+    if (mask.weight) {
+        result.grad_weight = Vector(dtype, x.sizes[1]);
+    }
+    if (mask.bias) {
+        result.grad_bias = Vector(dtype, x.sizes[1]);
+    }
+    const hbn_tensor c_dy = to_c(grad_output), c_x = to_c(x);
+    const hbn_tensor c_dx = to_c(out ? *out : result.grad_input.view());
+    throw_on_error(hbn_batch_norm_backward(
+        &c_dy, &c_x, OptionalVector(weight), OptionalVector(mean), OptionalVector(invstd),
+        OptionalVector(running_mean), OptionalVector(running_var), training, eps,
+        mask.input ? &c_dx : nullptr, OptionalVector(result.grad_weight),
+        OptionalVector(result.grad_bias)));
+    return result;
+}
+
+Moments batch_norm_stats(const TensorView &x) {
+    check(x);
+    Moments moments;
+    moments.mean.resize(size_t(x.sizes[1]));
+    moments.m2.resize(size_t(x.sizes[1]));
+    const hbn_tensor c_x = to_c(x);
+    hbn_moments c_moments = to_c(moments);
+    throw_on_error(hbn_batch_norm_stats(&c_x, &c_moments));
+    moments.count = c_moments.count;
+    return moments;
+}
+
+Tensor batch_norm_normalize(const TensorView &x, const Moments &moments, const VectorView &weight,
+                            const VectorView &bias, double eps) {
+    check(x);
+    Tensor y = Tensor::like(x);
+    batch_norm_normalize(x, moments, weight, bias, eps, y);
+    return y;
+}
+
+void batch_norm_normalize(const TensorView &x, const Moments &moments, const VectorView &weight,
+                          const VectorView &bias, double eps, const TensorView &out) {
+    const hbn_tensor c_x = to_c(x), c_y = to_c(out);
+    const hbn_moments c_moments = to_c(moments);
+    throw_on_error(hbn_batch_norm_normalize(&c_x, &c_moments, OptionalVector(weight),
+                                            OptionalVector(bias), eps, &c_y));
+}
+
+BackwardSums batch_norm_backward_reduce(const TensorView &grad_output, const TensorView &x,
+                                        const VectorView &mean, const VectorView &invstd) {
+    check(grad_output, "grad_output");
+    check(x);
+    BackwardSums sums;
+    sums.sum_dy.resize(size_t(x.sizes[1]));
+    sums.sum_dy_xmu.resize(size_t(x.sizes[1]));
+    sums.grad_weight = Vector(statistic_dtype(x.dtype), x.sizes[1]);
+    sums.grad_bias = Vector(statistic_dtype(x.dtype), x.sizes[1]);
+    const hbn_tensor c_dy = to_c(grad_output), c_x = to_c(x);
+    throw_on_error(hbn_batch_norm_backward_reduce(
+        &c_dy, &c_x, OptionalVector(mean), OptionalVector(invstd), sums.sum_dy.data(),
+        sums.sum_dy_xmu.data(), OptionalVector(sums.grad_weight), OptionalVector(sums.grad_bias)));
+    return sums;
+}
+
+Tensor batch_norm_backward_elemt(const TensorView &grad_output, const TensorView &x,
+                                 const VectorView &mean, const VectorView &invstd,
+                                 const VectorView &weight, const BackwardSums &sums, double count) {
+    check(grad_output, "grad_output");
+    check(x);
+    Tensor grad_input = Tensor::like(x);
+    batch_norm_backward_elemt(grad_output, x, mean, invstd, weight, sums, count, grad_input);
+    return grad_input;
+}
+
+void batch_norm_backward_elemt(const TensorView &grad_output, const TensorView &x,
+                               const VectorView &mean, const VectorView &invstd,
+                               const VectorView &weight, const BackwardSums &sums, double count,
+                               const TensorView &out) {
+    check(x);
+    for (const std::vector<double> *sum : {&sums.sum_dy, &sums.sum_dy_xmu}) {
+        if (int64_t(sum->size()) != x.sizes[1]) {
+            throw_on_error(internal::fail(HBN_INVALID_ARGUMENT, internal::text::vector_size,
+                                          sum == &sums.sum_dy ? "sum_dy" : "sum_dy_xmu",
+                                          (long long)x.sizes[1], (long long)sum->size()));
+        }
+    }
+    const hbn_tensor c_dy = to_c(grad_output), c_x = to_c(x), c_dx = to_c(out);
+    throw_on_error(hbn_batch_norm_backward_elemt(
+        &c_dy, &c_x, OptionalVector(mean), OptionalVector(invstd), OptionalVector(weight),
+        sums.sum_dy.data(), sums.sum_dy_xmu.data(), count, &c_dx));
+}
+
+void update_running_stats(const Moments &moments, double momentum, const VectorView &running_mean,
+                          const VectorView &running_var) {
+    const hbn_moments c_moments = to_c(moments);
+    const double any_eps = 1;  // no invstd is asked for
+    throw_on_error(hbn_finalize_moments(&c_moments, momentum, any_eps, OptionalVector(running_mean),
+                                        OptionalVector(running_var), nullptr, nullptr));
+}
+
+std::tuple<Vector, Vector> mean_and_invstd(const Moments &moments, double eps, DType dtype) {
+    if (dtype != DType::float32 && dtype != DType::float64) {
+        throw_on_error(internal::fail(HBN_INVALID_ARGUMENT, internal::text::vector_dtype_or,
+                                      "mean and invstd", "float32", "float64", name_of(dtype)));
+    }
+    const hbn_moments c_moments = to_c(moments);
+    Vector mean(dtype, c_moments.channels), invstd(dtype, c_moments.channels);
+    throw_on_error(hbn_finalize_moments(&c_moments, 0, eps, nullptr, nullptr, OptionalVector(mean),
+                                        OptionalVector(invstd)));
+    return {std::move(mean), std::move(invstd)};
+}
+
+}  // namespace functional
+}  // namespace hbn

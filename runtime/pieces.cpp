@@ -1,0 +1,106 @@
+#include "pieces.h"
+
+#include "internal.h"
+
+namespace hbn::internal {
+
+namespace {
+
+// Kernels round extents up to whole vectors and tiles; the margin keeps that within 31 bits.
+constexpr int64_t kDefaultLimit = (int64_t(1) << 31) - (int64_t(1) << 20);
+
+int64_t limit = kDefaultLimit;
+
+constexpr int kReduced[3] = {0, 2, 3};  // N, H, W
+
+int64_t largest_stride(std::initializer_list<hbn_tensor> tensors, int dimension) {
+    int64_t largest = 1;
+    for (const hbn_tensor &t : tensors) {
+        largest = std::max(largest, t.strides[dimension]);
+    }
+    return largest;
+}
+
+}  // namespace
+
+void set_max_elements_per_kernel(int64_t elements) {
+    limit = elements > 0 ? std::min(elements, kDefaultLimit) : kDefaultLimit;
+}
+
+int64_t max_elements_per_kernel() {
+    return limit;
+}
+
+hbn_tensor slice(hbn_tensor t, int dimension, int64_t begin, int64_t size) {
+    t.data = static_cast<char *>(t.data) + begin * t.strides[dimension] * element_size(t.dtype);
+    t.sizes[dimension] = size;
+    return t;
+}
+
+hbn_vector slice(hbn_vector v, int64_t begin, int64_t size) {
+    v.data = static_cast<char *>(v.data) + begin * v.stride * element_size(v.dtype);
+    v.size = size;
+    return v;
+}
+
+// Half of the reach is the channels', half is left to the pieces.
+int64_t channels_per_block(std::initializer_list<hbn_tensor> tensors,
+                           std::initializer_list<const hbn_vector *> vectors) {
+    int64_t stride = largest_stride(tensors, 1);
+    for (const hbn_vector *v : vectors) {
+        stride = v ? std::max(stride, v->stride) : stride;
+    }
+    return std::min(tensors.begin()->sizes[1], limit / 2 / stride + 1);
+}
+
+int64_t channels_per_block(int64_t channels) {
+    return std::min(channels, limit / 2 + 1);
+}
+
+Pieces::Pieces(std::initializer_list<hbn_tensor> tensors) {
+    const hbn_tensor &shape = *tensors.begin();
+    int64_t strides[3];
+    for (int d = 0; d < 3; d++) {
+        sizes_[d] = shape.sizes[kReduced[d]];
+        strides[d] = largest_stride(tensors, kReduced[d]);
+    }
+    // What is left to reach; a stride at least 1 also bounds the number of elements along each
+    // dimension.
+    const int64_t channels = shape.sizes[1];
+    const int64_t reach = (channels - 1) * largest_stride(tensors, 1);
+    const auto fits = [&] {
+        int64_t last = reach, elements = channels;
+        for (int d = 0; d < 3; d++) {
+            last += (sizes_[d] - 1) * strides[d];
+            elements *= sizes_[d];
+        }
+        return last < limit && elements <= limit;
+    };
+    while (!fits()) {
+        int longest = 0;
+        for (int d = 1; d < 3; d++) {
+            if ((sizes_[d] - 1) * strides[d] > (sizes_[longest] - 1) * strides[longest]) {
+                longest = d;
+            }
+        }
+        if (sizes_[longest] == 1) {
+            break;  // single pixels: only a test's tiny limit gets here
+        }
+        sizes_[longest] = (sizes_[longest] + 1) / 2;
+    }
+    for (int d = 0; d < 3; d++) {
+        counts_[d] = (shape.sizes[kReduced[d]] + sizes_[d] - 1) / sizes_[d];
+    }
+}
+
+hbn_tensor Pieces::cut(const hbn_tensor &t, int64_t n, int64_t h, int64_t w) const {
+    const int64_t index[3] = {n, h, w};
+    hbn_tensor piece = t;
+    for (int d = 0; d < 3; d++) {
+        const int64_t begin = index[d] * sizes_[d];
+        piece = slice(piece, kReduced[d], begin, std::min(sizes_[d], t.sizes[kReduced[d]] - begin));
+    }
+    return piece;
+}
+
+}  // namespace hbn::internal

@@ -1,0 +1,70 @@
+// Cutting a problem to what a kernel's 32-bit indices reach: blocks of channels, which are
+// independent of each other, and within a block pieces along N, H and W, whose statistics merge.
+// Nearly every problem is one block of one piece.
+#ifndef HBN_RUNTIME_PIECES_H
+#define HBN_RUNTIME_PIECES_H
+
+#include "checks.h"
+
+#include <algorithm>
+
+namespace hbn::internal {
+
+hbn_tensor slice(hbn_tensor t, int dimension, int64_t begin, int64_t size);
+hbn_vector slice(hbn_vector v, int64_t begin, int64_t size);
+
+// Absent stays absent.
+inline hbn_vector slice(const hbn_vector *v, int64_t begin, int64_t size) {
+    return v ? slice(*v, begin, size) : hbn_vector{nullptr, HBN_FLOAT32, size, 1};
+}
+inline hbn_vector slice(const double *v, int64_t begin, int64_t size) {
+    return {const_cast<double *>(v) + begin, HBN_FLOAT64, size, 1};
+}
+
+// Channels per block for tensors of one shape and these vectors (null: absent).
+int64_t channels_per_block(std::initializer_list<hbn_tensor> tensors,
+                           std::initializer_list<const hbn_vector *> vectors);
+// The same for dense vectors alone.
+int64_t channels_per_block(int64_t channels);
+
+// Calls run(begin, size) for each block of channels.
+template<typename Run>
+hbn_status for_each_block(int64_t channels, int64_t per_block, Run run) {
+    for (int64_t begin = 0; begin < channels; begin += per_block) {
+        HBN_TRY(run(begin, std::min(per_block, channels - begin)));
+    }
+    return HBN_OK;
+}
+
+// The cut of N, H and W of a block of channels.
+class Pieces {
+public:
+    explicit Pieces(std::initializer_list<hbn_tensor> tensors);
+
+    bool one() const {
+        return counts_[0] * counts_[1] * counts_[2] == 1;
+    }
+
+    // Calls run(cut) for each piece, in a fixed order; cut(tensor) is the tensor's part in it.
+    template<typename Run>
+    hbn_status for_each(Run run) const {
+        for (int64_t n = 0; n < counts_[0]; n++) {
+            for (int64_t h = 0; h < counts_[1]; h++) {
+                for (int64_t w = 0; w < counts_[2]; w++) {
+                    HBN_TRY(run([&](const hbn_tensor &t) { return cut(t, n, h, w); }));
+                }
+            }
+        }
+        return HBN_OK;
+    }
+
+private:
+    hbn_tensor cut(const hbn_tensor &t, int64_t n, int64_t h, int64_t w) const;
+
+    int64_t sizes_[3];   // of a piece along N, H, W; the last of each may be smaller
+    int64_t counts_[3];  // number of pieces
+};
+
+}  // namespace hbn::internal
+
+#endif

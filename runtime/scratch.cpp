@@ -1,0 +1,75 @@
+// Scratch memory of kernels. Each thread keeps the blocks it freed last, so that steady-state calls
+// allocate nothing: a kernel asks for the same few sizes again and again, once a tile.
+#include <HalideRuntime.h>
+
+#include <cstdlib>
+
+namespace {
+
+// The widest vector a kernel stores to scratch, and room for the header before it.
+constexpr size_t kAlignment = 128;
+constexpr int kMostBlocks = 16;
+constexpr size_t kMostBytes = size_t(1) << 20;  // of a block that is kept
+
+struct Header {
+    size_t capacity;
+};
+
+struct Cache {
+    Header *blocks[kMostBlocks];
+    int count = 0;
+
+    // Static objects' destructors may still call hbn after this one.
+    ~Cache() {
+        while (count > 0) {
+            std::free(blocks[--count]);
+        }
+    }
+};
+
+thread_local Cache cache;
+
+void *data_of(Header *header) {
+    return reinterpret_cast<char *>(header) + kAlignment;
+}
+
+Header *header_of(void *data) {
+    return reinterpret_cast<Header *>(static_cast<char *>(data) - kAlignment);
+}
+
+}  // namespace
+
+extern "C" void *halide_malloc(void *, size_t bytes) {
+    const size_t capacity = (bytes + kAlignment - 1) / kAlignment * kAlignment;
+    for (int i = cache.count - 1; i >= 0; i--) {
+        Header *block = cache.blocks[i];
+        if (block->capacity >= capacity && block->capacity <= 4 * capacity) {
+            cache.blocks[i] = cache.blocks[--cache.count];
+            return data_of(block);
+        }
+    }
+    auto *block = static_cast<Header *>(std::aligned_alloc(kAlignment, capacity + kAlignment));
+    if (!block) {
+        // Kernels, built without asserts, would write through it.
+        halide_error(nullptr, "out of memory for a kernel's scratch");
+        std::abort();
+    }
+    block->capacity = capacity;
+    return data_of(block);
+}
+
+extern "C" void halide_free(void *, void *data) {
+    if (!data) {
+        return;
+    }
+    Header *block = header_of(data);
+    if (block->capacity > kMostBytes) {
+        std::free(block);
+        return;
+    }
+    if (cache.count == kMostBlocks) {
+        std::free(cache.blocks[0]);
+        cache.blocks[0] = cache.blocks[--cache.count];
+    }
+    cache.blocks[cache.count++] = block;
+}

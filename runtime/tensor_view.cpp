@@ -1,0 +1,121 @@
+#include <hbn/tensor_view.h>
+
+#include "checks.h"
+#include "errors.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace hbn {
+
+namespace {
+
+constexpr std::align_val_t kAlignment{64};
+
+template<size_t rank>
+int64_t checked_bytes(DType dtype, const std::array<int64_t, rank> &sizes) {
+    std::string text;
+    for (const int64_t size : sizes) {
+        text += (text.empty() ? "" : ", ") + std::to_string(size);
+    }
+    for (const int64_t size : sizes) {
+        if (size < 0) {
+            internal::throw_on_error(internal::fail(HBN_INVALID_ARGUMENT,
+                                                    internal::text::negative_dimension,
+                                                    (long long)size, text.c_str()));
+        }
+    }
+    int64_t bytes = int64_t(size_of(dtype));
+    bool overflows = false;
+    for (const int64_t size : sizes) {
+        overflows = __builtin_mul_overflow(bytes, size, &bytes) || overflows;
+    }
+    if (std::find(sizes.begin(), sizes.end(), 0) != sizes.end()) {
+        return 0;
+    }
+    if (overflows) {
+        internal::throw_on_error(
+            internal::fail(HBN_INVALID_ARGUMENT, internal::text::size_overflow, "tensor"));
+    }
+    return bytes;
+}
+
+// Empty ones own a little memory too: a null pointer would mean absent.
+AlignedStorage allocate(int64_t bytes) {
+    return AlignedStorage(::operator new(size_t(std::max<int64_t>(bytes, 64)), kAlignment));
+}
+
+// Dimensions from innermost to outermost, as torch.empty_like orders them: by stride, where the
+// strides of two dimensions say nothing (an expanded one) as in NCHW.
+std::array<int, 4> dimension_order(const TensorView &t) {
+    std::array<int, 4> order{3, 2, 1, 0};
+    // Positive when `inner` belongs outside of `outer`, 0 when unknown.
+    const auto compare = [&](int inner, int outer) {
+        const int64_t a = t.strides[inner], b = t.strides[outer];
+        if (a == 0 || b == 0) {
+            return 0;
+        }
+        if (a != b) {
+            return a < b ? -1 : 1;
+        }
+        return t.sizes[inner] > t.sizes[outer] ? 1 : 0;
+    };
+    for (int i = 1; i < 4; i++) {
+        int current = i;
+        for (int j = i - 1; j >= 0; j--) {
+            const int order_of_pair = compare(order[j], order[current]);
+            if (order_of_pair > 0) {
+                std::swap(order[j], order[current]);
+                current = j;
+            } else if (order_of_pair < 0) {
+                break;
+            }
+        }
+    }
+    return order;
+}
+
+}  // namespace
+
+std::size_t size_of(DType dtype) {
+    return size_t(internal::element_size(hbn_dtype(dtype)));
+}
+
+const char *name_of(DType dtype) {
+    return internal::dtype_name(hbn_dtype(dtype));
+}
+
+Shape dense_strides(const Shape &sizes, MemoryFormat format) {
+    const int64_t c = sizes[1], h = sizes[2], w = sizes[3];
+    if (format == MemoryFormat::channels_last) {
+        return {h * w * c, 1, w * c, c};
+    }
+    return {c * h * w, h * w, w, 1};
+}
+
+void AlignedDelete::operator()(void *data) const noexcept {
+    ::operator delete(data, kAlignment);
+}
+
+Tensor::Tensor(DType dtype, const Shape &sizes, MemoryFormat format)
+    : storage_(allocate(checked_bytes(dtype, sizes))), view_(storage_.get(), dtype, sizes, format) {
+}
+
+Tensor Tensor::like(const TensorView &other) {
+    Tensor result(other.dtype, other.sizes);
+    int64_t stride = 1;
+    for (const int d : dimension_order(other)) {
+        result.view_.strides[d] = stride;
+        stride *= std::max<int64_t>(other.sizes[d], 1);
+    }
+    return result;
+}
+
+Vector::Vector(DType dtype, int64_t size) {
+    const int64_t bytes = checked_bytes(dtype, std::array<int64_t, 1>{size});
+    storage_ = allocate(bytes);
+    std::memset(storage_.get(), 0, size_t(bytes));
+    view_ = VectorView(storage_.get(), dtype, size);
+}
+
+}  // namespace hbn
