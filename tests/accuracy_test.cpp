@@ -1,0 +1,200 @@
+// Inputs that break other implementations: design.md's bound holds on every one, in every layout.
+#include "oracle.h"
+
+namespace hbn::test {
+namespace {
+
+constexpr double kEps = 1e-5;
+
+struct HardInput {
+    const char *name;
+    double (*value)(Normal &normal, int64_t index);
+};
+
+const HardInput hard_inputs[] = {
+    {"mean_1e4", [](Normal &normal, int64_t) { return normal(1e4); }},
+    {"mean_1e6", [](Normal &normal, int64_t) { return normal(1e6); }},
+    {"mean_minus_1e6", [](Normal &normal, int64_t) { return normal(-1e6); }},
+    {"constant", [](Normal &, int64_t) { return 3.25; }},
+    {"constant_but_one", [](Normal &, int64_t i) { return i == 5 ? 16777216.0 : 16777214.0; }},
+    {"zero", [](Normal &, int64_t) { return 0.0; }},
+    {"denormal", [](Normal &normal, int64_t) { return normal(0, 1e-41); }},
+    {"smallest_denormals", [](Normal &, int64_t i) { return i % 2 ? 1.4e-45 : -1.4e-45; }},
+    {"tiny", [](Normal &normal, int64_t) { return normal(0, 1e-30); }},
+    {"huge_1e18", [](Normal &normal, int64_t) { return normal(0, 1e18); }},
+    {"huge_mean_1e18", [](Normal &normal, int64_t) { return normal(1e18, 1e12); }},
+    {"outlier_1e20", [](Normal &normal, int64_t i) { return i == 0 ? 1e20 : normal(); }},
+    {"last_outlier_1e20",
+     [](Normal &normal, int64_t i) { return i == 16 * 784 - 1 ? 1e20 : normal(); }},
+    {"largest", [](Normal &, int64_t i) { return i % 2 ? 3.4028234e38 : -3.4028234e38; }},
+    {"largest_constant", [](Normal &, int64_t) { return 3.4028234e38; }},
+    {"mixed_magnitudes",
+     [](Normal &normal, int64_t i) { return normal() * std::pow(10.0, double(i % 37)); }},
+    {"ramp", [](Normal &, int64_t i) { return double(i); }},
+};
+
+class HardInputs : public ::testing::TestWithParam<std::tuple<HardInput, Layout, bool>> {
+protected:
+    const HardInput input = std::get<0>(GetParam());
+    const Layout layout = std::get<1>(GetParam());
+    const bool large_parameters = std::get<2>(GetParam());
+    const Shape sizes{16, 8, 28, 28};
+    Normal normal{11};
+    TestTensor x{DType::float32, sizes, layout}, y{DType::float32, sizes, layout};
+    TestVector weight{DType::float32, normal.values(8, 0, large_parameters ? 1000 : 1)};
+    TestVector bias{DType::float32, normal.values(8, 0, large_parameters ? 1000 : 1)};
+
+    void SetUp() override {
+        for (int64_t c = 0; c < 8; c++) {
+            int64_t index = 0;
+            x.for_each_in_channel([&](int64_t n, int64_t h, int64_t w) {
+                x.set(n, c, h, w, input.value(normal, index++));
+            });
+        }
+    }
+};
+
+TEST_P(HardInputs, forward_training) {
+    functional::batch_norm_forward(x, weight, bias, {}, {}, true, 0.1, kEps, y.view());
+    for (int64_t c = 0; c < 8; c++) {
+        expect_normalized(x, y, c, ChannelOracle(x, c, kEps), weight[c], bias[c]);
+    }
+}
+
+TEST_P(HardInputs, split_and_merged) {
+    // Four machines of four samples each.
+    functional::Moments moments;
+    for (int machine = 0; machine < 4; machine++) {
+        TensorView part = x;
+        part.data = static_cast<char *>(part.data) + machine * 4 * part.strides[0] * 4;
+        part.sizes[0] = 4;
+        const auto own = functional::batch_norm_stats(part);
+        machine == 0 ? moments = own : (moments.merge(own), moments);
+    }
+    functional::batch_norm_normalize(x, moments, weight, bias, kEps, y.view());
+    for (int64_t c = 0; c < 8; c++) {
+        expect_normalized(x, y, c, ChannelOracle(x, c, kEps), weight[c], bias[c]);
+    }
+}
+
+TEST_P(HardInputs, variance_is_never_negative) {
+    const auto moments = functional::batch_norm_stats(x);
+    for (int64_t c = 0; c < 8; c++) {
+        const ChannelOracle s(x, c, kEps);
+        EXPECT_GE(moments.m2[c], 0);
+        // Sums of M values in float64, in any order: M half ulps of the sum of magnitudes.
+        const Real sum = s.count * std::ldexp(Real(1), -53);
+        const Real deviation = std::sqrt(s.m2 / s.count);
+        const Real mean_error = sum * (std::fabs(s.mean) + deviation);
+        EXPECT_LE(std::fabs(moments.mean[c] - s.mean), mean_error);
+        // The tiles' means are off by as much, which merging sees through their distance, at most a few
+        // deviations, and each tile's m2 through its square.
+        EXPECT_LE(std::fabs(moments.m2[c] - s.m2),
+                  sum * s.m2 + s.count * mean_error * (2 * deviation + mean_error));
+    }
+}
+
+INSTANTIATE_TEST_SUITE_P(, HardInputs,
+                         ::testing::Combine(::testing::ValuesIn(hard_inputs),
+                                            ::testing::Values(Layout::nchw, Layout::nhwc,
+                                                              Layout::strided),
+                                            ::testing::Bool()),
+                         [](const auto &info) {
+                             return std::string(std::get<0>(info.param).name) + "_" +
+                                    name_of_layout(std::get<1>(info.param)) +
+                                    (std::get<2>(info.param) ? "_large_parameters" : "");
+                         });
+
+class NotFinite : public ::testing::TestWithParam<std::tuple<DType, Layout, double>> {};
+
+TEST_P(NotFinite, stays_in_its_channel) {
+    const auto [dtype, layout, value] = GetParam();
+    const Shape sizes{3, 19, 9, 11};
+    const int64_t bad_channel = 7;
+    Normal normal{3};
+    TestTensor x(dtype, sizes, layout), dy(dtype, sizes, layout);
+    x.fill([&](int64_t) { return normal(); });
+    dy.fill([&](int64_t) { return normal(); });
+    const DType statistics = statistic_dtype(dtype);
+
+    const auto run = [&](TestTensor &y, TestTensor &dx) {
+        TestVector mean(statistics, std::vector<double>(19, 0.5));
+        TestVector var(statistics, std::vector<double>(19, 2));
+        const auto saved =
+            functional::batch_norm_forward(x, {}, {}, mean, var, true, 0.1, kEps, y.view());
+        functional::batch_norm_backward(dy, x, {}, saved.mean, saved.invstd, {}, {}, true, kEps, {},
+                                        dx.view());
+        std::vector<double> all;
+        for (int64_t c = 0; c < 19; c++) {
+            all.insert(all.end(), {get(saved.mean, c), get(saved.invstd, c), mean[c], var[c]});
+        }
+        return all;
+    };
+    TestTensor y(dtype, sizes, layout), dx(dtype, sizes, layout);
+    const auto clean = run(y, dx);
+    TestTensor bad_y(dtype, sizes, layout), bad_dx(dtype, sizes, layout);
+    x.set(1, bad_channel, 4, 5, value);
+    const auto dirty = run(bad_y, bad_dx);
+
+    for (int64_t c = 0; c < 19; c++) {
+        if (c == bad_channel) {
+            EXPECT_TRUE(std::isnan(bad_y.get(0, c, 0, 0)));
+            EXPECT_TRUE(std::isnan(dirty[4 * c + 3]));
+            continue;
+        }
+        for (int i = 0; i < 4; i++) {
+            EXPECT_EQ(clean[4 * c + i], dirty[4 * c + i]) << "statistic " << i << " of " << c;
+        }
+        int different = 0;
+        x.for_each_in_channel([&](int64_t n, int64_t h, int64_t w) {
+            different += y.get(n, c, h, w) != bad_y.get(n, c, h, w) ||
+                         dx.get(n, c, h, w) != bad_dx.get(n, c, h, w);
+        });
+        EXPECT_EQ(different, 0) << "in channel " << c;
+    }
+}
+
+TEST_P(NotFinite, momentum_zero_keeps_running_statistics) {
+    const auto [dtype, layout, value] = GetParam();
+    TestTensor x(dtype, {2, 5, 3, 3}, layout);
+    x.fill([&](int64_t) { return value; });
+    TestVector mean(statistic_dtype(dtype), {1, -0.0, 3, 1e-40, 5});
+    TestVector var(statistic_dtype(dtype), {1, 2, 3, 4, 1e-40});
+    const TestVector old_mean = mean, old_var = var;
+    functional::batch_norm(x, mean, var, {}, {}, true, 0.0, kEps);
+    EXPECT_EQ(mean.bytes(), old_mean.bytes());
+    EXPECT_EQ(var.bytes(), old_var.bytes());
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    , NotFinite,
+    ::testing::Combine(::testing::Values(DType::float32, DType::float64, DType::bfloat16,
+                                         DType::float16),
+                       ::testing::Values(Layout::nchw, Layout::nhwc, Layout::strided),
+                       ::testing::Values(std::numeric_limits<double>::quiet_NaN(),
+                                         std::numeric_limits<double>::infinity())),
+    [](const auto &info) {
+        return std::string(name_of(std::get<0>(info.param))) + "_" +
+               name_of_layout(std::get<1>(info.param)) +
+               (std::isnan(std::get<2>(info.param)) ? "_nan" : "_inf");
+    });
+
+// Running statistics of any size normalize without overflow on the way.
+TEST(Inference, extreme_running_statistics) {
+    const double means[] = {0, 1e30, -3e38, 1e-40}, vars[] = {0, 1e-40, 1, 3e38};
+    for (double mean : means) {
+        for (double var : vars) {
+            TestTensor x(DType::float32, {2, 1, 3, 5}), y(DType::float32, {2, 1, 3, 5});
+            Normal normal{5};
+            const double spread = std::sqrt(var + kEps);
+            x.fill([&](int64_t) { return normal(mean, spread); });
+            TestVector m(DType::float32, {mean}), v(DType::float32, {var});
+            functional::batch_norm_forward(x, {}, {}, m, v, false, 0.1, kEps, y.view());
+            const ChannelOracle s(m[0], 1 / std::sqrt(Real(v[0]) + Real(kEps)), 30);
+            expect_normalized(x, y, 0, s, 1, 0);
+        }
+    }
+}
+
+}  // namespace
+}  // namespace hbn::test

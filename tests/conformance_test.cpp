@@ -1,0 +1,246 @@
+// Every operation x dtype x layout x shape against the oracle: the suite that each target and each instruction
+// set of a target must pass.
+#include "oracle.h"
+
+namespace hbn::test {
+namespace {
+
+using functional::GradMask;
+
+struct Case {
+    DType dtype;
+    Layout layout;
+    Shape sizes;
+    bool affine;
+};
+
+std::string case_name(const ::testing::TestParamInfo<Case> &info) {
+    const Case &p = info.param;
+    return std::string(name_of(p.dtype)) + "_" + name_of_layout(p.layout) + "_" +
+           shape_name(p.sizes) + (p.affine ? "_affine" : "_plain");
+}
+
+std::vector<Case> cases() {
+    // Planes of 1, 49, 196 and 1575 pixels, channels of 1, 3, 17, 100 and 2048, and several tiles a channel.
+    const Shape shapes[] = {{2, 17, 7, 7},  {3, 3, 14, 14},  {2, 1, 35, 45},
+                            {5, 100, 1, 1}, {2, 2048, 1, 3}, {12, 3, 28, 28}};
+    std::vector<Case> all;
+    for (DType dtype : {DType::float32, DType::float64, DType::bfloat16, DType::float16}) {
+#ifdef HBN_TEST_FLOAT32_ONLY
+        if (dtype != DType::float32) {
+            continue;
+        }
+#endif
+        for (Layout layout : {Layout::nchw, Layout::nhwc, Layout::strided}) {
+            for (const Shape &sizes : shapes) {
+                all.push_back({dtype, layout, sizes, true});
+                all.push_back({dtype, layout, sizes, false});
+            }
+        }
+    }
+    return all;
+}
+
+constexpr double kEps = 1e-5;
+
+class Conformance : public ::testing::TestWithParam<Case> {
+protected:
+    const Case &p = GetParam();
+    const DType statistics = statistic_dtype(p.dtype);
+    const int64_t channels = p.sizes[1];
+    Normal normal{uint32_t(channels + p.sizes[3])};
+    TestTensor x{p.dtype, p.sizes, p.layout}, dy{p.dtype, p.sizes, p.layout};
+    TestTensor y{p.dtype, p.sizes, p.layout}, dx{p.dtype, p.sizes, p.layout};
+    TestVector weight_values{statistics, normal.values(channels, 1, 0.5)};
+    TestVector bias_values{statistics, normal.values(channels)};
+    TestVector running_mean{statistics, normal.values(channels)};
+    TestVector running_var{statistics, normal.values(channels, 4, 0.5)};
+    VectorView weight, bias;
+
+    void SetUp() override {
+        x.fill([&](int64_t c) { return normal(double(c % 5) - 2, 1 + double(c % 3)); });
+        dy.fill([&](int64_t) { return normal(0.25); });
+        if (p.affine) {
+            weight = weight_values;
+            bias = bias_values;
+        }
+    }
+
+    Real weight_of(int64_t c) const {
+        return p.affine ? weight_values[c] : 1;
+    }
+    Real bias_of(int64_t c) const {
+        return p.affine ? bias_values[c] : 0;
+    }
+    Real count() const {
+        return Real(p.sizes[0] * p.sizes[2] * p.sizes[3]);
+    }
+
+    void expect_near(double actual, Real expected, Real relative) const {
+        EXPECT_LE(std::fabs(actual - expected), relative * std::fabs(expected) + 1e-30L)
+            << actual << " is not " << double(expected);
+    }
+};
+
+TEST_P(Conformance, forward_training) {
+    const TestVector old_mean = running_mean, old_var = running_var;
+    const auto result = functional::batch_norm_forward(x, weight, bias, running_mean, running_var,
+                                                       true, 0.1, kEps, y.view());
+    const Real roundoff = unit_roundoff(statistics);
+    for (int64_t c = 0; c < channels; c++) {
+        const ChannelOracle s(x, c, kEps);
+        expect_normalized(x, y, c, s, weight_of(c), bias_of(c));
+        const Real sum = count() * std::ldexp(Real(1), -53);
+        const Real mean_error =
+            2 * roundoff * std::fabs(s.mean) + sum * (std::fabs(s.mean) + 4 / s.invstd);
+        EXPECT_LE(std::fabs(get(result.mean, c) - s.mean), mean_error);
+        expect_near(get(result.invstd, c), s.invstd, 2 * roundoff + 2 * sum);
+        const Real batch_var = s.m2 / (s.count - 1);
+        EXPECT_LE(std::fabs(running_mean[c] - (0.9L * old_mean[c] + 0.1L * s.mean)),
+                  2 * roundoff * (std::fabs(Real(old_mean[c])) + std::fabs(s.mean)) + mean_error);
+        expect_near(running_var[c], 0.9L * old_var[c] + 0.1L * batch_var, 2 * roundoff + 2 * sum);
+    }
+    EXPECT_TRUE(y.only_elements_written());
+}
+
+TEST_P(Conformance, forward_training_in_place) {
+    functional::batch_norm_forward(x, weight, bias, {}, {}, true, 0.1, kEps, y.view());
+    functional::batch_norm_forward(x, weight, bias, {}, {}, true, 0.1, kEps, x.view());
+    EXPECT_EQ(x.bytes(), y.bytes());
+}
+
+TEST_P(Conformance, forward_inference) {
+    const TestVector old_mean = running_mean, old_var = running_var;
+    functional::batch_norm_forward(x, weight, bias, running_mean, running_var, false, 0.1, kEps,
+                                   y.view());
+    for (int64_t c = 0; c < channels; c++) {
+        const ChannelOracle s(running_mean[c], 1 / std::sqrt(Real(running_var[c]) + Real(kEps)),
+                              count());
+        expect_normalized(x, y, c, s, weight_of(c), bias_of(c));
+    }
+    EXPECT_TRUE(y.only_elements_written());
+    EXPECT_EQ(running_mean.bytes(), old_mean.bytes());
+    EXPECT_EQ(running_var.bytes(), old_var.bytes());
+}
+
+TEST_P(Conformance, backward_training) {
+    const auto saved = functional::batch_norm_forward(x, weight, bias, {}, {}, true, 0.1, kEps);
+    const auto gradients = functional::batch_norm_backward(dy, x, weight, saved.mean, saved.invstd,
+                                                           {}, {}, true, kEps, {}, dx.view());
+    for (int64_t c = 0; c < channels; c++) {
+        const ChannelOracle s(get(saved.mean, c), get(saved.invstd, c), count());
+        const GradientOracle g(dy, x, c, s);
+        expect_grad_input(dy, x, dx, c, s, weight_of(c), g, true);
+        g.expect_parameters(get(gradients.grad_weight, c), get(gradients.grad_bias, c), statistics,
+                            count());
+    }
+    EXPECT_TRUE(dx.only_elements_written());
+    // In place: grad_input over grad_output.
+    functional::batch_norm_backward(dy, x, weight, saved.mean, saved.invstd, {}, {}, true, kEps, {},
+                                    dy.view());
+    EXPECT_EQ(dy.bytes(), dx.bytes());
+}
+
+TEST_P(Conformance, backward_inference) {
+    const auto gradients = functional::batch_norm_backward(dy, x, weight, {}, {}, running_mean,
+                                                           running_var, false, kEps, {}, dx.view());
+    for (int64_t c = 0; c < channels; c++) {
+        const ChannelOracle s(running_mean[c], 1 / std::sqrt(Real(running_var[c]) + Real(kEps)),
+                              count());
+        const GradientOracle g(dy, x, c, s);
+        expect_grad_input(dy, x, dx, c, s, weight_of(c), g, false);
+        g.expect_parameters(get(gradients.grad_weight, c), get(gradients.grad_bias, c), statistics,
+                            count());
+    }
+    EXPECT_TRUE(dx.only_elements_written());
+}
+
+// A wanted gradient does not depend on which others are wanted.
+TEST_P(Conformance, grad_masks) {
+    const auto saved = functional::batch_norm_forward(x, weight, bias, {}, {}, true, 0.1, kEps);
+    for (bool training : {true, false}) {
+        const auto backward = [&](const GradMask &mask, const TestTensor &out) {
+            return functional::batch_norm_backward(
+                dy, x, weight, training ? saved.mean.view() : VectorView(),
+                training ? saved.invstd.view() : VectorView(), running_mean, running_var, training,
+                kEps, mask, mask.input ? std::optional<TensorView>(out) : std::nullopt);
+        };
+        const auto all = backward({}, dx);
+        for (int bits = 0; bits < 7; bits++) {
+            const GradMask mask{(bits & 1) != 0, (bits & 2) != 0, (bits & 4) != 0};
+            TestTensor out(p.dtype, p.sizes, p.layout);
+            const auto some = backward(mask, out);
+            if (mask.input) {
+                EXPECT_EQ(out.bytes(), dx.bytes());
+            }
+            ASSERT_EQ(bool(some.grad_weight), mask.weight);
+            ASSERT_EQ(bool(some.grad_bias), mask.bias);
+            for (int64_t c = 0; c < channels; c++) {
+                if (mask.weight) {
+                    const double full = get(all.grad_weight, c);
+                    // invstd is rounded once more where it is a buffer of its own.
+                    expect_near(get(some.grad_weight, c), full, 4 * unit_roundoff(statistics));
+                }
+                if (mask.bias) {
+                    EXPECT_EQ(get(some.grad_bias, c), get(all.grad_bias, c));
+                }
+            }
+        }
+    }
+}
+
+// The split operations over two halves of the batch agree with the whole: what two machines do.
+TEST_P(Conformance, split_across_machines) {
+    const int64_t first = p.sizes[0] / 2;
+    const auto part = [&](const TestTensor &t, int64_t begin, int64_t size) {
+        TensorView v = t;
+        v.data = static_cast<uint8_t *>(v.data) + begin * v.strides[0] * int64_t(size_of(v.dtype));
+        v.sizes[0] = size;
+        return v;
+    };
+    const int64_t bounds[] = {0, first, p.sizes[0]};
+
+    functional::Moments moments;
+    for (int machine = 0; machine < 2; machine++) {
+        const auto own = functional::batch_norm_stats(
+            part(x, bounds[machine], bounds[machine + 1] - bounds[machine]));
+        machine == 0 ? moments = own : (moments.merge(own), moments);
+    }
+    EXPECT_EQ(Real(moments.count), count());
+    const auto [mean, invstd] = functional::mean_and_invstd(moments, kEps, statistics);
+    functional::BackwardSums sums;
+    for (int machine = 0; machine < 2; machine++) {
+        const int64_t begin = bounds[machine], size = bounds[machine + 1] - begin;
+        functional::batch_norm_normalize(part(x, begin, size), moments, weight, bias, kEps,
+                                         part(y, begin, size));
+        auto own = functional::batch_norm_backward_reduce(part(dy, begin, size),
+                                                          part(x, begin, size), mean, invstd);
+        if (machine == 0) {
+            sums = std::move(own);
+        } else {
+            for (int64_t c = 0; c < channels; c++) {
+                sums.sum_dy[c] += own.sum_dy[c];
+                sums.sum_dy_xmu[c] += own.sum_dy_xmu[c];
+            }
+        }
+    }
+    for (int machine = 0; machine < 2; machine++) {
+        const int64_t begin = bounds[machine], size = bounds[machine + 1] - begin;
+        functional::batch_norm_backward_elemt(part(dy, begin, size), part(x, begin, size), mean,
+                                              invstd, weight, sums, double(count()),
+                                              part(dx, begin, size));
+    }
+    for (int64_t c = 0; c < channels; c++) {
+        const ChannelOracle s(x, c, kEps);
+        expect_normalized(x, y, c, s, weight_of(c), bias_of(c));
+        const ChannelOracle saved(get(mean, c), get(invstd, c), count());
+        expect_grad_input(dy, x, dx, c, saved, weight_of(c), GradientOracle(dy, x, c, saved), true);
+    }
+    EXPECT_TRUE(y.only_elements_written());
+    EXPECT_TRUE(dx.only_elements_written());
+}
+
+INSTANTIATE_TEST_SUITE_P(, Conformance, ::testing::ValuesIn(cases()), case_name);
+
+}  // namespace
+}  // namespace hbn::test
