@@ -16,8 +16,9 @@ jobs ?= $(shell nproc)
 # A line of progress for each file, with its share of the whole and the seconds so far.
 export NINJA_STATUS := [%p %es] 
 
-halide_cmake = $(shell $(python) -c 'import halide, pathlib; print(pathlib.Path(halide.__file__).parent / "lib64/cmake")')
-configure = $(cmake) --preset $(1) --log-level=WARNING -DCMAKE_MAKE_PROGRAM=$(abspath $(ninja)) \
+site = $(shell $(python) -c 'import sysconfig; print(sysconfig.get_path("platlib"))')
+halide_cmake = $(site)/halide/lib64/cmake
+configure = $(cmake) --preset $(1) --log-level=WARNING -Wno-deprecated -DCMAKE_MAKE_PROGRAM=$(abspath $(ninja)) \
 	-DHalide_DIR=$(halide_cmake)/Halide -DHalideHelpers_DIR=$(halide_cmake)/HalideHelpers
 build = $(ninja) -C build/$(1) -j $(jobs) | $(python) cmake/progress.py
 run_tests = $(ctest) --test-dir build/$(1) -j $(jobs) --output-on-failure --no-tests=error
@@ -28,11 +29,32 @@ test_packages := libgtest-dev g++-aarch64-linux-gnu qemu-user pocl-opencl-icd oc
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
+# Packages are pinned in requirements.txt; --no-deps where only a package's files are wanted, not its code.
+pip := $(python) -m pip install --quiet --disable-pip-version-check --constraint requirements.txt
+
 $(venv)/.installed: requirements.txt
 	@echo "Setting up .venv"
 	@python3 -m venv $(venv)
-	@$(python) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@$(pip) halide cmake ninja
 	@touch $@
+
+$(venv)/.installed-demo: $(venv)/.installed
+	@echo "Fetching photographs and file format libraries"
+	@$(pip) --no-deps scikit-learn mlx-cpu cmeel-zlib
+	@touch $@
+
+$(venv)/.installed-format: $(venv)/.installed
+	@$(pip) clang-format
+	@touch $@
+
+.PHONY: demo
+demo: $(venv)/.installed-demo ## Build the library and normalize real photographs; INPUT=x.npy WEIGHTS=w.npz for yours
+	@$(call configure,x86) -DHBN_BUILD_DEMO=ON -DMLX_DIR=$(site)/mlx/share/cmake/MLX \
+	    -DZLIB_DIR=$(site)/cmeel.prefix/lib64/cmake/zlib
+	@$(call build,x86)
+	@$(python) examples/demo/cut_photographs.py build/demo/photographs.npy
+	@build/x86/examples/demo/demo --input $(or $(INPUT),build/demo/photographs.npy) \
+	    --picture build/demo/before_and_after.png $(if $(WEIGHTS),--weights $(WEIGHTS)) $(ARGS)
 
 .PHONY: build
 build: $(venv)/.installed ## Build the library and the examples for this CPU: build/x86/libhbn.a
@@ -101,11 +123,11 @@ test-giant: $(venv)/.installed test-packages ## Tensors of more than 2^31 elemen
 sources = $(shell git ls-files '*.h' '*.cpp' '*.c')
 
 .PHONY: format
-format: $(venv)/.installed ## Format the sources in place
+format: $(venv)/.installed-format ## Format the sources in place
 	@$(venv)/bin/clang-format -i $(sources)
 
 .PHONY: format-check
-format-check: $(venv)/.installed ## Fail where `make format` would change something
+format-check: $(venv)/.installed-format ## Fail where `make format` would change something
 	@$(venv)/bin/clang-format --dry-run -Werror $(sources)
 
 .PHONY: clean
