@@ -5,6 +5,8 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
+# Suites share build folders, and ninja fills the processors.
+.NOTPARALLEL:
 
 venv := .venv
 python := $(venv)/bin/python
@@ -33,6 +35,7 @@ help: ## List these commands
 pip := $(python) -m pip install --quiet --disable-pip-version-check --constraint requirements.txt
 
 $(venv)/.installed: requirements.txt
+	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 11) and "hbn needs Python 3.11 or newer, python3 is " + sys.version)'
 	@echo "Setting up .venv"
 	@python3 -m venv $(venv)
 	@$(pip) halide cmake ninja

@@ -13,11 +13,11 @@ int main() {
     const hbn::TensorView x(input.data(), hbn::DType::float32, sizes);
 
     hbn::BatchNorm2d bn(100);
-    const hbn::Tensor y = bn(x);                 // batch statistics; running ones are updated
-    const auto gradients = bn.backward(y, x);    // any tensor of y's shape is a grad_output
+    const hbn::Tensor y = bn(x);               // batch statistics; running ones are updated
+    const auto gradients = bn.backward(y, x);  // any tensor of y's shape is a grad_output
 
     bn.eval();
-    const hbn::Tensor z = bn(x);                 // running statistics
+    const hbn::Tensor z = bn(x);  // running statistics
 
     std::printf("%s\n", bn.repr().c_str());
     std::printf("x[0] = %.4f  training y[0] = %.4f  evaluation y[0] = %.4f\n", input[0],

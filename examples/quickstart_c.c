@@ -11,16 +11,15 @@ int main(void) {
     for (int i = 0; i < N * C * H * W; i++) {
         x[i] = (float)(i % 11);
     }
-    const hbn_tensor input = {
-        x, HBN_FLOAT32, HBN_CPU, 4, {N, C, H, W}, {C * H * W, H * W, W, 1}};
+    const hbn_tensor input = {x, HBN_FLOAT32, HBN_CPU, 4, {N, C, H, W}, {C * H * W, H * W, W, 1}};
     hbn_tensor output = input;
     output.data = y;
     const hbn_vector mean = {running_mean, HBN_FLOAT32, C, 1};
     const hbn_vector var = {running_var, HBN_FLOAT32, C, 1};
 
     /* No weight, no bias, no saved statistics: NULL. */
-    if (hbn_batch_norm_forward(&input, NULL, NULL, &mean, &var, 1, 0.1, 1e-5, &output, NULL, NULL) !=
-        HBN_OK) {
+    if (hbn_batch_norm_forward(&input, NULL, NULL, &mean, &var, 1, 0.1, 1e-5, &output, NULL,
+                               NULL) != HBN_OK) {
         fprintf(stderr, "%s\n", hbn_last_error());
         return 1;
     }
