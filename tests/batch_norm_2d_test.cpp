@@ -120,7 +120,8 @@ TEST_F(Module, examples_of_the_page) {
         BatchNorm2dOptions options;
         options.affine = affine;
         BatchNorm2d bn(100, options);
-        TestTensor input(DType::float32, {20, 100, 35, 45}), output(DType::float32, {20, 100, 35, 45});
+        TestTensor input(DType::float32, {20, 100, 35, 45}),
+            output(DType::float32, {20, 100, 35, 45});
         input.fill([&](int64_t) { return normal(); });
         bn.forward(input, output);
         for (int64_t c = 0; c < 100; c += 33) {
@@ -163,9 +164,10 @@ TEST_F(Module, backward_follows_the_mode_of_the_forward) {
         bn.backward(dy, x, {}, dx);
         for (int64_t c = 0; c < 3; c++) {
             const ChannelOracle s =
-                training ? ChannelOracle(get(bn.saved_mean(), c), get(bn.saved_invstd(), c), 120)
-                         : ChannelOracle(get(bn.running_mean(), c),
-                                         1 / std::sqrt(Real(get(bn.running_var(), c)) + 1e-5L), 120);
+                training
+                    ? ChannelOracle(get(bn.saved_mean(), c), get(bn.saved_invstd(), c), 120)
+                    : ChannelOracle(get(bn.running_mean(), c),
+                                    1 / std::sqrt(Real(get(bn.running_var(), c)) + 1e-5L), 120);
             expect_grad_input(dy, x, dx, c, s, 1, GradientOracle(dy, x, c, s), training);
         }
     }

@@ -27,13 +27,15 @@ struct Call {
         dy.fill([&](int64_t) { return normal(); });
     }
     std::vector<std::vector<uint8_t>> memory() const {
-        return {x.bytes(), y.bytes(), dy.bytes(), weight.bytes(), bias.bytes(), mean.bytes(), var.bytes()};
+        return {x.bytes(),    y.bytes(),    dy.bytes(), weight.bytes(),
+                bias.bytes(), mean.bytes(), var.bytes()};
     }
     void forward() {
         functional::batch_norm_forward(input, w, b, m, v, training, momentum, eps, output);
     }
     void backward() {
-        functional::batch_norm_backward(grad_output, input, w, m, v, m, v, training, eps, {}, output);
+        functional::batch_norm_backward(grad_output, input, w, m, v, m, v, training, eps, {},
+                                        output);
     }
 };
 
@@ -76,14 +78,18 @@ const float nan_value = std::numeric_limits<float>::quiet_NaN();
 INSTANTIATE_TEST_SUITE_P(
     , ForwardRefuses,
     ::testing::Values(
-        Refusal{"three_dimensions", [](Call &c) { c.input.ndim = 3; }, "expected 4D input (got 3D input)"},
-        Refusal{"five_dimensions", [](Call &c) { c.input.ndim = 5; }, "expected 4D input (got 5D input)"},
+        Refusal{"three_dimensions", [](Call &c) { c.input.ndim = 3; },
+                "expected 4D input (got 3D input)"},
+        Refusal{"five_dimensions", [](Call &c) { c.input.ndim = 5; },
+                "expected 4D input (got 5D input)"},
         Refusal{"running_mean_size", [](Call &c) { c.m = shorter(c.m); },
                 "running_mean should contain 6 elements not 4"},
         Refusal{"running_var_size", [](Call &c) { c.v = shorter(c.v); },
                 "running_var should contain 6 elements not 4"},
-        Refusal{"weight_size", [](Call &c) { c.w = shorter(c.w); }, "weight should contain 6 elements not 4"},
-        Refusal{"bias_size", [](Call &c) { c.b = shorter(c.b); }, "bias should contain 6 elements not 4"},
+        Refusal{"weight_size", [](Call &c) { c.w = shorter(c.w); },
+                "weight should contain 6 elements not 4"},
+        Refusal{"bias_size", [](Call &c) { c.b = shorter(c.b); },
+                "bias should contain 6 elements not 4"},
         Refusal{"running_mean_first",
                 [](Call &c) {
                     c.m = shorter(c.m);
@@ -103,19 +109,20 @@ INSTANTIATE_TEST_SUITE_P(
                     c.b = shorter(c.b);
                 },
                 "weight should contain"},
-        Refusal{"only_running_mean", [](Call &c) { c.v = {}; }, "must either both be None or neither"},
-        Refusal{"only_running_var", [](Call &c) { c.m = {}; }, "must either both be None or neither"},
+        Refusal{"only_running_mean", [](Call &c) { c.v = {}; },
+                "must either both be None or neither"},
+        Refusal{"only_running_var", [](Call &c) { c.m = {}; },
+                "must either both be None or neither"},
         Refusal{"only_running_mean_in_evaluation",
                 [](Call &c) {
                     c.v = {};
                     c.training = false;
                 },
                 "must either both be None or neither"},
-        Refusal{"one_value_a_channel",
-                [](Call &c) {
-                    c.input.sizes = c.output.sizes = {1, kChannels, 1, 1};
-                },
-                "Expected more than 1 value per channel when training, got input size [1, 6, 1, 1]"},
+        Refusal{
+            "one_value_a_channel",
+            [](Call &c) { c.input.sizes = c.output.sizes = {1, kChannels, 1, 1}; },
+            "Expected more than 1 value per channel when training, got input size [1, 6, 1, 1]"},
         Refusal{"one_value_in_evaluation_without_buffers",
                 [](Call &c) {
                     c.input.sizes = c.output.sizes = {1, kChannels, 1, 1};
@@ -132,26 +139,25 @@ INSTANTIATE_TEST_SUITE_P(
                     c.training = false;
                 },
                 "eps must be non-negative"},
-        Refusal{"momentum_nan", [](Call &c) { c.momentum = nan_value; }, "momentum must not be nan"},
+        Refusal{"momentum_nan", [](Call &c) { c.momentum = nan_value; },
+                "momentum must not be nan"},
         Refusal{"no_input_data", [](Call &c) { c.input.data = nullptr; }, "x has no data"},
         Refusal{"no_output_data", [](Call &c) { c.output.data = nullptr; }, "y has no data"},
         Refusal{"negative_size", [](Call &c) { c.input.sizes[2] = -3; }, "negative size"},
         Refusal{"negative_stride", [](Call &c) { c.input.strides[3] = -1; },
                 "negative strides are not supported"},
         Refusal{"size_overflow",
-                [](Call &c) {
-                    c.input.sizes[0] = c.output.sizes[0] = int64_t(1) << 62;
-                },
+                [](Call &c) { c.input.sizes[0] = c.output.sizes[0] = int64_t(1) << 62; },
                 "overflows 64 bits"},
         Refusal{"output_shape", [](Call &c) { c.output.sizes[3] = 3; }, "y"},
-        Refusal{"output_dtype", [](Call &c) { c.output.dtype = DType::float16; }, "y should have the dtype"},
+        Refusal{"output_dtype", [](Call &c) { c.output.dtype = DType::float16; },
+                "y should have the dtype"},
         Refusal{"input_dtype", [](Call &c) { c.input.dtype = DType::int64; }, "float32, float64"},
         Refusal{"float64_weight", [](Call &c) { c.w.dtype = DType::float64; }, "mixed dtype"},
-        Refusal{"bfloat16_bias_beside_float32", [](Call &c) { c.b.dtype = DType::bfloat16; }, "mixed dtype"},
+        Refusal{"bfloat16_bias_beside_float32", [](Call &c) { c.b.dtype = DType::bfloat16; },
+                "mixed dtype"},
         Refusal{"output_overlaps_input",
-                [](Call &c) {
-                    c.output.data = static_cast<float *>(c.input.data) + 1;
-                },
+                [](Call &c) { c.output.data = static_cast<float *>(c.input.data) + 1; },
                 "refer to a single memory location"},
         Refusal{"output_is_input_transposed",
                 [](Call &c) {
@@ -159,9 +165,11 @@ INSTANTIATE_TEST_SUITE_P(
                     c.output.strides = dense_strides(c.input.sizes, MemoryFormat::channels_last);
                 },
                 "refer to a single memory location"},
-        Refusal{"output_overlaps_weight", [](Call &c) { c.output.data = c.w.data; }, "refer to a single memory location"},
+        Refusal{"output_overlaps_weight", [](Call &c) { c.output.data = c.w.data; },
+                "refer to a single memory location"},
         Refusal{"output_overlaps_itself", [](Call &c) { c.output.strides[0] = 0; }, "y"},
-        Refusal{"running_mean_is_running_var", [](Call &c) { c.v.data = c.m.data; }, "refer to a single memory location"}),
+        Refusal{"running_mean_is_running_var", [](Call &c) { c.v.data = c.m.data; },
+                "refer to a single memory location"}),
     refusal_name);
 
 class BackwardRefuses : public ::testing::TestWithParam<Refusal> {};
@@ -173,28 +181,36 @@ TEST_P(BackwardRefuses, with_its_text_and_nothing_written) {
 INSTANTIATE_TEST_SUITE_P(
     , BackwardRefuses,
     ::testing::Values(
-        Refusal{"three_dimensions", [](Call &c) { c.grad_output.ndim = 3; }, "expected 4D input (got 3D input)"},
+        Refusal{"three_dimensions", [](Call &c) { c.grad_output.ndim = 3; },
+                "expected 4D input (got 3D input)"},
         Refusal{"grad_output_shape", [](Call &c) { c.grad_output.sizes[0] = 1; }, "grad_output"},
-        Refusal{"grad_output_dtype", [](Call &c) { c.grad_output.dtype = DType::bfloat16; }, "dtype"},
-        Refusal{"no_statistics_in_training", [](Call &c) { c.m = c.v = {}; }, "must be defined in training mode"},
+        Refusal{"grad_output_dtype", [](Call &c) { c.grad_output.dtype = DType::bfloat16; },
+                "dtype"},
+        Refusal{"no_statistics_in_training", [](Call &c) { c.m = c.v = {}; },
+                "must be defined in training mode"},
         Refusal{"no_statistics_in_evaluation",
                 [](Call &c) {
                     c.m = c.v = {};
                     c.training = false;
                 },
                 "must be defined in evaluation mode"},
-        Refusal{"mean_size", [](Call &c) { c.m = shorter(c.m); }, "should contain 6 elements not 4"},
-        Refusal{"weight_size", [](Call &c) { c.w = shorter(c.w); }, "weight should contain 6 elements not 4"},
-        Refusal{"grad_input_overlaps_x", [](Call &c) { c.output.data = c.input.data; }, "refer to a single memory location"},
+        Refusal{"mean_size", [](Call &c) { c.m = shorter(c.m); },
+                "should contain 6 elements not 4"},
+        Refusal{"weight_size", [](Call &c) { c.w = shorter(c.w); },
+                "weight should contain 6 elements not 4"},
+        Refusal{"grad_input_overlaps_x", [](Call &c) { c.output.data = c.input.data; },
+                "refer to a single memory location"},
         Refusal{"grad_input_partly_over_grad_output",
-                [](Call &c) { c.output.data = static_cast<float *>(c.grad_output.data) + 4; }, "refer to a single memory location"},
+                [](Call &c) { c.output.data = static_cast<float *>(c.grad_output.data) + 4; },
+                "refer to a single memory location"},
         Refusal{"eps_negative_in_evaluation",
                 [](Call &c) {
                     c.eps = -1;
                     c.training = false;
                 },
                 "eps must be non-negative"},
-        Refusal{"no_data", [](Call &c) { c.grad_output.data = nullptr; }, "grad_output has no data"}),
+        Refusal{"no_data", [](Call &c) { c.grad_output.data = nullptr; },
+                "grad_output has no data"}),
     refusal_name);
 
 TEST(SplitRefuses, moments_of_other_channels) {
@@ -217,7 +233,8 @@ TEST(DeviceRefuses, one_this_build_has_not) {
     Call c;
     c.input.device = c.output.device = Device::cuda;
     EXPECT_THROW(c.forward(), std::runtime_error);
-    EXPECT_NE(std::string(hbn_last_error()).find("without support for device 'cuda'"), std::string::npos);
+    EXPECT_NE(std::string(hbn_last_error()).find("without support for device 'cuda'"),
+              std::string::npos);
 }
 
 TEST(ModuleRefuses, before_counting_the_batch) {
