@@ -45,6 +45,16 @@ function(hbn_add_kernel library name generator targets)
                        USE_RUNTIME hbn_kernel_runtime
                        STMT ${name}_stmt
                        ASSEMBLY ${name}_assembly)
+    list(LENGTH targets count)
+    if (count GREATER 1)
+        # Halide names these files after each target, but promises the build the plain names; without those,
+        # every build would make every kernel again. They become the best target's.
+        list(GET targets 0 best)
+        list(JOIN HBN_HALIDE_FEATURES "-" features)
+        add_custom_command(OUTPUT ${name}.h APPEND
+            COMMAND ${CMAKE_COMMAND} -E copy ${name}-${best}-${features}-no_runtime.stmt ${name}.stmt
+            COMMAND ${CMAKE_COMMAND} -E copy ${name}-${best}-${features}-no_runtime.s ${name}.s)
+    endif ()
     get_target_property(objects ${name} SOURCES)
     set_target_properties(${name} PROPERTIES EXCLUDE_FROM_ALL ON)
     target_sources(${library} PRIVATE ${objects})

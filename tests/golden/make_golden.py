@@ -202,7 +202,8 @@ def make_case(dtype_name, own, affine, tracking, shape, data, generator):
             stats = None if train else (layer.module.running_mean, layer.module.running_var)
             exact = long_double(data[step], data["dy"], weight, bias, stats, eps)
             if running:
-                factor = np.longdouble(0.1) if tracking == "tracking" else np.longdouble(1) / (i + 1)
+                average = np.longdouble(1) / (i + 1)
+                factor = np.longdouble(0.1) if tracking == "tracking" else average
                 running = [(1 - factor) * old + factor * new
                            for old, new in zip(running, (exact["mean"], exact["unbiased"]))]
         if running:
