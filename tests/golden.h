@@ -2,9 +2,7 @@
 #ifndef HBN_TESTS_GOLDEN_H
 #define HBN_TESTS_GOLDEN_H
 
-#include "half.h"
-
-#include <hbn/tensor_view.h>
+#include "tensors.h"
 
 #include <cstdint>
 #include <cstring>
@@ -115,8 +113,7 @@ public:
         }
         std::vector<double> wide;
         for (uint16_t bits : get<uint16_t>(name)) {
-            wide.push_back(dtype == DType::bfloat16 ? bfloat16_to_float(bits)
-                                                    : float16_to_float(bits));
+            wide.push_back(load(dtype, &bits));
         }
         return wide;
     }
