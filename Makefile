@@ -46,6 +46,17 @@ $(venv)/.installed-demo: $(venv)/.installed
 	@$(pip) --no-deps scikit-learn mlx-cpu cmeel-zlib
 	@touch $@
 
+# What cannot be had is left out of the comparison, and tried again next time. PyTorch comes without what it
+# depends on, since only its C++ library is used: where pip would fetch the CUDA build, which needs gigabytes of
+# that, point pip at PyTorch's index of CPU builds (PIP_EXTRA_INDEX_URL).
+$(venv)/.installed-bench: $(venv)/.installed
+	@echo "Fetching PyTorch, oneDNN and matplotlib: 1 GB"
+	@$(pip) matplotlib tqdm
+	@all=1; \
+	$(pip) --no-deps torch || { all=; echo "PyTorch could not be installed"; }; \
+	$(pip) onednn onednn-devel intel-opencl-rt || { all=; echo "oneDNN could not be installed"; }; \
+	if [ "$$all" ]; then touch $@; fi
+
 $(venv)/.installed-format: $(venv)/.installed
 	@$(pip) clang-format
 	@touch $@
@@ -63,6 +74,12 @@ demo: $(venv)/.installed-demo ## Build the library and normalize real photograph
 build: $(venv)/.installed ## Build the library and the examples for this CPU: build/x86/libhbn.a
 	@$(call configure,x86)
 	@$(call build,x86)
+
+.PHONY: bench
+bench: $(venv)/.installed-bench ## Compare with the memory bound, PyTorch and oneDNN; QUICK=1 for a look, ARGS=--help
+	@$(call configure,x86) -DHBN_BUILD_BENCH=ON -DTORCH_DIR=$(site)/torch -DONEDNN_DIR=$(abspath $(venv))
+	@$(ninja) -C build/x86 -j $(jobs) contestants | $(python) cmake/progress.py
+	@$(python) bench/bench.py $(if $(QUICK),--quick) $(ARGS)
 
 .PHONY: test
 test: test-packages test-x86 test-asan test-tsan test-portable test-arm test-opencl test-cuda ## Run everything: all suites below

@@ -28,6 +28,7 @@ set(HBN_GENERATOR_SOURCES
     generators/per_channel.cpp
     schedules/schedule.cpp
     schedules/vectorized.cpp
+    schedules/streaming.cpp
     schedules/x86.cpp
     schedules/arm.cpp
     schedules/gpu.cpp

@@ -5,47 +5,37 @@ namespace hbn {
 
 class BackwardElemt : public TensorGenerator<BackwardElemt> {
 public:
-    Input<Halide::Buffer<void, 4>> grad_output{"grad_output"};
-    Input<Halide::Buffer<void, 4>> x{"x"};
-    Input<Halide::Buffer<void, 1>> mean{"mean"};
-    Input<Halide::Buffer<void, 1>> invstd{"invstd"};
-    Input<Halide::Buffer<void, 1>> weight{"weight"};
-    Input<Halide::Buffer<double, 1>> sum_dy{"sum_dy"};
-    Input<Halide::Buffer<double, 1>> sum_dy_xmu{"sum_dy_xmu"};
-    Input<double> count{"count"};
-    Output<Halide::Buffer<void, 4>> grad_input{"grad_input"};
+    Input<Halide::Buffer<>> grad_output{"grad_output"};
+    Input<Halide::Buffer<>> x{"x"};
+    Input<Halide::Buffer<>> mean{"mean"};
+    Input<Halide::Buffer<>> invstd{"invstd"};
+    Input<Halide::Buffer<>> weight{"weight"};
+    Input<Halide::Buffer<>> sum_dy{"sum_dy"};
+    Input<Halide::Buffer<>> sum_dy_xmu{"sum_dy_xmu"};
+    Input<double> total_count{"total_count"};
+    Output<Halide::Buffer<>> grad_input{"grad_input"};
 
     void configure() {
-        grad_output.set_type(dtype);
-        x.set_type(dtype);
-        grad_input.set_type(dtype);
-        mean.set_type(statistics());
-        invstd.set_type(statistics());
-        weight.set_type(statistics());
+        declare_tensors(grad_output, x, grad_input);
+        declare_vectors(mean, invstd, weight);
+        declare_float64_vectors(sum_dy, sum_dy_xmu);
     }
 
     void generate() {
-        const InputGradient gradient(c, mean(c), invstd(c), weight(c), sum_dy(c), sum_dy_xmu(c),
-                                     count, statistics());
-        coefficients = gradient.coefficients;
-        grad_input(w, h, c, n) =
-            round_to(dtype, gradient.apply(grad_output(w, h, c, n), x(w, h, c, n), c));
+        set_shape(x, mean);
+        const auto at = element(), ch = channel();
+        const auto coefficients =
+            once_a_channel(input_gradient_coefficients(mean(ch), invstd(ch), weight(ch), sum_dy(ch),
+                                                       sum_dy_xmu(ch), total_count, statistics()));
+        grad_input(at) = round_to(dtype, input_gradient(grad_output(at), x(at), coefficients));
     }
 
     void schedule() {
-        promise_layout(x);
-        promise_layout_like(grad_output, x);
-        promise_layout_like(grad_input, x);
-        promise_vectors(x, mean, invstd, weight, sum_dy, sum_dy_xmu);
-
-        ChannelPipeline p = pipeline();
-        p.coefficients = {coefficients};
-        p.elementwise = {grad_input};
-        hbn::schedule(p, get_target());
+        promise_tensors(grad_output, x, grad_input);
+        promise_vectors(mean, invstd, weight, sum_dy, sum_dy_xmu);
+        work.elementwise = {grad_input};
+        schedule_work();
     }
-
-private:
-    Func coefficients;
 };
 
 }  // namespace hbn

@@ -6,48 +6,37 @@ namespace hbn {
 
 class BackwardReduce : public TensorGenerator<BackwardReduce> {
 public:
-    Input<Halide::Buffer<void, 4>> grad_output{"grad_output"};
-    Input<Halide::Buffer<void, 4>> x{"x"};
-    Input<Halide::Buffer<void, 1>> mean{"mean"};
-    Input<Halide::Buffer<void, 1>> invstd{"invstd"};
-    Output<Halide::Buffer<double, 1>> sum_dy{"sum_dy"};
-    Output<Halide::Buffer<double, 1>> sum_dy_xmu{"sum_dy_xmu"};
-    Output<Halide::Buffer<void, 1>> grad_weight{"grad_weight"};
-    Output<Halide::Buffer<void, 1>> grad_bias{"grad_bias"};
+    Input<Halide::Buffer<>> grad_output{"grad_output"};
+    Input<Halide::Buffer<>> x{"x"};
+    Input<Halide::Buffer<>> mean{"mean"};
+    Input<Halide::Buffer<>> invstd{"invstd"};
+    Output<Halide::Buffer<>> sum_dy{"sum_dy"};
+    Output<Halide::Buffer<>> sum_dy_xmu{"sum_dy_xmu"};
+    Output<Halide::Buffer<>> grad_weight{"grad_weight"};
+    Output<Halide::Buffer<>> grad_bias{"grad_bias"};
 
     void configure() {
-        grad_output.set_type(dtype);
-        x.set_type(dtype);
-        mean.set_type(statistics());
-        invstd.set_type(statistics());
-        grad_weight.set_type(statistics());
-        grad_bias.set_type(statistics());
+        declare_tensors(grad_output, x);
+        declare_vectors(mean, invstd, grad_weight, grad_bias);
+        declare_float64_vectors(sum_dy, sum_dy_xmu);
     }
 
     void generate() {
-        Func wide_mean("wide_mean");
-        wide_mean(c) = f64(mean(c));
-        reduction = reduce_gradients(grad_output, x, wide_mean,
-                                     Tiling(extents_of(x), x.dim(2).extent(), layout));
-        sum_dy(c) = reduction.merged(c)[0];
-        sum_dy_xmu(c) = reduction.merged(c)[1];
-        grad_weight(c) = Halide::cast(statistics(), reduction.merged(c)[1] * f64(invstd(c)));
-        grad_bias(c) = Halide::cast(statistics(), reduction.merged(c)[0]);
+        set_shape(x, mean);
+        const auto ch = channel();
+        const auto sums = gradient_sums_of(grad_output, x, mean(ch));
+        sum_dy(ch) = sums[0];
+        sum_dy_xmu(ch) = sums[1];
+        grad_weight(ch) = Halide::cast(statistics(), sums[1] * f64(invstd(ch)));
+        grad_bias(ch) = Halide::cast(statistics(), sums[0]);
     }
 
     void schedule() {
-        promise_layout(x);
-        promise_layout_like(grad_output, x);
-        promise_vectors(x, mean, invstd, sum_dy, sum_dy_xmu, grad_weight, grad_bias);
-
-        ChannelPipeline p = pipeline();
-        p.reductions = {reduction};
-        p.per_channel = {sum_dy, sum_dy_xmu, grad_weight, grad_bias};
-        hbn::schedule(p, get_target());
+        promise_tensors(grad_output, x);
+        promise_vectors(mean, invstd, grad_weight, grad_bias, sum_dy, sum_dy_xmu);
+        work.per_channel = {sum_dy, sum_dy_xmu, grad_weight, grad_bias};
+        schedule_work();
     }
-
-private:
-    Reduction reduction;
 };
 
 }  // namespace hbn

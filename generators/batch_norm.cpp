@@ -16,10 +16,16 @@ Expr ceil_div(const Expr &a, const Expr &b) {
     return (a + b - 1) / b;
 }
 
-// The tile's budget: 8192 values are 32 KB of float32. Where all channels are swept together a tile
-// is the rows of 64K values.
+// Values of a tile. Where channels are dense a tile is rows of all channels.
 Expr tile_elements(const Expr &channels, Layout layout) {
-    return layout == Layout::nhwc ? max(65536 / channels, 16) : Expr(8192);
+    return layout == Layout::nhwc ? max(65536 / channels, 16) : Expr(32768);
+}
+
+// What the sums over a tile's n values come to, d being the distance from its pivot.
+Tuple moments_from_pivot(const Expr &pivot, const Expr &sum_d, const Expr &sum_dd, const Expr &n) {
+    const Expr mean_d = sum_d / n;
+    // Rounding alone could leave less than nothing of a constant channel.
+    return {pivot + mean_d, max(sum_dd - sum_d * mean_d, f64(0))};
 }
 
 }  // namespace
@@ -34,29 +40,79 @@ Expr round_to(Type type, const Expr &value) {
                        select(is_nan(value), Expr(quiet_nan), reinterpret(UInt(16), rounded)));
 }
 
-Tiling::Tiling(const ChannelExtents &extents, const Expr &channels, Layout layout)
-    : extents(extents) {
+PlaneTiling::PlaneTiling(const Expr &width, const Expr &height, const Expr &samples,
+                         const Expr &channels, Layout layout)
+    : width(width), height(height), samples(samples) {
     const Expr budget = tile_elements(channels, layout);
     // Whole vectors of any width up to 64 lanes; `where` cuts the last tile along each axis.
-    w = ceil_div(min(extents.w, budget), 64) * 64;
-    h = min(extents.h, max(budget / min(w, extents.w), 1));
-    n = min(extents.n, max(budget / (min(w, extents.w) * h), 1));
+    w = ceil_div(min(width, budget), 64) * 64;
+    h = min(height, max(budget / min(w, width), 1));
+    n = min(samples, max(budget / (min(w, width) * h), 1));
     inside = RDom(0, w, 0, h, 0, n, "inside");
-    inside.where(likely(at_w() < extents.w) && at_h() < extents.h && at_n() < extents.n);
-    tiles = RDom(0, ceil_div(extents.w, w), 0, ceil_div(extents.h, h), 0, ceil_div(extents.n, n),
-                 "tiles");
+    inside.where(likely(tw * w + inside.x < width) && inside.y < tile_h() && inside.z < tile_n());
+    tiles = RDom(0, ceil_div(width, w), 0, ceil_div(height, h), 0, ceil_div(samples, n), "tiles");
 }
 
-Expr Tiling::count(const Expr &tw, const Expr &th, const Expr &tn) const {
-    return f64(min(w, extents.w - tw * w)) * f64(min(h, extents.h - th * h)) *
-           f64(min(n, extents.n - tn * n));
+Expr PlaneTiling::count(const Expr &tw, const Expr &th, const Expr &tn) const {
+    return f64(min(w, width - tw * w)) * f64(min(h, height - th * h)) *
+           f64(min(n, samples - tn * n));
 }
 
-Expr Tiling::count_before(const Expr &tw, const Expr &th, const Expr &tn) const {
-    const Expr samples = f64(min(n, extents.n - tn * n));
-    const Expr rows = f64(min(h, extents.h - th * h));
-    return f64(tn * n) * f64(extents.h) * f64(extents.w) +
-           samples * (f64(th * h) * f64(extents.w) + rows * f64(tw * w));
+Expr PlaneTiling::count_before(const Expr &tw, const Expr &th, const Expr &tn) const {
+    const Expr in_samples = f64(min(n, samples - tn * n));
+    const Expr in_rows = f64(min(h, height - th * h));
+    return f64(tn * n) * f64(height) * f64(width) +
+           in_samples * (f64(th * h) * f64(width) + in_rows * f64(tw * w));
+}
+
+ColumnTiling::ColumnTiling(const Expr &columns, const Expr &rows, const Expr &plane,
+                           const Expr &channels, Layout layout)
+    : columns(columns),
+      rows(rows),
+      plane(plane),
+      channels(channels),
+      folds(columns / (plane * channels)) {
+    // Enough rows to outweigh what is done once for each column of a tile; where tiles are what
+    // runs in parallel, few enough to have many.
+    const Expr enough =
+        layout == Layout::rows ? max(65536 / columns, 128) : max(1048576 / columns, 512);
+    tile_rows = ceil_div(min(rows, enough), row_group) * row_group;
+    inside = RDom(0, tile_rows, "inside");
+    tiles = RDom(0, ceil_div(rows, tile_rows), "tiles");
+    inside.where(likely(first_row(t) + inside.x < rows));
+    members = RDom(0, plane, 0, channels, 0, folds, "members");
+}
+
+Expr ColumnTiling::count(const Expr &t) const {
+    return f64(plane) * f64(folds) * f64(rows_of(t));
+}
+
+Expr ColumnTiling::count_before(const Expr &t) const {
+    // Before tile t come the rows after its last.
+    return f64(plane) * f64(folds) * f64(max(rows - first_row(t) - tile_rows, 0));
+}
+
+Func ColumnTiling::spread(const Func &per_channel, const std::string &name) const {
+    std::vector<Var> rest = per_channel.args();
+    rest.erase(rest.begin());
+    std::vector<Expr> any = {column}, to = {member_column()}, from = {members.y};
+    for (const Var &v : rest) {
+        any.emplace_back(v);
+        to.emplace_back(v);
+        from.emplace_back(v);
+    }
+    std::vector<Var> args = {column};
+    args.insert(args.end(), rest.begin(), rest.end());
+    Func spread(name);
+    std::vector<Expr> nothing, value;
+    for (int i = 0; i < per_channel.outputs(); i++) {
+        nothing.push_back(undef(per_channel.types()[i]));
+        value.push_back(per_channel.outputs() > 1 ? Expr(per_channel(from)[i])
+                                                  : Expr(per_channel(from)));
+    }
+    spread(args) = Tuple(nothing);
+    spread(to) = Tuple(value);
+    return spread;
 }
 
 Moments merge(const Moments &a, const Expr &na, const Moments &b, const Expr &nb) {
@@ -67,48 +123,144 @@ Moments merge(const Moments &a, const Expr &na, const Moments &b, const Expr &nb
     return {a.mean + d * share, a.m2 + (b.m2 + d * d * (na * share))};
 }
 
-Reduction reduce_moments(const Func &x, const Tiling &t) {
-    Var c("c");
-    const Expr value = f64(x(t.at_w(), t.at_h(), c, t.at_n()));
+Reduction reduce_moments(const Func &x, const PlaneTiling &t, Pivot from) {
+    const Var &c = t.c;
+    const std::vector<Var> at = {c, t.tw, t.th, t.tn};
+    const Expr value = f64(t.at(x, t.inside.x, t.inside.y, t.inside.z));
+    const Expr n = t.count(t.tw, t.th, t.tn);
+    Reduction r;
+    Func pivot("pivot");
+    if (from == Pivot::tile_mean) {
+        Func total("tile_total");
+        total(at) = f64(0);
+        total(at) += value;
+        pivot(at) = total(at) / n;
+        r.sweeps = {total};
+    } else {
+        pivot(at) = f64(t.at(x, 0, 0, 0));
+    }
+    r.per_tile = {pivot};
 
-    Func sum("tile_sum"), m2("tile_m2"), tile("tile_moments"), moments("moments");
-    sum(c, t.tw, t.th, t.tn) = f64(0);
-    sum(c, t.tw, t.th, t.tn) += value;
-
-    const Expr mean = sum(c, t.tw, t.th, t.tn) / t.count(t.tw, t.th, t.tn);
-    const Expr deviation = exact_order(value - mean);
-    m2(c, t.tw, t.th, t.tn) = f64(0);
-    m2(c, t.tw, t.th, t.tn) += deviation * deviation;
-
-    tile(c, t.tw, t.th, t.tn) = Tuple(mean, m2(c, t.tw, t.th, t.tn));
+    const Expr d = exact_order(value - pivot(at));
+    Func sums("tile_sums");
+    sums(at) = Tuple(f64(0), f64(0));
+    sums(at) = Tuple(sums(at)[0] + d, sums(at)[1] + d * d);
+    r.sweeps.push_back(sums);
+    r.tile = Func("tile_moments");
+    r.tile(at) = moments_from_pivot(pivot(at), sums(at)[0], sums(at)[1], n);
 
     const Expr tw = t.tiles.x, th = t.tiles.y, tn = t.tiles.z;
-    moments(c) = Tuple(f64(0), f64(0));
-    const Moments merged =
-        merge({moments(c)[0], moments(c)[1]}, t.count_before(tw, th, tn),
-              {tile(c, tw, th, tn)[0], tile(c, tw, th, tn)[1]}, t.count(tw, th, tn));
-    moments(c) = Tuple(merged.mean, merged.m2);
-
-    return {{sum, m2}, tile, moments, t.inside, t.tiles, c, t.tw, t.th, t.tn};
+    r.merged = Func("moments");
+    r.merged(c) = Tuple(f64(0), f64(0));
+    const FuncRef tile = r.tile(c, tw, th, tn);
+    const Moments merged = merge({r.merged(c)[0], r.merged(c)[1]}, t.count_before(tw, th, tn),
+                                 {tile[0], tile[1]}, t.count(tw, th, tn));
+    r.merged(c) = Tuple(merged.mean, merged.m2);
+    r.set_walk(t.inside, t.tiles, c, t.tw, t.th, t.tn);
+    return r;
 }
 
 Reduction reduce_gradients(const Func &grad_output, const Func &x, const Func &mean,
-                           const Tiling &t) {
-    Var c("c");
-    const Expr dy = f64(grad_output(t.at_w(), t.at_h(), c, t.at_n()));
-    const Expr xmu = exact_order(f64(x(t.at_w(), t.at_h(), c, t.at_n())) - mean(c));
+                           const PlaneTiling &t) {
+    const Var &c = t.c;
+    const std::vector<Var> at = {c, t.tw, t.th, t.tn};
+    const Expr dy = f64(t.at(grad_output, t.inside.x, t.inside.y, t.inside.z));
+    const Expr xmu = exact_order(f64(t.at(x, t.inside.x, t.inside.y, t.inside.z)) - mean(c));
 
-    Func tile_sums("tile_sums"), tile("tile_gradients"), sums("sums");
-    tile_sums(c, t.tw, t.th, t.tn) = Tuple(f64(0), f64(0));
-    tile_sums(c, t.tw, t.th, t.tn) =
-        Tuple(tile_sums(c, t.tw, t.th, t.tn)[0] + dy, tile_sums(c, t.tw, t.th, t.tn)[1] + dy * xmu);
-    tile(c, t.tw, t.th, t.tn) = tile_sums(c, t.tw, t.th, t.tn);
+    Reduction r;
+    Func sums("tile_sums");
+    sums(at) = Tuple(f64(0), f64(0));
+    sums(at) = Tuple(sums(at)[0] + dy, sums(at)[1] + dy * xmu);
+    r.sweeps = {sums};
+    r.tile = Func("tile_gradients");
+    r.tile(at) = Tuple(sums(at)[0], sums(at)[1]);
 
-    const Expr tw = t.tiles.x, th = t.tiles.y, tn = t.tiles.z;
-    sums(c) = Tuple(f64(0), f64(0));
-    sums(c) = Tuple(sums(c)[0] + tile(c, tw, th, tn)[0], sums(c)[1] + tile(c, tw, th, tn)[1]);
+    const FuncRef tile = r.tile(c, t.tiles.x, t.tiles.y, t.tiles.z);
+    r.merged = Func("sums");
+    r.merged(c) = Tuple(f64(0), f64(0));
+    r.merged(c) = Tuple(r.merged(c)[0] + tile[0], r.merged(c)[1] + tile[1]);
+    r.set_walk(t.inside, t.tiles, c, t.tw, t.th, t.tn);
+    return r;
+}
 
-    return {{tile_sums}, tile, sums, t.inside, t.tiles, c, t.tw, t.th, t.tn};
+namespace {
+
+// Two sums of the tile's rows, `first` and `second` at (column, block, t) and the tile's rows: for each
+// column, then for each channel.
+ColumnReduction::Sweep sum_rows(const Expr &first, const Expr &second, const ColumnTiling &tiling) {
+    const Var &column = tiling.column, &block = tiling.block, &k = tiling.k, &t = tiling.t;
+    ColumnReduction::Sweep s;
+    s.by_column = Func("column_sums");
+    const FuncRef sum = s.by_column(column, block, t);
+    s.by_column(column, block, t) = Tuple(f64(0), f64(0));
+    s.by_column(column, block, t) = Tuple(sum[0] + first, sum[1] + second);
+
+    s.channel_columns = RDom(0, tiling.plane, 0, tiling.folds, "channel_columns");
+    const Expr member =
+        s.channel_columns.x + tiling.plane * (k + tiling.channels * s.channel_columns.y);
+    s.by_channel = Func("channel_sums");
+    const FuncRef total = s.by_channel(k, block, t), part = s.by_column(member, block, t);
+    s.by_channel(k, block, t) = Tuple(f64(0), f64(0));
+    s.by_channel(k, block, t) = Tuple(total[0] + part[0], total[1] + part[1]);
+    return s;
+}
+
+}  // namespace
+
+ColumnReduction reduce_moments(const Func &x, const ColumnTiling &tiling, Pivot from) {
+    const Var &column = tiling.column, &block = tiling.block, &k = tiling.k, &t = tiling.t;
+    const std::vector<Var> at = {k, block, t};
+    const Expr value = f64(x(column, block, tiling.first_row(t) + tiling.inside));
+    const Expr n = tiling.count(t);
+    ColumnReduction r;
+    Func pivot("pivot");
+    if (from == Pivot::tile_mean) {
+        r.sweeps = {sum_rows(value, f64(0), tiling)};
+        pivot(at) = r.sweeps[0].by_channel(at)[0] / n;
+    } else {
+        pivot(at) = f64(x(tiling.plane * k, block, tiling.first_row(t)));
+    }
+    r.per_column = tiling.spread(pivot, "column_pivot");
+
+    const Expr d = exact_order(value - r.per_column(column, block, t));
+    r.sweeps.push_back(sum_rows(d, d * d, tiling));
+    const FuncRef sums = r.sweeps.back().by_channel(at);
+    r.tile = Func("tile_moments");
+    r.tile(at) = moments_from_pivot(pivot(at), sums[0], sums[1], n);
+
+    const Expr i = tiling.tiles.x;
+    r.merged = Func("moments");
+    const FuncRef so_far = r.merged(k, block), tile = r.tile(k, block, i);
+    r.merged(k, block) = Tuple(f64(0), f64(0));
+    const Moments merged =
+        merge({so_far[0], so_far[1]}, tiling.count_before(i), {tile[0], tile[1]}, tiling.count(i));
+    r.merged(k, block) = Tuple(merged.mean, merged.m2);
+    r.set_walk(tiling.inside, tiling.tiles, tiling.members, column, block, k, t);
+    return r;
+}
+
+ColumnReduction reduce_gradients(const Func &grad_output, const Func &x, const Func &mean,
+                                 const ColumnTiling &tiling) {
+    const Var &column = tiling.column, &block = tiling.block, &k = tiling.k, &t = tiling.t;
+    ColumnReduction r;
+    Func center("center");
+    center(k, block) = mean(k, block);
+    r.per_column = tiling.spread(center, "column_mean");
+
+    const Expr row = tiling.first_row(t) + tiling.inside.x;
+    const Expr dy = f64(grad_output(column, block, row));
+    const Expr xmu = exact_order(f64(x(column, block, row)) - r.per_column(column, block));
+    r.sweeps = {sum_rows(dy, dy * xmu, tiling)};
+    const FuncRef sums = r.sweeps[0].by_channel(k, block, t);
+    r.tile = Func("tile_gradients");
+    r.tile(k, block, t) = Tuple(sums[0], sums[1]);
+
+    const FuncRef tile = r.tile(k, block, tiling.tiles.x);
+    r.merged = Func("sums");
+    r.merged(k, block) = Tuple(f64(0), f64(0));
+    r.merged(k, block) = Tuple(r.merged(k, block)[0] + tile[0], r.merged(k, block)[1] + tile[1]);
+    r.set_walk(tiling.inside, tiling.tiles, tiling.members, column, block, k, t);
+    return r;
 }
 
 Expr invstd_from_variance(const Expr &variance, const Expr &eps) {
@@ -122,8 +274,9 @@ Expr range_scale(const Expr &invstd) {
     return select(power < f64(1), power, f64(1));
 }
 
-Normalization::Normalization(const Var &c, const Expr &mean, const Expr &invstd, const Expr &weight,
-                             const Expr &bias, Type compute_type) {
+std::vector<Expr> normalization_coefficients(const Expr &mean, const Expr &invstd,
+                                             const Expr &weight, const Expr &bias,
+                                             Type compute_type) {
     const auto rounded = [&](const Expr &e) { return cast(compute_type, e); };
     const Expr scale = range_scale(invstd);
     const Expr gain = f64(weight) * invstd;
@@ -131,31 +284,30 @@ Normalization::Normalization(const Var &c, const Expr &mean, const Expr &invstd,
     // mean_high| itself since mean_high is the float nearest to the mean, goes into the bias.
     const Expr mean_high = rounded(mean);
     const Expr mean_low = exact_order(mean - f64(mean_high));
-    coefficients(c) = Tuple(rounded(scale), rounded(scale) * mean_high, rounded(gain / scale),
-                            rounded(f64(bias) - mean_low * gain));
+    return {rounded(scale), rounded(scale) * mean_high, rounded(gain / scale),
+            rounded(f64(bias) - mean_low * gain)};
 }
 
-Expr Normalization::apply(const Expr &x, const Expr &c) const {
-    const FuncRef k = coefficients(c);
+Expr normalize(const Expr &x, const std::vector<Expr> &k) {
     const Expr scale = k[0], mean = k[1];
     const Expr deviation = exact_order(cast(scale.type(), x) * scale - mean);
     return deviation * k[2] + k[3];
 }
 
-InputGradient::InputGradient(const Var &c, const Expr &mean, const Expr &invstd, const Expr &weight,
-                             const Expr &sum_dy, const Expr &sum_dy_xmu, const Expr &count,
-                             Type compute_type) {
+std::vector<Expr> input_gradient_coefficients(const Expr &mean, const Expr &invstd,
+                                              const Expr &weight, const Expr &sum_dy,
+                                              const Expr &sum_dy_xmu, const Expr &count,
+                                              Type compute_type) {
     const auto rounded = [&](const Expr &e) { return cast(compute_type, e); };
     const Expr wide_invstd = f64(invstd);
     const Expr scale = range_scale(wide_invstd);
     const Expr mean_dy_xhat = sum_dy_xmu * wide_invstd / count;
-    coefficients(c) = Tuple(rounded(scale), rounded(scale) * rounded(mean),
-                            rounded(mean_dy_xhat * (wide_invstd / scale)), rounded(sum_dy / count),
-                            rounded(f64(weight) * wide_invstd));
+    return {rounded(scale), rounded(scale) * rounded(mean),
+            rounded(mean_dy_xhat * (wide_invstd / scale)), rounded(sum_dy / count),
+            rounded(f64(weight) * wide_invstd)};
 }
 
-Expr InputGradient::apply(const Expr &grad_output, const Expr &x, const Expr &c) const {
-    const FuncRef k = coefficients(c);
+Expr input_gradient(const Expr &grad_output, const Expr &x, const std::vector<Expr> &k) {
     const Expr scale = k[0], mean = k[1], mean_dy = k[3];
     const Expr deviation = exact_order(cast(scale.type(), x) * scale - mean);
     const Expr centred = exact_order(cast(scale.type(), grad_output) - mean_dy);

@@ -20,7 +20,10 @@ using Halide::Type;
 using Halide::Var;
 
 const std::map<std::string, Layout> layout_names = {
-    {"nchw", Layout::nchw}, {"nhwc", Layout::nhwc}, {"strided", Layout::strided}};
+    {"nchw", Layout::nchw},     {"nchw_few_channels", Layout::nchw_few_channels},
+    {"blocks", Layout::blocks}, {"rows", Layout::rows},
+    {"nhwc", Layout::nhwc},     {"strided", Layout::strided},
+};
 
 // Parameters and saved statistics: float64 beside float64 tensors, float32 beside all others.
 inline Type statistic_type(Type tensor) {
@@ -35,41 +38,84 @@ inline Expr f64(const Expr &e) {
 // infinity or zero where the target has no instruction for it.
 Expr round_to(Type type, const Expr &value);
 
-// The extents of a channel's values, and their number M. Each is a run-time value of the input
-// buffer.
-struct ChannelExtents {
-    Expr w, h, n;
+// A channel cut into tiles, whose sums are merged in order. The cut depends on the shape alone,
+// never on the number of threads: that keeps results bitwise the same.
+//
+// Sums run over d = x - pivot, in float64, and m2 = sum(d^2) - sum(d)^2 / n. A pivot far from the
+// mean costs bits by cancellation. The tile's first value, being one of the n, can't be further off
+// than m2 = sum((x - mean)^2) >= (pivot - mean)^2, so sum(d^2) <= (n + 1) * m2: adding it up in
+// chains of k loses at most k * (n + 1) units of 2^-53. A tile has n <= 2^15 and k <= 2^11, which
+// leaves 27 bits or more whatever the data, and usually about 50: enough for float32 and narrower
+// with one sweep over the data. For float64, and where chains are long, the pivot is the tile's
+// mean, from a sweep of its own.
+enum class Pivot { first_value, tile_mean };
 
-    Expr count() const {
-        return f64(w) * f64(h) * f64(n);
+// Tensors in four dimensions, (w, h, c, n).
+struct PlaneTiling {
+    Expr width, height, samples;  // the channel's extents
+    Expr w, h, n;                 // extents of a whole tile
+    RDom inside;                  // w, h, n within a tile; w counts in whole vectors
+    RDom tiles;                   // which tile, along w, h, n
+    Var c{"c"}, tw{"tw"}, th{"th"}, tn{"tn"};
+
+    PlaneTiling(const Expr &width, const Expr &height, const Expr &samples, const Expr &channels,
+                Layout layout);
+
+    // The tile's element (i, j, l) of x.
+    Expr at(const Func &x, const Expr &i, const Expr &j, const Expr &l) const {
+        return x(tw * w + i, th * h + j, c, tn * n + l);
     }
-};
-
-// A channel cut into tiles small enough to be still in cache when they are read again. The cut
-// depends on the shape alone, never on the number of threads: that keeps results bitwise the same.
-struct Tiling {
-    ChannelExtents extents;
-    Expr w, h, n;  // extents of a whole tile
-    RDom inside;   // w, h, n within a tile
-    RDom tiles;    // which tile, along w, h, n
-    Var tw{"tw"}, th{"th"}, tn{"tn"};
-
-    Tiling(const ChannelExtents &extents, const Expr &channels, Layout layout);
-
-    // Coordinates of a tile's element, and whether the last tile along each axis has it.
-    Expr at_w() const {
-        return tw * w + inside.x;
+    // Extents of the tile: the last along each axis may be smaller.
+    Expr tile_w() const {
+        return min(w, width - tw * w);
     }
-    Expr at_h() const {
-        return th * h + inside.y;
+    Expr tile_h() const {
+        return min(h, height - th * h);
     }
-    Expr at_n() const {
-        return tn * n + inside.z;
+    Expr tile_n() const {
+        return min(n, samples - tn * n);
     }
 
     // Values in a tile, and in all the tiles before it in the order of `tiles`.
     Expr count(const Expr &tw, const Expr &th, const Expr &tn) const;
     Expr count_before(const Expr &tw, const Expr &th, const Expr &tn) const;
+};
+
+// Tensors as rows of columns, (column, block, row), with stride 1 along columns. A block is
+// `channels` whole channels side by side. Its columns are `folds` times all its channels, each
+// `plane` columns in a run: column = p + plane * (k + channels * fold) belongs to channel k.
+//
+//   NCHW with small planes: block of some channels, plane = H * W, 1 fold, a row for each n
+//   NHWC: 1 block of all channels, plane = 1, a few pixels side by side (folds), then rows of those
+struct ColumnTiling {
+    Expr columns, rows, plane, channels, folds;
+    Expr tile_rows;  // of a whole tile
+    RDom inside;     // row within a tile
+    RDom tiles;      // which tile
+    RDom members;    // p, k, fold
+    Var column{"column"}, block{"block"}, k{"k"}, t{"t"};
+
+    ColumnTiling(const Expr &columns, const Expr &rows, const Expr &plane, const Expr &channels,
+                 Layout layout);
+
+    // The tile's rows: the last may have fewer.
+    Expr rows_of(const Expr &t) const {
+        return min(tile_rows, rows - first_row(t));
+    }
+
+    // Tiles go from the last rows to the first, so that a map that goes from first to last finds in
+    // cache what was reduced last.
+    Expr first_row(const Expr &t) const {
+        return (tiles.x.extent() - 1 - t) * tile_rows;
+    }
+    Expr member_column() const {
+        return members.x + plane * (members.y + channels * members.z);
+    }
+    Expr count(const Expr &t) const;
+    Expr count_before(const Expr &t) const;
+
+    // Each column's value of what is (k, block, ...) a channel.
+    Func spread(const Func &per_channel, const std::string &name) const;
 };
 
 // mean and m2 (the sum of squared deviations from mean) of a channel; float64.
@@ -80,12 +126,15 @@ struct Moments {
 // Two samples of na and nb values joined (Chan, Golub and LeVeque 1979). na may be 0.
 Moments merge(const Moments &a, const Expr &na, const Moments &b, const Expr &nb);
 
-// Moments of x's channels: two passes over each tile, tiles merged in order.
-Reduction reduce_moments(const Func &x, const Tiling &tiling);
+// Moments of x's channels.
+Reduction reduce_moments(const Func &x, const PlaneTiling &tiling, Pivot pivot);
+ColumnReduction reduce_moments(const Func &x, const ColumnTiling &tiling, Pivot pivot);
 
 // {sum of dy, sum of dy * (x - mean)}: plain sums over each tile, tiles added in order.
 Reduction reduce_gradients(const Func &grad_output, const Func &x, const Func &mean,
-                           const Tiling &tiling);
+                           const PlaneTiling &tiling);
+ColumnReduction reduce_gradients(const Func &grad_output, const Func &x, const Func &mean,
+                                 const ColumnTiling &tiling);
 
 Expr invstd_from_variance(const Expr &variance, const Expr &eps);
 
@@ -94,26 +143,22 @@ Expr invstd_from_variance(const Expr &variance, const Expr &eps);
 // of 1e38.
 Expr range_scale(const Expr &invstd);
 
-// y = (x - mean) * (weight * invstd) + bias, for every finite x. `coefficients` holds what is
-// computed once a channel; `apply` is the work per element, in compute_type.
-struct Normalization {
-    Func coefficients{"coefficients"};
-
-    Normalization(const Var &c, const Expr &mean, const Expr &invstd, const Expr &weight,
-                  const Expr &bias, Type compute_type);
-    Expr apply(const Expr &x, const Expr &c) const;
-};
+// y = (x - mean) * (weight * invstd) + bias, for every finite x. The coefficients are computed once
+// a channel; `normalize` is the work per element, in their type.
+std::vector<Expr> normalization_coefficients(const Expr &mean, const Expr &invstd,
+                                             const Expr &weight, const Expr &bias,
+                                             Type compute_type);
+Expr normalize(const Expr &x, const std::vector<Expr> &coefficients);
 
 // grad_input = weight * invstd * (dy - sum_dy / M - xhat * sum(dy * xhat) / M).
-struct InputGradient {
-    Func coefficients{"coefficients"};
+std::vector<Expr> input_gradient_coefficients(const Expr &mean, const Expr &invstd,
+                                              const Expr &weight, const Expr &sum_dy,
+                                              const Expr &sum_dy_xmu, const Expr &count,
+                                              Type compute_type);
+Expr input_gradient(const Expr &grad_output, const Expr &x, const std::vector<Expr> &coefficients);
 
-    InputGradient(const Var &c, const Expr &mean, const Expr &invstd, const Expr &weight,
-                  const Expr &sum_dy, const Expr &sum_dy_xmu, const Expr &count, Type compute_type);
-    Expr apply(const Expr &grad_output, const Expr &x, const Expr &c) const;
-};
-
-// What all generators of (N, C, H, W) tensors have in common.
+// What all generators of (N, C, H, W) tensors have in common: the tensors' layout, and the walks
+// over it.
 template<typename Derived>
 class TensorGenerator : public Halide::Generator<Derived> {
 public:
@@ -126,52 +171,170 @@ public:
     Halide::GeneratorParam<Type> dtype{"dtype", Halide::Float(32)};  // of the tensors
     Halide::GeneratorParam<Layout> layout{"layout", Layout::nchw, layout_names};
 
-    Var w{"w"}, h{"h"}, c{"c"}, n{"n"};
+    // ColumnTiling's; 1 in other layouts.
+    Input<int32_t> plane{"plane"};
+    // Whether the output will not stay in cache, so that stores had better not fetch its lines. The
+    // caller then promises rows that start on whole lines.
+    Input<bool> stream{"stream"};
 
 protected:
-    // Fixes the unit stride that a layout promises; schedules rely on it for dense vectors.
-    template<typename TensorBuffer>
-    void promise_layout(TensorBuffer &tensor) const {
-        tensor.dim(0).set_stride(layout == Layout::nchw ? Expr(1) : Expr());
-        if (layout == Layout::nhwc) {
-            tensor.dim(2).set_stride(1);
-        }
-        for (int d = 0; d < 4; d++) {
-            tensor.dim(d).set_min(0);
-        }
+    bool in_columns() const {
+        return layout == Layout::blocks || layout == Layout::rows;
     }
 
-    // The same for a tensor whose shape is that of `model`.
-    template<typename TensorBuffer, typename ModelBuffer>
-    void promise_layout_like(TensorBuffer &tensor, const ModelBuffer &model) const {
-        promise_layout(tensor);
-        for (int d = 0; d < 4; d++) {
-            tensor.dim(d).set_extent(model.dim(d).extent());
-        }
+    // Call in configure(): dtypes and dimensions.
+    template<typename... TensorBuffers>
+    void declare_tensors(TensorBuffers &...tensors) {
+        (tensors.set_type(dtype), ...);
+        (tensors.set_dimensions(in_columns() ? 3 : 4), ...);
+    }
+    // One value a channel: (c), or (k, block) in columns.
+    template<typename... VectorBuffers>
+    void declare_vectors(VectorBuffers &...vectors) {
+        (vectors.set_type(statistics()), ...);
+        (vectors.set_dimensions(in_columns() ? 2 : 1), ...);
+    }
+    template<typename... VectorBuffers>
+    void declare_float64_vectors(VectorBuffers &...vectors) {
+        (vectors.set_type(Halide::Float(64)), ...);
+        (vectors.set_dimensions(in_columns() ? 2 : 1), ...);
     }
 
-    // One value a channel, at any stride: 0 where the wrapper stands in for an absent weight or
-    // bias.
-    template<typename ModelBuffer, typename... VectorBuffers>
-    void promise_vectors(const ModelBuffer &model, VectorBuffers &...vectors) const {
-        (vectors.dim(0).set_bounds(0, model.dim(2).extent()).set_stride(Expr()), ...);
+    // An element's and a channel's coordinates.
+    std::vector<Var> element() const {
+        return in_columns() ? std::vector<Var>{w, c, n} : std::vector<Var>{w, h, c, n};
+    }
+    std::vector<Var> channel() const {
+        return in_columns() ? std::vector<Var>{k, c} : std::vector<Var>{c};
+    }
+
+    // The extents of `tensor`, which all the kernel's tensors share.
+    template<typename TensorBuffer, typename VectorBuffer>
+    void set_shape(const TensorBuffer &tensor, const VectorBuffer &vector) {
+        for (int d = 0; d < (in_columns() ? 3 : 4); d++) {
+            extents.push_back(tensor.dim(d).extent());
+        }
+        channels = vector.dim(0).extent();
+    }
+    ColumnTiling column_tiling() const {
+        return {extents[0], extents[2], plane, channels, layout};
+    }
+    PlaneTiling plane_tiling() const {
+        return {extents[0], extents[1], extents[3], extents[2], layout};
+    }
+    // Values of a channel.
+    Expr count() const {
+        return in_columns() ? f64(extents[0] / channels) * f64(extents[2])
+                            : f64(extents[0]) * f64(extents[1]) * f64(extents[3]);
+    }
+
+    Pivot pivot() const {
+        const bool exact = statistics().bits() == 64 || layout == Layout::strided;
+        return exact ? Pivot::tile_mean : Pivot::first_value;
+    }
+
+    // The reduction's result, a Tuple of two at channel().
+    std::vector<Expr> moments_of(const Func &x) {
+        if (in_columns()) {
+            work.column_reductions = {reduce_moments(x, column_tiling(), pivot())};
+        } else {
+            work.reductions = {reduce_moments(x, plane_tiling(), pivot())};
+        }
+        return reduced();
+    }
+    std::vector<Expr> gradient_sums_of(const Func &grad_output, const Func &x, const Expr &mean) {
+        Func wide_mean("wide_mean");
+        wide_mean(channel()) = f64(mean);
+        if (in_columns()) {
+            work.column_reductions = {reduce_gradients(grad_output, x, wide_mean, column_tiling())};
+        } else {
+            work.reductions = {reduce_gradients(grad_output, x, wide_mean, plane_tiling())};
+        }
+        return reduced();
+    }
+
+    // Computed once a channel, to be read at an element.
+    std::vector<Expr> once_a_channel(const std::vector<Expr> &values) {
+        Func coefficients("coefficients");
+        coefficients(channel()) = Halide::Tuple(values);
+        work.coefficients = {coefficients};
+        if (!in_columns()) {
+            return elements_of(coefficients(c), values.size());
+        }
+        const ColumnTiling tiling = column_tiling();
+        const Func spread = tiling.spread(coefficients, "spread_coefficients");
+        work.members = tiling.members;
+        work.spread_coefficients = {spread};
+        return elements_of(spread(w, c), values.size());
+    }
+
+    // Call in schedule(), with all of the kernel's tensors, and all of its vectors: fixes what a
+    // layout promises, which schedules rely on for dense vectors.
+    template<typename... TensorBuffers>
+    void promise_tensors(TensorBuffers &...tensors) const {
+        (promise_tensor(tensors), ...);
+    }
+    // At any stride: 0 where the wrapper stands in for an absent weight or bias.
+    template<typename... VectorBuffers>
+    void promise_vectors(VectorBuffers &...vectors) const {
+        (promise_vector(vectors), ...);
+    }
+
+    void schedule_work() {
+        work.layout = layout;
+        work.element = element();
+        work.channel = channel();
+        work.element_type = dtype;
+        work.stream = stream;
+        work.row_elements = extents[0];
+        work.pipeline = Base::get_pipeline();
+        hbn::schedule(work, Base::get_target());
     }
 
     Type statistics() const {
         return statistic_type(dtype);
     }
 
-    ChannelPipeline pipeline() const {
-        ChannelPipeline p;
-        p.layout = layout;
-        p.vars = {w, h, c, n};
-        p.element_type = dtype;
-        return p;
+    Var w{"w"}, h{"h"}, c{"c"}, n{"n"}, k{"k"};
+    std::vector<Expr> extents;
+    Expr channels;  // of the tensor, or of a block
+    ChannelPipeline work;
+
+private:
+    std::vector<Expr> reduced() const {
+        const Func &merged =
+            in_columns() ? work.column_reductions[0].merged : work.reductions[0].merged;
+        const std::vector<Var> at = channel();
+        return elements_of(merged(at), 2);
+    }
+
+    static std::vector<Expr> elements_of(const Halide::FuncRef &tuple, size_t size) {
+        std::vector<Expr> elements;
+        for (size_t i = 0; i < size; i++) {
+            elements.push_back(size > 1 ? Expr(tuple[int(i)]) : Expr(tuple));
+        }
+        return elements;
     }
 
     template<typename TensorBuffer>
-    static ChannelExtents extents_of(const TensorBuffer &tensor) {
-        return {tensor.dim(0).extent(), tensor.dim(1).extent(), tensor.dim(3).extent()};
+    void promise_tensor(TensorBuffer &tensor) const {
+        const bool dense_w =
+            in_columns() || layout == Layout::nchw || layout == Layout::nchw_few_channels;
+        tensor.dim(0).set_stride(dense_w ? Expr(1) : Expr());
+        if (layout == Layout::nhwc) {
+            tensor.dim(2).set_stride(1);
+        }
+        for (size_t d = 0; d < extents.size(); d++) {
+            tensor.dim(int(d)).set_bounds(0, extents[d]);
+        }
+    }
+
+    template<typename VectorBuffer>
+    void promise_vector(VectorBuffer &vector) const {
+        vector.dim(0).set_bounds(0, channels).set_stride(Expr());
+        if (in_columns()) {
+            vector.dim(1).set_bounds(0, extents[1]);
+        }
     }
 };
 

@@ -5,44 +5,34 @@ namespace hbn {
 
 class ForwardInference : public TensorGenerator<ForwardInference> {
 public:
-    Input<Halide::Buffer<void, 4>> x{"x"};
-    Input<Halide::Buffer<void, 1>> weight{"weight"};
-    Input<Halide::Buffer<void, 1>> bias{"bias"};
-    Input<Halide::Buffer<void, 1>> running_mean{"running_mean"};
-    Input<Halide::Buffer<void, 1>> running_var{"running_var"};
+    Input<Halide::Buffer<>> x{"x"};
+    Input<Halide::Buffer<>> weight{"weight"};
+    Input<Halide::Buffer<>> bias{"bias"};
+    Input<Halide::Buffer<>> running_mean{"running_mean"};
+    Input<Halide::Buffer<>> running_var{"running_var"};
     Input<double> eps{"eps"};
-    Output<Halide::Buffer<void, 4>> y{"y"};
+    Output<Halide::Buffer<>> y{"y"};
 
     void configure() {
-        x.set_type(dtype);
-        y.set_type(dtype);
-        weight.set_type(statistics());
-        bias.set_type(statistics());
-        running_mean.set_type(statistics());
-        running_var.set_type(statistics());
+        declare_tensors(x, y);
+        declare_vectors(weight, bias, running_mean, running_var);
     }
 
     void generate() {
-        const Expr invstd = invstd_from_variance(f64(running_var(c)), eps);
-        const Normalization normalization(c, f64(running_mean(c)), invstd, weight(c), bias(c),
-                                          statistics());
-        coefficients = normalization.coefficients;
-        y(w, h, c, n) = round_to(dtype, normalization.apply(x(w, h, c, n), c));
+        set_shape(x, weight);
+        const auto at = element(), ch = channel();
+        const Expr invstd = invstd_from_variance(f64(running_var(ch)), eps);
+        const auto coefficients = once_a_channel(normalization_coefficients(
+            f64(running_mean(ch)), invstd, weight(ch), bias(ch), statistics()));
+        y(at) = round_to(dtype, normalize(x(at), coefficients));
     }
 
     void schedule() {
-        promise_layout(x);
-        promise_layout_like(y, x);
-        promise_vectors(x, weight, bias, running_mean, running_var);
-
-        ChannelPipeline p = pipeline();
-        p.coefficients = {coefficients};
-        p.elementwise = {y};
-        hbn::schedule(p, get_target());
+        promise_tensors(x, y);
+        promise_vectors(weight, bias, running_mean, running_var);
+        work.elementwise = {y};
+        schedule_work();
     }
-
-private:
-    Func coefficients;
 };
 
 }  // namespace hbn

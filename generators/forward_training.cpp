@@ -6,51 +6,40 @@ namespace hbn {
 
 class ForwardTraining : public TensorGenerator<ForwardTraining> {
 public:
-    Input<Halide::Buffer<void, 4>> x{"x"};
-    Input<Halide::Buffer<void, 1>> weight{"weight"};
-    Input<Halide::Buffer<void, 1>> bias{"bias"};
+    Input<Halide::Buffer<>> x{"x"};
+    Input<Halide::Buffer<>> weight{"weight"};
+    Input<Halide::Buffer<>> bias{"bias"};
     Input<double> eps{"eps"};
-    Output<Halide::Buffer<void, 4>> y{"y"};
-    Output<Halide::Buffer<double, 1>> mean{"mean"};
-    Output<Halide::Buffer<double, 1>> m2{"m2"};
+    Output<Halide::Buffer<>> y{"y"};
+    Output<Halide::Buffer<>> mean{"mean"};
+    Output<Halide::Buffer<>> m2{"m2"};
 
     void configure() {
-        x.set_type(dtype);
-        y.set_type(dtype);
-        weight.set_type(statistics());
-        bias.set_type(statistics());
+        declare_tensors(x, y);
+        declare_vectors(weight, bias);
+        declare_float64_vectors(mean, m2);
     }
 
     void generate() {
-        const ChannelExtents extents = extents_of(x);
-        reduction = reduce_moments(x, Tiling(extents, x.dim(2).extent(), layout));
-        const Func &moments = reduction.merged;
-        mean(c) = moments(c)[0];
-        m2(c) = moments(c)[1];
+        set_shape(x, mean);
+        const auto at = element(), ch = channel();
+        const auto moments = moments_of(x);
+        mean(ch) = moments[0];
+        m2(ch) = moments[1];
 
-        const Expr invstd = invstd_from_variance(moments(c)[1] / extents.count(), eps);
-        const Normalization normalization(c, moments(c)[0], invstd, weight(c), bias(c),
-                                          statistics());
-        coefficients = normalization.coefficients;
-        y(w, h, c, n) = round_to(dtype, normalization.apply(x(w, h, c, n), c));
+        const Expr invstd = invstd_from_variance(moments[1] / count(), eps);
+        const auto coefficients = once_a_channel(
+            normalization_coefficients(moments[0], invstd, weight(ch), bias(ch), statistics()));
+        y(at) = round_to(dtype, normalize(x(at), coefficients));
     }
 
     void schedule() {
-        promise_layout(x);
-        promise_layout_like(y, x);
-        promise_vectors(x, weight, bias, mean, m2);
-
-        ChannelPipeline p = pipeline();
-        p.reductions = {reduction};
-        p.coefficients = {coefficients};
-        p.elementwise = {y};
-        p.per_channel = {mean, m2};
-        hbn::schedule(p, get_target());
+        promise_tensors(x, y);
+        promise_vectors(weight, bias, mean, m2);
+        work.elementwise = {y};
+        work.per_channel = {mean, m2};
+        schedule_work();
     }
-
-private:
-    Reduction reduction;
-    Func coefficients;
 };
 
 }  // namespace hbn

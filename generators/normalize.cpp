@@ -5,42 +5,36 @@ namespace hbn {
 
 class Normalize : public TensorGenerator<Normalize> {
 public:
-    Input<Halide::Buffer<void, 4>> x{"x"};
-    Input<Halide::Buffer<double, 1>> mean{"mean"};
-    Input<Halide::Buffer<double, 1>> m2{"m2"};
-    Input<Halide::Buffer<void, 1>> weight{"weight"};
-    Input<Halide::Buffer<void, 1>> bias{"bias"};
-    Input<double> count{"count"};
+    Input<Halide::Buffer<>> x{"x"};
+    Input<Halide::Buffer<>> mean{"mean"};
+    Input<Halide::Buffer<>> m2{"m2"};
+    Input<Halide::Buffer<>> weight{"weight"};
+    Input<Halide::Buffer<>> bias{"bias"};
+    Input<double> total_count{"total_count"};
     Input<double> eps{"eps"};
-    Output<Halide::Buffer<void, 4>> y{"y"};
+    Output<Halide::Buffer<>> y{"y"};
 
     void configure() {
-        x.set_type(dtype);
-        y.set_type(dtype);
-        weight.set_type(statistics());
-        bias.set_type(statistics());
+        declare_tensors(x, y);
+        declare_vectors(weight, bias);
+        declare_float64_vectors(mean, m2);
     }
 
     void generate() {
-        const Expr invstd = invstd_from_variance(m2(c) / count, eps);
-        const Normalization normalization(c, mean(c), invstd, weight(c), bias(c), statistics());
-        coefficients = normalization.coefficients;
-        y(w, h, c, n) = round_to(dtype, normalization.apply(x(w, h, c, n), c));
+        set_shape(x, weight);
+        const auto at = element(), ch = channel();
+        const Expr invstd = invstd_from_variance(m2(ch) / total_count, eps);
+        const auto coefficients = once_a_channel(
+            normalization_coefficients(mean(ch), invstd, weight(ch), bias(ch), statistics()));
+        y(at) = round_to(dtype, hbn::normalize(x(at), coefficients));
     }
 
     void schedule() {
-        promise_layout(x);
-        promise_layout_like(y, x);
-        promise_vectors(x, mean, m2, weight, bias);
-
-        ChannelPipeline p = pipeline();
-        p.coefficients = {coefficients};
-        p.elementwise = {y};
-        hbn::schedule(p, get_target());
+        promise_tensors(x, y);
+        promise_vectors(weight, bias, mean, m2);
+        work.elementwise = {y};
+        schedule_work();
     }
-
-private:
-    Func coefficients;
 };
 
 }  // namespace hbn

@@ -5,32 +5,28 @@ namespace hbn {
 
 class Stats : public TensorGenerator<Stats> {
 public:
-    Input<Halide::Buffer<void, 4>> x{"x"};
-    Output<Halide::Buffer<double, 1>> mean{"mean"};
-    Output<Halide::Buffer<double, 1>> m2{"m2"};
+    Input<Halide::Buffer<>> x{"x"};
+    Output<Halide::Buffer<>> mean{"mean"};
+    Output<Halide::Buffer<>> m2{"m2"};
 
     void configure() {
-        x.set_type(dtype);
+        declare_tensors(x);
+        declare_float64_vectors(mean, m2);
     }
 
     void generate() {
-        reduction = reduce_moments(x, Tiling(extents_of(x), x.dim(2).extent(), layout));
-        mean(c) = reduction.merged(c)[0];
-        m2(c) = reduction.merged(c)[1];
+        set_shape(x, mean);
+        const auto moments = moments_of(x);
+        mean(channel()) = moments[0];
+        m2(channel()) = moments[1];
     }
 
     void schedule() {
-        promise_layout(x);
-        promise_vectors(x, mean, m2);
-
-        ChannelPipeline p = pipeline();
-        p.reductions = {reduction};
-        p.per_channel = {mean, m2};
-        hbn::schedule(p, get_target());
+        promise_tensors(x);
+        promise_vectors(mean, m2);
+        work.per_channel = {mean, m2};
+        schedule_work();
     }
-
-private:
-    Reduction reduction;
 };
 
 }  // namespace hbn

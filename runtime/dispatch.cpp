@@ -2,7 +2,7 @@
 
 #include "checks.h"
 #include "device.h"
-#include "small_sort.h"
+#include "layout.h"
 #include "threads.h"
 
 #include <HalideRuntime.h>
@@ -27,13 +27,10 @@ namespace hbn::internal {
 
 namespace {
 
-enum class Layout { nchw, nhwc, strided };
-
 using Kernel = int (*)(void **);
 
 constexpr int kOperations = int(Operation::convert) + 1;
 constexpr int kDTypes = 4;
-constexpr int kLayouts = 3;
 
 const char *const kOperationNames[kOperations] = {
     "forward_training",
@@ -95,75 +92,8 @@ const Kernels &kernels() {
     return all;
 }
 
-// ---- shapes
-
-constexpr int kMostTensors = 3;
-
-// The reduced dimensions N, H, W of all tensors of a call in the fewest dimensions that describe
-// them: they are interchangeable, and adjacent ones merge where every tensor steps evenly through
-// both.
-struct Geometry {
-    struct Dimension {
-        int64_t size;
-        int64_t strides[kMostTensors];
-    };
-    int tensors = 0;
-    Dimension reduced[3] = {};  // outermost first
-    int num_reduced = 0;
-    Dimension channels = {};
-    Layout layout = Layout::strided;
-
-    void add(const hbn_tensor &t) {
-        static const int kReduced[3] = {0, 2, 3};
-        channels.size = t.sizes[1];
-        channels.strides[tensors] = t.strides[1];
-        for (int d = 0; d < 3; d++) {
-            reduced[d].size = t.sizes[kReduced[d]];
-            reduced[d].strides[tensors] = t.strides[kReduced[d]];
-        }
-        tensors++;
-    }
-
-    void simplify() {
-        num_reduced = int(
-            std::remove_if(reduced, reduced + 3, [](const Dimension &d) { return d.size == 1; }) -
-            reduced);
-        small_sort(reduced, num_reduced, [](const Dimension &a, const Dimension &b) {
-            return a.strides[0] > b.strides[0];
-        });
-        for (int inner = num_reduced - 1; inner > 0; inner--) {
-            if (mergeable(reduced[inner - 1], reduced[inner])) {
-                reduced[inner].size *= reduced[inner - 1].size;
-                std::copy(reduced + inner, reduced + num_reduced, reduced + inner - 1);
-                num_reduced--;
-            }
-        }
-        if (channels.size > 1 && unit_stride(channels)) {
-            layout = Layout::nhwc;
-        } else if (num_reduced == 0 || unit_stride(reduced[num_reduced - 1])) {
-            layout = Layout::nchw;
-        }
-    }
-
-private:
-    bool mergeable(const Dimension &outer, const Dimension &inner) const {
-        for (int i = 0; i < tensors; i++) {
-            if (outer.strides[i] != inner.size * inner.strides[i]) {
-                return false;
-            }
-        }
-        return true;
-    }
-
-    bool unit_stride(const Dimension &d) const {
-        return std::all_of(d.strides, d.strides + tensors, [](int64_t s) { return s == 1; });
-    }
-};
-
 Kernel find_kernel(Operation operation, hbn_dtype dtype, Layout layout) {
-    const Kernel *by_layout = kernels().tensor[int(operation)][dtype];
-    // The strided kernel serves any layout.
-    return by_layout[int(layout)] ? by_layout[int(layout)] : by_layout[int(Layout::strided)];
+    return kernels().tensor[int(operation)][dtype][int(layout)];
 }
 
 // ---- calls
@@ -187,30 +117,53 @@ constexpr int64_t kSerialElements = 16384;
 // The text of halide_error() during this thread's current call.
 thread_local char halide_message[256] = "";
 
-constexpr int kMostArguments = 12;
+constexpr int kMostArguments = 14;
 
 // A kernel's argument list in Halide's uniform form.
 class ArgumentList {
 public:
-    ArgumentList(std::initializer_list<Argument> arguments, const Geometry *geometry) {
+    // Of an operation over (C).
+    explicit ArgumentList(std::initializer_list<Argument> arguments) {
+        for (const Argument &a : arguments) {
+            if (a.kind == Argument::Kind::vector) {
+                set(a.vector.data, a.vector.dtype, a.output);
+                set_dims({{a.vector.size, a.vector.stride}});
+            } else {
+                set(a);
+            }
+        }
+    }
+
+    // Of an operation over (N, C, H, W): first come the inputs that all their kernels share.
+    ArgumentList(std::initializer_list<Argument> arguments, const KernelView &view) {
+        plane_ = int32_t(view.plane);
+        stream_ = view.stream;
+        args_[count_++] = &plane_;
+        args_[count_++] = &stream_;
         int tensors = 0;
         for (const Argument &a : arguments) {
             switch (a.kind) {
             case Argument::Kind::scalar:
-                scalars_[count_] = a.scalar;
-                args_[count_] = &scalars_[count_];
+                set(a);
                 break;
             case Argument::Kind::vector:
-                set(a.vector.data, a.vector.dtype, 1);
-                dims_[count_][0] = {0, int32_t(a.vector.size),
-                                    stride(a.vector.size, a.vector.stride)};
+                set(a.vector.data, a.vector.dtype, a.output);
+                if (view.in_columns()) {
+                    set_dims({{view.channels, a.vector.stride},
+                              {a.vector.size / view.channels, view.channels * a.vector.stride}});
+                } else {
+                    set_dims({{a.vector.size, a.vector.stride}});
+                }
                 break;
             case Argument::Kind::tensor:
-                set(a.tensor.data, a.tensor.dtype, 4);
-                set_dims(*geometry, tensors++);
+                set(a.tensor.data, a.tensor.dtype, a.output);
+                const int dimensions = view.in_columns() ? 3 : 4;
+                for (int d = 0; d < dimensions; d++) {
+                    add_dim(view.dimensions[d].size, view.dimensions[d].strides[tensors]);
+                }
+                tensors++;
                 break;
             }
-            output_[count_++] = a.output;
         }
     }
 
@@ -219,44 +172,47 @@ public:
     }
 
 private:
-    static int32_t stride(int64_t size, int64_t stride) {
-        return size > 1 ? int32_t(stride) : 1;
+    struct Dim {
+        int64_t size, stride;
+    };
+
+    void set(const Argument &scalar) {
+        scalars_[count_] = scalar.scalar;
+        args_[count_] = &scalars_[count_];
+        count_++;
     }
 
-    void set(void *data, hbn_dtype dtype, int dimensions) {
+    void set(void *data, hbn_dtype dtype, bool output) {
         halide_buffer_t &buffer = buffers_[count_];
         buffer.host = static_cast<uint8_t *>(data);
         buffer.type = halide_type(dtype);
-        buffer.dimensions = dimensions;
         buffer.dim = dims_[count_];
         args_[count_] = &buffer;
+        output_[count_++] = output;
     }
 
-    // Halide's order (w, h, c, n): the innermost reduced dimension is w, the outermost n.
-    void set_dims(const Geometry &g, int tensor) {
-        halide_dimension_t *dims = dims_[count_];
-        const auto dimension = [&](const Geometry::Dimension &d) {
-            return halide_dimension_t(0, int32_t(d.size), stride(d.size, d.strides[tensor]));
-        };
-        const halide_dimension_t one(0, 1, 1);
-        const int n = g.num_reduced;
-        dims[0] = n > 0 ? dimension(g.reduced[n - 1]) : one;
-        dims[1] = n > 2 ? dimension(g.reduced[1]) : one;
-        dims[2] = dimension(g.channels);
-        dims[3] = n > 1 ? dimension(g.reduced[0]) : one;
+    // Of the buffer set last.
+    void add_dim(int64_t size, int64_t stride) {
+        halide_buffer_t &buffer = buffers_[count_ - 1];
+        buffer.dim[buffer.dimensions++] = {0, int32_t(size), size > 1 ? int32_t(stride) : 1};
+    }
+    void set_dims(std::initializer_list<Dim> dims) {
+        for (const Dim &d : dims) {
+            add_dim(d.size, d.stride);
+        }
     }
 
     int count_ = 0;
     void *args_[kMostArguments];
-    bool output_[kMostArguments];
+    bool output_[kMostArguments] = {};
+    int32_t plane_ = 1;
+    bool stream_ = false;
     double scalars_[kMostArguments];
     halide_buffer_t buffers_[kMostArguments] = {};
     halide_dimension_t dims_[kMostArguments][4];
 };
 
-hbn_status run(Kernel kernel, const char *name, int64_t elements,
-               std::initializer_list<Argument> arguments, const Geometry *geometry) {
-    ArgumentList list(arguments, geometry);
+hbn_status run(Kernel kernel, const char *name, int64_t elements, ArgumentList list) {
     SerialScope serial(elements < kSerialElements);
     halide_message[0] = '\0';
     const int code = list.run(kernel);
@@ -270,6 +226,21 @@ hbn_status run(Kernel kernel, const char *name, int64_t elements,
                 halide_message);
 }
 
+// Which of this library's layouts exist for the operation.
+Layouts available(Operation operation, hbn_dtype dtype) {
+    Layouts layouts;
+    for (int i = 0; i < kLayouts; i++) {
+        layouts.set(i, find_kernel(operation, dtype, Layout(i)) != nullptr);
+    }
+    return layouts;
+}
+
+bool reduces(Operation operation) {
+    return operation == Operation::forward_training || operation == Operation::stats ||
+           operation == Operation::backward_training ||
+           operation == Operation::backward_inference || operation == Operation::backward_reduce;
+}
+
 hbn_status no_kernel(Operation operation, hbn_dtype dtype) {
     return fail(HBN_UNSUPPORTED, text::no_kernel, kOperationNames[int(operation)],
                 dtype_name(dtype));
@@ -278,13 +249,9 @@ hbn_status no_kernel(Operation operation, hbn_dtype dtype) {
 }  // namespace
 
 hbn_status require(Operation operation, std::initializer_list<hbn_tensor> tensors) {
-    Geometry geometry;
-    for (const hbn_tensor &t : tensors) {
-        geometry.add(t);
-    }
-    geometry.simplify();
     const hbn_dtype dtype = tensors.begin()->dtype;
-    return find_kernel(operation, dtype, geometry.layout) ? HBN_OK : no_kernel(operation, dtype);
+    // The strided kernel serves any layout.
+    return find_kernel(operation, dtype, Layout::strided) ? HBN_OK : no_kernel(operation, dtype);
 }
 
 hbn_status require(Operation operation, hbn_dtype dtype) {
@@ -297,31 +264,30 @@ hbn_status require_conversion(hbn_dtype from, hbn_dtype to) {
 }
 
 hbn_status call(Operation operation, std::initializer_list<Argument> arguments) {
-    Geometry geometry;
-    hbn_dtype dtype = HBN_FLOAT32;
-    int64_t elements = 0;
+    hbn_tensor tensors[kMostTensors];
+    int count = 0, output = -1;
     for (const Argument &a : arguments) {
         if (a.kind == Argument::Kind::tensor) {
-            if (geometry.tensors == 0) {
-                const int64_t *sizes = a.tensor.sizes;
-                elements = sizes[0] * sizes[1] * sizes[2] * sizes[3];
-                dtype = a.tensor.dtype;
-            }
-            geometry.add(a.tensor);
+            output = a.output ? count : output;
+            tensors[count++] = a.tensor;
         }
     }
-    geometry.simplify();
-    const Kernel kernel = find_kernel(operation, dtype, geometry.layout);
+    const hbn_dtype dtype = tensors[0].dtype;
+    const int64_t *sizes = tensors[0].sizes;
+    const int64_t elements = sizes[0] * sizes[1] * sizes[2] * sizes[3];
+    const KernelView view =
+        choose_view(tensors, count, output, reduces(operation), available(operation, dtype));
+    const Kernel kernel = find_kernel(operation, dtype, view.layout);
     if (!kernel) {
         return no_kernel(operation, dtype);
     }
-    return run(kernel, kOperationNames[int(operation)], elements, arguments, &geometry);
+    return run(kernel, kOperationNames[int(operation)], elements, ArgumentList(arguments, view));
 }
 
 hbn_status call(Operation operation, hbn_dtype dtype, std::initializer_list<Argument> arguments) {
     HBN_TRY(require(operation, dtype));
     return run(kernels().channel[int(operation)][dtype], kOperationNames[int(operation)],
-               arguments.begin()->vector.size, arguments, nullptr);
+               arguments.begin()->vector.size, ArgumentList(arguments));
 }
 
 hbn_status convert(const hbn_vector &from, const hbn_vector &to) {
@@ -338,7 +304,7 @@ hbn_status convert(const hbn_vector &from, const hbn_vector &to) {
     }
     HBN_TRY(require_conversion(from.dtype, to.dtype));
     return run(kernels().conversion[from.dtype][to.dtype], "convert", from.size,
-               {in(from), out(to)}, nullptr);
+               ArgumentList({in(from), out(to)}));
 }
 
 }  // namespace hbn::internal

@@ -39,6 +39,15 @@ Header *header_of(void *data) {
 
 }  // namespace
 
+// Kernels that stream call it on each thread, after its last store: other threads see those stores in
+// order only then.
+extern "C" int hbn_stream_fence() {
+#if defined(__x86_64__)
+    __builtin_ia32_sfence();
+#endif
+    return 0;
+}
+
 extern "C" void *halide_malloc(void *, size_t bytes) {
     const size_t capacity = (bytes + kAlignment - 1) / kAlignment * kAlignment;
     for (int i = cache.count - 1; i >= 0; i--) {

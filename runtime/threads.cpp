@@ -40,6 +40,7 @@ struct Loop {
     std::atomic<int> next{0};
     std::atomic<int> result{0};
     std::atomic<int> workers_inside{0};  // written under the pool's mutex
+    int run = 1;                         // how many tasks a thread claims at a time
 
     Loop(halide_task_t task, void *user_context, int min, int size, uint8_t *closure)
         : task(task), user_context(user_context), min(min), size(size), closure(closure) {
@@ -53,9 +54,12 @@ struct Loop {
         }
     }
 
+    // Neighbouring tasks go to one thread: a task may fetch ahead what the next one needs.
     void run_available() {
-        for (int i = next.fetch_add(1); i < size; i = next.fetch_add(1)) {
-            run_one(i);
+        for (int i = next.fetch_add(run); i < size; i = next.fetch_add(run)) {
+            for (int j = i; j < i + run && j < size; j++) {
+                run_one(j);
+            }
         }
     }
 };
@@ -274,6 +278,7 @@ int halide_do_par_for(void *user_context, halide_task_t task, int min, int size,
         }
         const int threads = hbn_get_num_threads();
         SerialScope nested(true);
+        loop.run = size / (threads * 8) > 1 ? size / (threads * 8) : 1;
         if (threads > 1 && pool().run(loop, threads)) {
             return loop.result;
         }

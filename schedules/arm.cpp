@@ -10,13 +10,11 @@ void schedule_for_arm(ChannelPipeline pipeline, const Halide::Target &) {
     VectorParameters parameters;
     parameters.map_lanes = 8;
     parameters.sum_lanes = 8;
-    parameters.channel_lanes = 8;
-    parameters.rows_per_task = 32;
-    if (pipeline.layout == Layout::nchw) {
-        schedule_dense_planes(pipeline, parameters);
-    } else {
-        schedule_dense_channels(pipeline, parameters);
-    }
+    parameters.column_lanes = 8;
+    parameters.run_lanes = 4;
+    parameters.row_lanes = 8;
+    parameters.rows_per_column = 4;
+    schedule_vectorized(pipeline, parameters);
 }
 
 }  // namespace hbn

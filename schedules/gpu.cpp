@@ -1,7 +1,6 @@
 // GPUs, through OpenCL or CUDA.
 //
-// A first schedule: one thread reduces one tile of one channel (both passes, so the second reads
-// from cache), one thread merges a channel's tiles in order, one thread maps one element.
+// A first schedule: one thread reduces one tile of one channel , one thread merges a channel's tiles in order, one thread maps one element.
 // Neighbouring threads take neighbouring elements of whichever dimension is dense.
 #include "schedules/pipeline.h"
 
@@ -28,8 +27,11 @@ void schedule_reduction(Reduction &r) {
         .reorder(thread, group, tile)
         .gpu_threads(thread)
         .gpu_blocks(group, tile);
-    for (Func &sum : r.tile_sums) {
+    for (Func &sum : r.sweeps) {
         sum.compute_at(r.tile, thread);
+    }
+    for (Func &f : r.per_tile) {
+        f.compute_at(r.tile, thread);
     }
     one_thread_a_channel(r.merged, r.c);
     Var update_group("update_group"), update_thread("update_thread");
@@ -40,14 +42,15 @@ void schedule_reduction(Reduction &r) {
         .gpu_blocks(update_group);
 }
 
-void schedule_map(Func &f, const PipelineVars &v, Layout layout) {
+void schedule_map(Func &f, const std::vector<Var> &element, Layout layout) {
+    const Var &w = element[0], &h = element[1], &c = element[2], &n = element[3];
     Var group("group"), thread("thread"), rest("rest"), plane("plane");
     const bool dense_channels = layout == Layout::nhwc;
-    const Var inner = dense_channels ? v.c : v.w, outer = dense_channels ? v.w : v.c;
+    const Var inner = dense_channels ? c : w, outer = dense_channels ? w : c;
     f.compute_root()
-        .reorder(inner, v.h, outer, v.n)
-        .fuse(v.h, outer, rest)
-        .fuse(rest, v.n, rest)
+        .reorder(inner, h, outer, n)
+        .fuse(h, outer, rest)
+        .fuse(rest, n, rest)
         .split(inner, group, thread, block, guarded)
         .reorder(thread, group, rest)
         .gpu_threads(thread)
@@ -61,13 +64,13 @@ void schedule_for_gpu(ChannelPipeline p, const Target &) {
         schedule_reduction(r);
     }
     for (Func &f : p.coefficients) {
-        one_thread_a_channel(f, p.vars.c);
+        one_thread_a_channel(f, p.channel[0]);
     }
     for (Func &f : p.elementwise) {
-        schedule_map(f, p.vars, p.layout);
+        schedule_map(f, p.element, p.layout);
     }
     for (Func &f : p.per_channel) {
-        one_thread_a_channel(f, p.vars.c);
+        one_thread_a_channel(f, p.channel[0]);
     }
 }
 

@@ -12,37 +12,87 @@
 
 namespace hbn {
 
+// How a kernel sees its tensors. The first four are what CPUs with vectors are fastest on; the
+// wrapper chooses among them by shape.
 enum class Layout {
-    nchw,     // stride of w is 1
-    nhwc,     // stride of c is 1
-    strided,  // any strides
+    nchw,               // (w, h, c, n), stride of w is 1: one channel after another
+    nchw_few_channels,  // the same: all channels' sums, then all elements
+    blocks,             // (column, block, row), see ColumnTiling: one block after another
+    rows,               // the same: all sums, then all elements
+    nhwc,               // (w, h, c, n), stride of c is 1
+    strided,            // (w, h, c, n), any strides
 };
 
-struct PipelineVars {
-    Halide::Var w, h, c, n;
-};
+// Rows of columns are summed in groups of this many.
+constexpr int row_group = 8;
 
-// A reduction of each channel in tiles. tile_sums(c, tw, th, tn) are sums over `inside` (w, h, n of
-// a tile), each in update 0, each after the first reading the same tile again; tile is what a tile
-// comes to, and the only thing that merged(c) reads: it joins the tiles in update 0, in the order
-// of `tiles` (tw, th, tn).
+// A reduction of each channel in tiles, where tensors are (w, h, c, n). Everything but merged is at
+// (c, tw, th, tn). sweeps are sums over `inside` (w, h, n of a tile) in update 0, each reading the tile;
+// per_tile is what the last sweep needs to know first; tile is what a tile comes to, and the only thing
+// that merged(c) reads: it joins the tiles in update 0, in the order of `tiles` (tw, th, tn).
 struct Reduction {
-    std::vector<Halide::Func> tile_sums;
+    std::vector<Halide::Func> sweeps;    // one or two
+    std::vector<Halide::Func> per_tile;  // none or one
     Halide::Func tile;
     Halide::Func merged;
     Halide::RDom inside, tiles;
     Halide::Var c, tw, th, tn;
+
+    void set_walk(const Halide::RDom &inside_, const Halide::RDom &tiles_, const Halide::Var &c_,
+                  const Halide::Var &tw_, const Halide::Var &th_, const Halide::Var &tn_) {
+        inside = inside_;
+        tiles = tiles_;
+        c = c_;
+        tw = tw_;
+        th = th_;
+        tn = tn_;
+    }
+};
+
+// The same where tensors are (column, block, row). per_column(column, block[, t]) is what the last sweep
+// needs to know first, scattered over `members` in update 0.
+struct ColumnReduction {
+    struct Sweep {
+        Halide::Func by_column;   // (column, block, t), over `inside`: a tile's rows
+        Halide::Func by_channel;  // (k, block, t), over channel_columns
+        Halide::RDom channel_columns;
+    };
+    std::vector<Sweep> sweeps;  // one or two
+    Halide::Func per_column;
+    Halide::Func tile;    // (k, block, t)
+    Halide::Func merged;  // (k, block), over `tiles`
+    Halide::RDom inside, tiles, members;
+    Halide::Var column, block, k, t;
+
+    void set_walk(const Halide::RDom &inside_, const Halide::RDom &tiles_,
+                  const Halide::RDom &members_, const Halide::Var &column_,
+                  const Halide::Var &block_, const Halide::Var &k_, const Halide::Var &t_) {
+        inside = inside_;
+        tiles = tiles_;
+        members = members_;
+        column = column_;
+        block = block_;
+        k = k_;
+        t = t_;
+    }
 };
 
 struct ChannelPipeline {
     Layout layout = Layout::nchw;
-    PipelineVars vars;
-    std::vector<Reduction> reductions;       // none or one
-    std::vector<Halide::Func> coefficients;  // (c), read by elementwise; none or one
-    std::vector<Halide::Func> elementwise;   // (w, h, c, n), an output; none or one
-    std::vector<Halide::Func> per_channel;   // (c), outputs derived from the reduction
+    std::vector<Halide::Var> element;                // (w, h, c, n) or (column, block, row)
+    std::vector<Halide::Var> channel;                // (c) or (k, block)
+    std::vector<Reduction> reductions;               // none or one
+    std::vector<ColumnReduction> column_reductions;  // none or one
+    std::vector<Halide::Func> coefficients;          // at channel, read by elementwise; none or one
+    std::vector<Halide::Func> spread_coefficients;   // (column, block), scattered in update 0
+    Halide::RDom members;                            // of the scatter, as in ColumnReduction
+    std::vector<Halide::Func> elementwise;           // at element, an output; none or one
+    std::vector<Halide::Func> per_channel;  // at channel, outputs derived from the reduction
 
+    Halide::Pipeline pipeline;
     Halide::Type element_type;
+    Halide::Expr stream;        // whether elementwise outgrows the cache
+    Halide::Expr row_elements;  // extent of the innermost dimension
 };
 
 // Applies the schedule of the target's family. One file each in schedules/.

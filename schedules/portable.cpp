@@ -9,7 +9,7 @@ namespace hbn {
 using namespace Halide;
 
 void schedule_for_any_target(ChannelPipeline p, const Target &) {
-    const auto &[w, h, c, n] = p.vars;
+    const Var w = p.element[0], h = p.element[1], c = p.element[2], n = p.element[3];
     Func owner = p.elementwise.empty() ? p.per_channel[0] : p.elementwise[0];
     if (!p.elementwise.empty()) {
         owner.reorder(w, h, n, c);
@@ -18,8 +18,11 @@ void schedule_for_any_target(ChannelPipeline p, const Target &) {
     for (Reduction &r : p.reductions) {
         r.merged.compute_at(owner, c);
         r.tile.compute_at(r.merged, r.tiles.x);
-        for (Func &sum : r.tile_sums) {
+        for (Func &sum : r.sweeps) {
             sum.compute_at(r.merged, r.tiles.x);
+        }
+        for (Func &f : r.per_tile) {
+            f.compute_at(r.merged, r.tiles.x);
         }
     }
     for (Func &f : p.coefficients) {

@@ -10,100 +10,223 @@ constexpr TailStrategy guarded = TailStrategy::GuardWithIf;
 
 namespace {
 
-// The loops over channels that hold one reduction each, whichever output owns them.
-void fuse_channel_outputs(std::vector<Func> &per_channel, Func owner, const Var &c) {
+// Elements a parallel task maps where nothing else decides: enough to outweigh the task's start.
+constexpr int task_elements = 16384;
+
+// The loops over channels (or blocks of them) that hold one reduction each, whichever output owns
+// them.
+void fuse_channel_outputs(std::vector<Func> &per_channel, Func owner, const Var &outer) {
     for (Func &f : per_channel) {
         if (f.name() != owner.name()) {
-            f.parallel(c);
-            f.compute_with(owner, c);
+            f.parallel(outer);
+            f.compute_with(owner, outer);
         }
     }
 }
 
-// Sums along w keep `lanes` partial sums in a vector, for the whole tile, and add them up at its
-// end.
-void vectorize_tile_sums(Reduction &r, int lanes) {
-    for (Func &sum : r.tile_sums) {
+// What is computed for each tile of a reduction, at `consumer`'s loop. Sums along w keep `lanes`
+// partial sums in vectors for the whole tile, and add them up at its end.
+template<typename Loop>
+void compute_tiles_at(Reduction &r, Func consumer, const Loop &loop, int lanes) {
+    for (Func &sum : r.sweeps) {
         RVar step("step"), lane("lane");
         Var partial_lane("partial_lane");
-        sum.compute_at(r.merged, r.tiles.x);
         sum.update().split(r.inside.x, step, lane, lanes);
         Func partial = sum.update().rfactor(lane, partial_lane);
-        partial.compute_at(r.merged, r.tiles.x).vectorize(partial_lane);
+        partial.compute_at(consumer, loop).vectorize(partial_lane);
         partial.update()
             .reorder(partial_lane, step, r.inside.y, r.inside.z)
             .vectorize(partial_lane);
+        sum.compute_at(consumer, loop);
     }
-    r.tile.compute_at(r.merged, r.tiles.x);
+    for (Func &f : r.per_tile) {
+        f.compute_at(consumer, loop);
+    }
 }
 
-}  // namespace
+void map_plane(Func &f, const Var &w, const VectorParameters &parameters) {
+    f.vectorize(w, parameters.row_lanes, guarded);
+}
 
-void schedule_dense_planes(ChannelPipeline p, const VectorParameters &parameters) {
-    const auto &[w, h, c, n] = p.vars;
-    if (p.reductions.empty()) {
-        Func map = p.elementwise[0];
-        Var plane("plane");
-        map.reorder(w, h, c, n)
-            .fuse(c, n, plane)
-            .parallel(plane)
-            .vectorize(w, parameters.map_lanes, guarded);
-        for (Func &f : p.coefficients) {
-            f.compute_root();
-        }
-        return;
-    }
-
+// NCHW: one parallel loop over channels. A channel is reduced, its coefficients derived and its
+// elements mapped before the next, so what the reduction read is mapped from cache.
+void schedule_channel_after_channel(ChannelPipeline &p, const VectorParameters &parameters) {
+    const Var w = p.element[0], h = p.element[1], c = p.element[2], n = p.element[3];
     Func owner = p.elementwise.empty() ? p.per_channel[0] : p.elementwise[0];
     if (p.elementwise.empty()) {
         owner.parallel(c);
     } else {
-        owner.reorder(w, h, n, c).parallel(c).vectorize(w, parameters.map_lanes, guarded);
+        owner.reorder(w, h, n, c).parallel(c);
+        map_plane(owner, w, parameters);
     }
     Reduction &r = p.reductions[0];
     r.merged.compute_at(owner, c);
-    vectorize_tile_sums(r, parameters.sum_lanes);
+    r.tile.compute_at(r.merged, r.tiles.x);
+    compute_tiles_at(r, r.merged, r.tiles.x, parameters.sum_lanes);
     for (Func &f : p.coefficients) {
         f.compute_at(owner, c);
     }
     fuse_channel_outputs(p.per_channel, owner, c);
 }
 
-void schedule_dense_channels(ChannelPipeline p, const VectorParameters &parameters) {
-    const auto &[w, h, c, n] = p.vars;
+// NCHW where channels are too few to share out, or there is nothing to reduce: tiles of all channels
+// in parallel, then parts of planes.
+void schedule_all_channels(ChannelPipeline &p, const VectorParameters &parameters) {
+    const Var w = p.element[0], h = p.element[1], c = p.element[2], n = p.element[3];
+    Var task("task");
     for (Reduction &r : p.reductions) {
-        Var tile("tile");
         r.tile.compute_root()
-            .fuse(r.tw, r.th, tile)
-            .fuse(tile, r.tn, tile)
-            .parallel(tile)
-            .vectorize(r.c, parameters.channel_lanes, guarded);
-        for (Func &sum : r.tile_sums) {
-            Var lanes("lanes");
-            sum.compute_at(r.tile, tile).vectorize(r.c, parameters.channel_lanes, guarded);
-            sum.update()
-                .split(r.c, r.c, lanes, parameters.channel_lanes, guarded)
-                .reorder(lanes, r.inside.x, r.inside.y, r.inside.z, r.c)
-                .vectorize(lanes);
-        }
-        Var lanes("lanes");
-        r.merged.compute_root().vectorize(r.c, parameters.map_lanes, guarded);
-        r.merged.update()
-            .split(r.c, r.c, lanes, parameters.map_lanes, guarded)
-            .reorder(lanes, r.c, r.tiles.x, r.tiles.y, r.tiles.z)
-            .vectorize(lanes);
+            .reorder(r.tw, r.th, r.c, r.tn)
+            .fuse(r.tw, r.th, task)
+            .fuse(task, r.c, task)
+            .fuse(task, r.tn, task)
+            .parallel(task);
+        compute_tiles_at(r, r.tile, task, parameters.sum_lanes);
+        r.merged.compute_root();
     }
     for (Func &f : p.coefficients) {
-        f.compute_root().vectorize(c, parameters.map_lanes, guarded);
+        f.compute_root();
     }
     for (Func &f : p.elementwise) {
-        Var task("task"), row("row");
-        f.split(w, task, row, parameters.rows_per_task, guarded)
-            .reorder(c, row, task, h, n)
-            .fuse(task, h, task)
+        Var part("part");
+        f.split(w, part, w, min(task_elements, (p.row_elements + 63) / 64 * 64), guarded)
+            .reorder(w, h, part, c, n)
+            .fuse(part, c, task)
             .fuse(task, n, task)
+            .parallel(task);
+        map_plane(f, w, parameters);
+    }
+}
+
+// A value each channel, scattered to the channel's columns.
+void schedule_spread(Func &f, const RDom &members, Layout layout,
+                     const VectorParameters &parameters) {
+    // A run of columns is a channel's plane, or in NHWC all channels.
+    const RVar run = layout == Layout::blocks ? members.x : members.y;
+    f.update().allow_race_conditions().vectorize(run, parameters.map_lanes, guarded);
+}
+
+// What is computed for each tile of a reduction, at `consumer`'s loop. Rows are taken in groups: a
+// vector of columns stays in registers through a group.
+template<typename Loop>
+void compute_column_tiles_at(ColumnReduction &r, Func consumer, const Loop &loop,
+                             const ChannelPipeline &p, const VectorParameters &parameters) {
+    schedule_spread(r.per_column, r.members, p.layout, parameters);
+    r.per_column.compute_at(consumer, loop);
+    for (ColumnReduction::Sweep &s : r.sweeps) {
+        RVar group("group"), row("row");
+        Var lanes("lanes");
+        s.by_column.compute_at(consumer, loop)
+            .vectorize(r.column, parameters.column_lanes, guarded);
+        s.by_column.update()
+            .split(r.inside.x, group, row, row_group)
+            .split(r.column, r.column, lanes, parameters.column_lanes, guarded)
+            .reorder(lanes, row, r.column, group)
+            .vectorize(lanes)
+            .unroll(row);
+        s.by_channel.compute_at(consumer, loop);
+        if (p.layout == Layout::rows) {
+            s.by_channel.vectorize(r.k, parameters.map_lanes, guarded);
+            s.by_channel.update()
+                .reorder(r.k, s.channel_columns.x, s.channel_columns.y)
+                .vectorize(r.k, parameters.map_lanes, guarded);
+        } else {
+            // A channel's columns are a run.
+            RVar step("step"), lane("lane");
+            Var partial_lane("partial_lane");
+            s.by_channel.update().split(s.channel_columns.x, step, lane, parameters.run_lanes);
+            Func partial = s.by_channel.update().rfactor(lane, partial_lane);
+            partial.compute_at(s.by_channel, r.k).vectorize(partial_lane);
+            partial.update()
+                .reorder(partial_lane, step, s.channel_columns.y)
+                .vectorize(partial_lane);
+        }
+    }
+}
+
+// The loops within `outer` ones: a vector of columns, with its coefficients, through a few rows. Not where
+// rows are likely a multiple of 4 KB apart: a load of the next row would then wait for this one's store.
+void map_rows(Func &f, const Var &column, const Var &row, const std::vector<Var> &outer,
+              int rows_at_a_time, const VectorParameters &parameters) {
+    Var lanes("lanes"), next("next");
+    std::vector<VarOrRVar> order = {lanes, next, column, row};
+    order.insert(order.end(), outer.begin(), outer.end());
+    f.split(row, row, next, rows_at_a_time, guarded)
+        .split(column, column, lanes, parameters.row_lanes, guarded)
+        .reorder(order)
+        .vectorize(lanes)
+        .unroll(next);
+}
+
+// Columns in blocks, one parallel loop over them: as channel after channel, many at a time.
+void schedule_block_after_block(ChannelPipeline &p, const VectorParameters &parameters) {
+    const Var block = p.channel[1];
+    Func owner = p.elementwise.empty() ? p.per_channel[0] : p.elementwise[0];
+    if (!p.elementwise.empty()) {
+        map_rows(owner, p.element[0], p.element[2], {block}, 1, parameters);
+    }
+    owner.parallel(block);
+    for (ColumnReduction &r : p.column_reductions) {
+        r.merged.compute_at(owner, block);
+        r.tile.compute_at(r.merged, r.tiles.x);
+        compute_column_tiles_at(r, r.merged, r.tiles.x, p, parameters);
+        r.merged.update().reorder(r.k, r.tiles.x);
+    }
+    for (Func &f : p.coefficients) {
+        f.compute_at(owner, block);
+    }
+    for (Func &f : p.spread_coefficients) {
+        schedule_spread(f, p.members, p.layout, parameters);
+        f.compute_at(owner, block);
+    }
+    fuse_channel_outputs(p.per_channel, owner, block);
+}
+
+// Many rows: tiles of rows in parallel, merged in order, then rows are mapped in parallel.
+void schedule_rows(ChannelPipeline &p, const VectorParameters &parameters) {
+    Var task("task");
+    for (ColumnReduction &r : p.column_reductions) {
+        r.tile.compute_root()
+            .fuse(r.block, r.t, task)
             .parallel(task)
-            .vectorize(c, parameters.map_lanes, guarded);
+            .vectorize(r.k, parameters.map_lanes, guarded);
+        compute_column_tiles_at(r, r.tile, task, p, parameters);
+        r.merged.compute_root().vectorize(r.k, parameters.map_lanes, guarded);
+        r.merged.update()
+            .reorder(r.k, r.tiles.x, r.block)
+            .vectorize(r.k, parameters.map_lanes, guarded);
+    }
+    for (Func &f : p.coefficients) {
+        f.compute_root().vectorize(p.channel[0], parameters.map_lanes, guarded);
+    }
+    for (Func &f : p.spread_coefficients) {
+        schedule_spread(f, p.members, p.layout, parameters);
+        f.compute_root();
+    }
+    for (Func &f : p.elementwise) {
+        const Var column = p.element[0], block = p.element[1], row = p.element[2];
+        const Expr rows = max(task_elements / p.row_elements, 1) * parameters.rows_per_column;
+        f.split(row, task, row, rows, guarded);
+        map_rows(f, column, row, {block, task}, parameters.rows_per_column, parameters);
+        f.fuse(block, task, task).parallel(task);
+    }
+}
+
+}  // namespace
+
+void schedule_vectorized(ChannelPipeline p, const VectorParameters &parameters) {
+    switch (p.layout) {
+    case Layout::nchw:
+        if (!p.reductions.empty()) {
+            return schedule_channel_after_channel(p, parameters);
+        }
+        return schedule_all_channels(p, parameters);
+    case Layout::nchw_few_channels:
+        return schedule_all_channels(p, parameters);
+    case Layout::blocks:
+        return schedule_block_after_block(p, parameters);
+    default:
+        return schedule_rows(p, parameters);
     }
 }
 

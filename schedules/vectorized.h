@@ -7,19 +7,15 @@
 namespace hbn {
 
 struct VectorParameters {
-    int map_lanes;      // elements a vector of the elementwise map
-    int sum_lanes;      // float64 accumulators side by side in a reduction along w
-    int channel_lanes;  // float64 accumulators side by side in a reduction over rows of channels
-    int rows_per_task;  // pixels a parallel task maps where channels are dense
+    int map_lanes;     // elements a vector of the elementwise map
+    int sum_lanes;     // float64 accumulators side by side in a reduction along w
+    int column_lanes;  // columns whose float64 accumulators stay in registers over a row group
+    int run_lanes;     // columns of one channel added up side by side
+    int row_lanes;     // columns mapped at a time, in as many rows as:
+    int rows_per_column;
 };
 
-// NCHW: one parallel loop over channels. A channel is reduced, its coefficients derived and its
-// elements mapped before the next, so what the reduction read is mapped from cache.
-void schedule_dense_planes(ChannelPipeline pipeline, const VectorParameters &parameters);
-
-// NHWC: vectors of channels. Tiles of rows are reduced in parallel, merged in order, then rows are
-// mapped.
-void schedule_dense_channels(ChannelPipeline pipeline, const VectorParameters &parameters);
+void schedule_vectorized(ChannelPipeline pipeline, const VectorParameters &parameters);
 
 }  // namespace hbn
 

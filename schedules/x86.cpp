@@ -3,6 +3,7 @@
 // Everything a channel needs twice (NCHW) or a tile needs twice (NHWC) is read from L2 the second
 // time. Four vectors of float64 sums run side by side, which covers the latency of addition on all
 // three.
+#include "schedules/streaming.h"
 #include "schedules/vectorized.h"
 
 namespace hbn {
@@ -11,12 +12,14 @@ void schedule_for_x86(ChannelPipeline pipeline, const Halide::Target &target) {
     VectorParameters parameters;
     parameters.map_lanes = target.natural_vector_size(Halide::Float(32));
     parameters.sum_lanes = 4 * target.natural_vector_size(Halide::Float(64));
-    parameters.channel_lanes = 4 * target.natural_vector_size(Halide::Float(64));
-    parameters.rows_per_task = 64;
-    if (pipeline.layout == Layout::nchw) {
-        schedule_dense_planes(pipeline, parameters);
-    } else {
-        schedule_dense_channels(pipeline, parameters);
+    parameters.column_lanes = 2 * target.natural_vector_size(Halide::Float(32));
+    parameters.run_lanes = 2 * target.natural_vector_size(Halide::Float(64));
+    // A whole cache line, which streaming stores leave complete.
+    parameters.row_lanes = 64 / pipeline.element_type.bytes();
+    parameters.rows_per_column = 2;
+    schedule_vectorized(pipeline, parameters);
+    for (const Halide::Func &f : pipeline.elementwise) {
+        stream_stores(pipeline.pipeline, target, f, pipeline.stream);
     }
 }
 

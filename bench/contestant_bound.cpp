@@ -1,0 +1,119 @@
+// The memory bound as a contestant: an operation's compulsory bytes and nothing else. With
+// HBN_BENCH_TWO_SWEEPS everything is read once more beforehand, as statistics need where nothing
+// stays in a cache.
+#include "bench/contestant_base.h"
+
+#include <map>
+#include <stdexcept>
+#include <vector>
+
+namespace {
+
+namespace bench = hbn::bench;
+using bench::detail::Move;
+
+#if defined(HBN_BENCH_TWO_SWEEPS)
+constexpr bool kTwoSweeps = true;
+#else
+constexpr bool kTwoSweeps = false;
+#endif
+
+// One team per size for the life of the process: a new one's threads would start cold.
+bench::Team &team_of(int size) {
+    static std::map<int, bench::Team> teams;
+    return teams.try_emplace(size, size).first->second;
+}
+
+#if defined(__x86_64__)
+__attribute__((target("avx"))) float read_part(const float *a, size_t begin, size_t end) {
+    __m256 sums[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(),
+                      _mm256_setzero_ps()};
+    // Bitwise or: it has no slow operands, whatever the bytes mean.
+    for (size_t i = begin; i + 32 <= end; i += 32) {
+        for (int k = 0; k < 4; k++) {
+            sums[k] = _mm256_or_ps(sums[k], _mm256_loadu_ps(a + i + 8 * k));
+        }
+    }
+    const __m256 sum = _mm256_or_ps(_mm256_or_ps(sums[0], sums[1]), _mm256_or_ps(sums[2], sums[3]));
+    return _mm256_cvtss_f32(sum);
+}
+#else
+float read_part(const float *a, size_t begin, size_t end) {
+    float sum = 0;
+    for (size_t i = begin; i < end; i++) {
+        sum += a[i];
+    }
+    return sum;
+}
+#endif
+
+void sweep_share(void *context, int index, int size) {
+    const Move &m = *static_cast<const Move *>(context);
+    if (kTwoSweeps) {
+        const size_t share = (m.floats / size + 15) / 16 * 16;
+        const size_t begin = std::min(m.floats, share * index);
+        const size_t end = std::min(m.floats, begin + share);
+        volatile float used = read_part(m.a, begin, end);
+        if (m.b) {
+            used = read_part(m.b, begin, end);
+        }
+        (void)used;
+    }
+    bench::detail::move_share(context, index, size);
+}
+
+class Bound : public Contestant {
+public:
+    explicit Bound(const problem &p) : Contestant(p) {
+        const int64_t bytes = p.n * p.c * p.h * p.w * (p.dtype == FLOAT32 ? 4 : 2);
+        const auto second = p.operation == BACKWARD ? p.grad_output : nullptr;
+        move = {static_cast<const float *>(p.x), static_cast<const float *>(second),
+                static_cast<float *>(p.out), size_t(bytes) / 4 / 16 * 16, false};
+        // Where telling others takes longer than the work, one thread moves the bytes faster.
+        if (bytes < kSmall && p.threads > 1) {
+            sizes = {1, p.threads};
+        } else {
+            sizes = {p.threads};
+        }
+    }
+
+    // The better of ordinary and streaming stores.
+    double run(int repeats) override {
+        double best = 1e30;
+        for (const int size : sizes) {
+            team = &team_of(size);
+            for (const bool streaming : {false, true}) {
+                move.streaming = streaming;
+                call();
+                best = std::min(best, Contestant::run(repeats));
+            }
+        }
+        return best;
+    }
+
+protected:
+    void call() override {
+        team->run(sweep_share, &move);
+    }
+
+private:
+    static constexpr int64_t kSmall = 1 << 20;
+
+    std::vector<int> sizes;
+    bench::Team *team = nullptr;
+    Move move;
+};
+
+}  // namespace
+
+std::unique_ptr<Contestant> make_contestant(const problem &p) {
+    if (kTwoSweeps && p.operation == FORWARD_INFERENCE) {
+        throw std::invalid_argument("inference needs no statistics, so no second sweep");
+    }
+    return std::make_unique<Bound>(p);
+}
+
+std::string contestant_version() {
+    return kTwoSweeps ? "2 reads and 1 write (backward 4 and 1)"
+                      : "1 read and 1 write (backward 2 and 1)";
+}

@@ -1,0 +1,227 @@
+"""From raw times to shares of the bound, ratios, and whether the project's aims are met."""
+
+import math
+import pathlib
+import statistics
+from typing import Any, Callable, Iterable, NamedTuple
+
+from grid import Cell, CONTESTANTS, LAYOUTS, OPERATIONS
+
+RIVALS = ["torch", "onednn"]
+COLOURS = {"hbn": "#1b7837", "torch": "#d6604d", "onednn": "#4393c3"}
+NAMES = {"hbn": "hbn", "torch": "PyTorch", "onednn": "oneDNN", "bound": "bound"}
+# Smaller tensors live in caches and are measured against call overhead, not memory.
+LARGE = 3e6
+
+
+def needs_two_sweeps(cell: Cell, threads: int, l3_bytes: int) -> bool:
+    """Whether the cell's bound reads everything twice.
+
+    design.md: "In NCHW one channel of a usual layer fits L2, so training's second read comes from cache and the
+    same bound holds. Where a channel (or, in NHWC, the whole tensor) does not fit any cache, training forward is
+    bound by 2 reads + 1 write and backward by 4 reads + 1 write." Every thread has a channel of its own; in NHWC
+    half of L3 is left for what is written.
+    """
+    if cell.operation == "forward_inference":
+        return False
+    read = cell.tensor_bytes() * (2 if cell.operation == "backward" else 1)
+    if cell.layout == "nchw":
+        return read / cell.shape[1] * threads > l3_bytes
+    return read > l3_bytes / 2
+
+
+class Row(NamedTuple):
+    """A cell's best times with one number of threads."""
+
+    cell: Cell
+    threads: int
+    best: dict[str, float]
+    bound: float
+    two_sweeps: bool
+
+    def share(self, contestant: str) -> float | None:
+        """bound / time; 1 is the limit."""
+        return self.bound / self.best[contestant] if contestant in self.best else None
+
+    def ratio(self, rival: str) -> float | None:
+        """The rival's time / hbn's; above 1, hbn is faster."""
+        return self.best[rival] / self.best["hbn"] if rival in self.best and "hbn" in self.best else None
+
+    def name(self) -> str:
+        """The cell's, and its threads."""
+        return f"{self.cell.name()} threads={self.threads}"
+
+
+def rows(results: dict[str, Any]) -> list[Row]:
+    """Minima over rounds."""
+    l3_bytes = results["machine"]["cache_bytes"].get("L3", 0)
+    bounds = best_bounds(results["cells"])
+    made = []
+    for raw in results["cells"]:
+        cell = Cell(raw["operation"], raw["layout"], raw["dtype"], tuple(raw["shape"]))
+        best = {name: min(times) for name, times in raw["times"].items() if times}
+        two_sweeps = needs_two_sweeps(cell, raw["threads"], l3_bytes)
+        bound = bounds["bound_two_sweeps" if two_sweeps else "bound", *moved(raw)]
+        made.append(Row(cell, raw["threads"], best, bound, two_sweeps))
+    return made
+
+
+def moved(raw: dict[str, Any]) -> tuple[Any, ...]:
+    """What decides a bound: the same bytes move whatever the layout, and whichever forward it is."""
+    return raw["operation"] == "backward", raw["dtype"], tuple(raw["shape"]), raw["threads"]
+
+
+def best_bounds(raws: list[dict[str, Any]]) -> dict[tuple[Any, ...], float]:
+    """The fastest that the same bytes were moved, in any cell: a disturbed bound would flatter everyone."""
+    best: dict[tuple[Any, ...], float] = {}
+    for raw in raws:
+        for name in ("bound", "bound_two_sweeps"):
+            key = name, *moved(raw)
+            best[key] = min([best.get(key, math.inf), *raw["times"].get(name, [])])
+    return best
+
+
+def verdict(met: bool) -> str:
+    """The word that begins a line of the summary."""
+    return "met    " if met else "NOT MET"
+
+
+def worst_line(title: str, rows_of: Iterable[Row], value: Callable[[Row], float | None], least: float,
+               unit: str) -> str:
+    """Whether every row reaches `least`, and the row that is the farthest from it."""
+    valued = [(found, row) for row in rows_of if (found := value(row)) is not None]
+    if not valued:
+        return f"-        {title}: not measured"
+    found, row = min(valued, key=lambda pair: pair[0])
+    short = sum(v < least for v, _ in valued)
+    return (f"{verdict(found >= least)}  {title} >= {least:.2f}{unit}: worst {found:.2f}, {row.name()}"
+            f" ({len(valued) - short} of {len(valued)} cells reach it)")
+
+
+def mean_line(title: str, values: list[float], least: float) -> str:
+    """Whether the geometric mean reaches `least`."""
+    if not values:
+        return f"-        {title}: not measured"
+    mean = statistics.geometric_mean(values)
+    return f"{verdict(mean >= least)}  {title} >= {least:.2f}: {mean:.2f} over {len(values)} cells"
+
+
+def summary(all_rows: list[Row]) -> list[str]:
+    """The aims, a line each."""
+    return [*bound_lines(all_rows), *rival_lines(all_rows), *overhead_lines(all_rows)]
+
+
+def bound_lines(all_rows: list[Row]) -> list[str]:
+    """hbn against the memory bound, where x has 3 MB or more."""
+    large = [row for row in all_rows if row.cell.tensor_bytes() >= LARGE]
+    aims = [("forward_inference", dtype, least) for dtype, least in
+            (("float32", 0.95), ("bfloat16", 0.9), ("float16", 0.9))]
+    aims += [("forward_training", "", 0.9), ("backward", "", 0.9)]
+    return [worst_line(f"{operation}{' ' + dtype if dtype else ''}",
+                       [r for r in large if r.cell.operation == operation and dtype in ("", r.cell.dtype)],
+                       lambda row: row.share("hbn"), least, " of the bound") for operation, dtype, least in aims]
+
+
+def rival_lines(all_rows: list[Row]) -> list[str]:
+    """hbn against PyTorch and oneDNN."""
+    def ratios(rival: str, selected: Iterable[Row]) -> list[float]:
+        return [ratio for row in selected if (ratio := row.ratio(rival)) is not None]
+
+    headline = [row for row in all_rows if row.cell[:3] == ("forward_training", "nchw", "float32")]
+    return [
+        worst_line("PyTorch's time / hbn's", all_rows, lambda row: row.ratio("torch"), 1.0, ""),
+        mean_line("PyTorch's time / hbn's, geometric mean of float32 NCHW forward_training",
+                  ratios("torch", headline), 3.5),
+        mean_line("PyTorch's time / hbn's, geometric mean", ratios("torch", all_rows), 1.5),
+        worst_line("oneDNN's time / hbn's", all_rows, lambda row: row.ratio("onednn"), 0.97, ""),
+        mean_line("oneDNN's time / hbn's, geometric mean", ratios("onednn", all_rows), 1.5),
+    ]
+
+
+def overhead_lines(all_rows: list[Row]) -> list[str]:
+    """What a call costs when there is next to nothing to do."""
+    calls = [row for row in all_rows if row.cell.shape == (12, 4, 8, 8) and row.cell.dtype == "float32"
+             and row.threads == 1 and "hbn" in row.best]
+    return [f"         a call, {row.name()}: {row.best['hbn'] * 1e6:.2f} us, bound {row.bound * 1e6:.2f} us"
+            + "".join(f", {NAMES[r]} {row.best[r] * 1e6:.2f} us" for r in RIVALS if r in row.best) for row in calls]
+
+
+def notes(results: dict[str, Any]) -> list[str]:
+    """What was not measured, or went wrong."""
+    lines = [f"{NAMES.get(name, name)} is not in this run: {reason}" for name, reason in results["missing"].items()]
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for raw in results["cells"]:
+        for name, reason in raw["unsupported"].items():
+            if not name.startswith("bound"):
+                where = f"{raw['operation']} {raw['layout']} {raw['dtype']}"
+                reasons.setdefault((name, reason.split(". ")[0]), []).append(where)
+        for name, difference in raw["difference_from_hbn"].items():
+            if not difference < (1e-4 if raw["dtype"] == "float32" else 0.02):
+                lines.append(f"{NAMES[name]} and hbn disagree by {difference:.1e}: {raw['operation']} {raw['layout']} "
+                             f"{raw['dtype']} {raw['shape']}")
+    for (name, reason), places in reasons.items():
+        lines.append(f"{NAMES[name]} does not do {', '.join(sorted(set(places)))}: {reason}")
+    return lines + results["errors"]
+
+
+def markdown(results: dict[str, Any], all_rows: list[Row]) -> str:
+    """The summary, what was run, and every cell."""
+    machine = results["machine"]
+    caches = ", ".join(f"{name} {size >> 10} KB" for name, size in machine["cache_bytes"].items())
+    lines = ["# Measured", "", "    " + "\n    ".join(summary(all_rows)), "",
+             f"- {machine['cpu']}, {machine['threads']} processors, {caches}; commit {machine['commit']}",
+             *(f"- {NAMES.get(name, name)}: {version}" for name, version in results["versions"].items()),
+             f"- environment: `{' '.join(f'{k}={v}' for k, v in results['environment'].items())}`",
+             *(f"- {note}" for note in notes(results)), "",
+             "Best times in microseconds; in brackets the share of the bound, *italic* where that reads all twice."]
+    for threads, dtype in dict.fromkeys((row.threads, row.cell.dtype) for row in all_rows):
+        lines += ["", f"## {dtype}, {threads} thread{'s' if threads > 1 else ''}", "",
+                  "| cell | bound | hbn | PyTorch | oneDNN | PyTorch / hbn | oneDNN / hbn |",
+                  "| --- " * 7 + "|"]
+        lines += [table_row(row) for row in all_rows if (row.threads, row.cell.dtype) == (threads, dtype)]
+    return "\n".join(lines) + "\n"
+
+
+def table_row(row: Row) -> str:
+    """One cell of the grid, as a line of a table."""
+    bound = f"{row.bound * 1e6:.1f}"
+    columns = [f"{row.cell.operation} {row.cell.layout} {row.cell.shape_name()}",
+               f"*{bound}*" if row.two_sweeps else bound]
+    columns += [f"{row.best[c] * 1e6:.1f} ({row.share(c):.2f})" if c in row.best else "" for c in ("hbn", *RIVALS)]
+    columns += [f"{ratio:.2f}" if (ratio := row.ratio(rival)) is not None else "" for rival in RIVALS]
+    return "| " + " | ".join(columns) + " |"
+
+
+def chart(all_rows: list[Row], path: pathlib.Path) -> None:
+    """Shares of the bound in float32 with all threads: a panel for each operation and layout."""
+    import matplotlib  # pylint: disable=import-outside-toplevel
+    matplotlib.use("svg")
+    from matplotlib import pyplot  # pylint: disable=import-outside-toplevel
+
+    threads = max(row.threads for row in all_rows)
+    drawn = [row for row in all_rows if row.cell.dtype == "float32" and row.threads == threads]
+    figure, panels = pyplot.subplots(len(OPERATIONS), len(LAYOUTS), figsize=(14, 11), sharey=True, squeeze=False)
+    for i, operation in enumerate(OPERATIONS):
+        for j, layout in enumerate(LAYOUTS):
+            draw_panel(panels[i][j], [r for r in drawn if r.cell[:2] == (operation, layout)])
+            panels[i][j].set_title(f"{operation}, {layout.upper()}", fontsize=10)
+        panels[i][0].set_ylabel("share of the memory bound")
+    panels[0][0].legend(fontsize=8)
+    figure.suptitle(f"float32, {threads} thread{'s' if threads > 1 else ''}")
+    figure.tight_layout()
+    figure.savefig(path)
+    pyplot.close(figure)
+
+
+def draw_panel(panel: Any, panel_rows: list[Row]) -> None:
+    """Bars by shape."""
+    contestants = [c for c in CONTESTANTS if c in COLOURS and any(c in row.best for row in panel_rows)]
+    for k, contestant in enumerate(contestants):
+        panel.bar([x + (k - (len(contestants) - 1) / 2) * 0.27 for x in range(len(panel_rows))],
+                  [row.share(contestant) or math.nan for row in panel_rows], 0.27, label=NAMES[contestant],
+                  color=COLOURS[contestant])
+    panel.set_ylim(0, 1.3)
+    panel.axhline(1, color="black", linewidth=0.8)
+    panel.set_xticks(range(len(panel_rows)), [row.cell.shape_name() for row in panel_rows], rotation=40, ha="right",
+                     fontsize=7)
+    panel.grid(axis="y", alpha=0.3)

@@ -1,0 +1,230 @@
+#include "layout.h"
+
+#include "checks.h"
+#include "small_sort.h"
+
+#include <algorithm>
+#include <cstdint>
+
+namespace hbn::internal {
+
+namespace {
+
+thread_local KernelView last;
+
+using Dimension = KernelView::Dimension;
+
+// The reduced dimensions N, H, W of all tensors of a call in the fewest dimensions that describe
+// them: they are interchangeable, and adjacent ones merge where every tensor steps evenly through
+// both.
+struct Geometry {
+    int tensors;
+    Dimension reduced[3];  // innermost first
+    int num_reduced = 0;
+    Dimension channels;
+    int64_t elements = 1, element_bytes;
+
+    Geometry(const hbn_tensor *all, int count)
+        : tensors(count), element_bytes(element_size(all[0].dtype)) {
+        static const int kReduced[3] = {3, 2, 0};
+        for (int i = 0; i < count; i++) {
+            channels.size = all[i].sizes[1];
+            channels.strides[i] = all[i].strides[1];
+            for (int d = 0; d < 3; d++) {
+                reduced[d].size = all[i].sizes[kReduced[d]];
+                reduced[d].strides[i] = all[i].strides[kReduced[d]];
+            }
+        }
+        for (int d = 0; d < 4; d++) {
+            elements *= all[0].sizes[d];
+        }
+        simplify();
+    }
+
+    bool unit_stride(const Dimension &d) const {
+        return std::all_of(d.strides, d.strides + tensors, [](int64_t s) { return s == 1; });
+    }
+
+    // Whether `outer` steps over exactly what `inner` covers, in every tensor.
+    bool continues(const Dimension &outer, const Dimension &inner) const {
+        for (int i = 0; i < tensors; i++) {
+            if (outer.strides[i] != inner.size * inner.strides[i]) {
+                return false;
+            }
+        }
+        return true;
+    }
+
+private:
+    void simplify() {
+        num_reduced = int(
+            std::remove_if(reduced, reduced + 3, [](const Dimension &d) { return d.size == 1; }) -
+            reduced);
+        small_sort(reduced, num_reduced, [](const Dimension &a, const Dimension &b) {
+            return a.strides[0] < b.strides[0];
+        });
+        for (int outer = num_reduced - 1; outer > 0; outer--) {
+            if (continues(reduced[outer], reduced[outer - 1])) {
+                reduced[outer - 1].size *= reduced[outer].size;
+                std::copy(reduced + outer + 1, reduced + num_reduced, reduced + outer);
+                num_reduced--;
+            }
+        }
+    }
+};
+
+// The same dimension in steps of `step`.
+Dimension every(const Dimension &d, int64_t step) {
+    Dimension stepped = d;
+    stepped.size = d.size / step;
+    for (int64_t &stride : stepped.strides) {
+        stride *= step;
+    }
+    return stepped;
+}
+
+// What follows was found by measuring; `make bench` shows what it comes to.
+
+// Columns of a row: enough for a loop to pay, few enough that the sums and coefficients kept for each
+// stay in L1.
+constexpr int64_t kNhwcColumns = 512;
+constexpr int64_t kBlockColumns = 1024;
+// Fewer rows than this don't pay for what is done once a column.
+constexpr int64_t kFewestRows = 8;
+constexpr int64_t kFewestFoldedRows = 32;
+// Below so many channels they don't share out evenly among threads, unless the tensor is small anyway.
+constexpr int64_t kFewChannels = 16;
+constexpr int64_t kFewElements = 65536;
+// Tensors of more bytes than this, together, outgrow most caches.
+constexpr int64_t kCachedBytes = 24 << 20;
+
+constexpr int64_t kLine = 64;
+
+// The largest divisor of n, up to `most`, of which that many `bytes` are whole cache lines; failing
+// that, the largest.
+int64_t largest_divisor(int64_t n, int64_t most, int64_t bytes) {
+    int64_t largest = 1;
+    for (int64_t d = std::min(n, most); d > 1; d--) {
+        if (n % d == 0) {
+            if (d * bytes % kLine == 0) {
+                return d;
+            }
+            largest = std::max(largest, d);
+        }
+    }
+    return largest;
+}
+
+// Dense channels as rows of columns.
+KernelView rows_of_channels(const Geometry &g) {
+    KernelView view;
+    view.layout = Layout::rows;
+    view.channels = g.channels.size;
+    view.dimensions[0] = g.channels;
+    if (g.num_reduced > 0) {
+        view.dimensions[2] = g.reduced[0];
+    }
+    if (g.channels.size > kNhwcColumns) {
+        view.channels = largest_divisor(g.channels.size, kNhwcColumns, g.element_bytes);
+        view.dimensions[0].size = view.channels;
+        view.dimensions[1] = every(g.channels, view.channels);
+    } else if (g.num_reduced == 1 && g.continues(g.reduced[0], g.channels)) {
+        // Several pixels side by side.
+        const int64_t most =
+            std::min(kNhwcColumns / g.channels.size, g.reduced[0].size / kFewestFoldedRows);
+        const int64_t folds =
+            largest_divisor(g.reduced[0].size, most, g.channels.size * g.element_bytes);
+        view.dimensions[0].size *= folds;
+        view.dimensions[2] = every(g.reduced[0], folds);
+    }
+    return view;
+}
+
+// Small dense planes as rows of columns: whole channels side by side.
+KernelView blocks_of_channels(const Geometry &g) {
+    KernelView view;
+    view.layout = Layout::blocks;
+    view.plane = g.reduced[0].size;
+    view.channels =
+        largest_divisor(g.channels.size, kBlockColumns / view.plane, view.plane * g.element_bytes);
+    view.dimensions[0] = g.reduced[0];
+    view.dimensions[0].size *= view.channels;
+    view.dimensions[1] = every(g.channels, view.channels);
+    view.dimensions[2] = g.reduced[1];
+    return view;
+}
+
+KernelView four_dimensions(const Geometry &g, Layout layout) {
+    KernelView view;
+    view.layout = layout;
+    if (g.num_reduced > 0) {
+        view.dimensions[0] = g.reduced[0];
+    }
+    if (g.num_reduced > 2) {
+        view.dimensions[1] = g.reduced[1];
+    }
+    view.dimensions[2] = g.channels;
+    if (g.num_reduced > 1) {
+        view.dimensions[3] = g.reduced[g.num_reduced - 1];
+    }
+    return view;
+}
+
+}  // namespace
+
+namespace {
+
+// Whether every vector of the output starts on 16 bytes, which streaming stores need; and in columns,
+// which are mapped a line at a time in several rows, on a line.
+bool aligned(const KernelView &view, const hbn_tensor &output, int index) {
+    const int64_t bytes = element_size(output.dtype);
+    uint64_t all = reinterpret_cast<uintptr_t>(output.data);
+    const int dimensions = view.in_columns() ? 3 : 4;
+    for (int d = 1; d < dimensions; d++) {
+        if (view.dimensions[d].size > 1) {
+            all |= uint64_t(view.dimensions[d].strides[index] * bytes);
+        }
+    }
+    return all % (view.in_columns() ? kLine : 16) == 0;
+}
+
+KernelView choose_layout(const Geometry &g, bool reduces, Layouts available) {
+    const auto has = [&](Layout layout) { return available[size_t(layout)]; };
+    const bool dense_channels = g.channels.size > 1 && g.unit_stride(g.channels);
+    const bool dense_w = g.num_reduced == 0 || g.unit_stride(g.reduced[0]);
+    const bool dense_planes =
+        dense_w && g.num_reduced == 2 && g.continues(g.channels, g.reduced[0]);
+    if (dense_channels && g.num_reduced <= 1 && has(Layout::rows)) {
+        return rows_of_channels(g);
+    }
+    if (dense_channels && has(Layout::nhwc)) {
+        return four_dimensions(g, Layout::nhwc);
+    }
+    if (dense_planes && g.reduced[0].size <= kBlockColumns && g.reduced[1].size >= kFewestRows &&
+        has(Layout::blocks)) {
+        return blocks_of_channels(g);
+    }
+    if (dense_w && reduces && g.channels.size < kFewChannels && g.elements > kFewElements &&
+        has(Layout::nchw_few_channels)) {
+        return four_dimensions(g, Layout::nchw_few_channels);
+    }
+    return four_dimensions(g, dense_w && has(Layout::nchw) ? Layout::nchw : Layout::strided);
+}
+
+}  // namespace
+
+KernelView choose_view(const hbn_tensor *tensors, int count, int output, bool reduces,
+                       Layouts available) {
+    const Geometry g(tensors, count);
+    KernelView view = choose_layout(g, reduces, available);
+    view.stream = output >= 0 && g.elements * g.element_bytes * count > kCachedBytes &&
+                  aligned(view, tensors[output], output);
+    last = view;
+    return view;
+}
+
+const KernelView &last_view() {
+    return last;
+}
+
+}  // namespace hbn::internal

@@ -1,0 +1,49 @@
+// How a kernel sees its tensors: which of the layouts that kernels were built for suits a shape.
+#ifndef HBN_RUNTIME_LAYOUT_H
+#define HBN_RUNTIME_LAYOUT_H
+
+#include <hbn/hbn.h>
+
+#include <bitset>
+
+namespace hbn::internal {
+
+// As in schedules/pipeline.h, whose comments say what each is.
+enum class Layout { nchw, nchw_few_channels, blocks, rows, nhwc, strided };
+
+constexpr int kLayouts = 6;
+constexpr int kMostTensors = 3;
+
+using Layouts = std::bitset<kLayouts>;
+
+// The dimensions that a kernel is given, innermost first: (w, h, c, n), or (column, block, row) in
+// columns. Strides are in elements, one for each tensor of the call.
+struct KernelView {
+    struct Dimension {
+        int64_t size = 1;
+        int64_t strides[kMostTensors] = {1, 1, 1};
+    };
+
+    Layout layout = Layout::strided;
+    Dimension dimensions[4];
+    int64_t plane = 1;     // in columns: neighbouring columns of one channel
+    int64_t channels = 1;  // in columns: of a block
+    bool stream = false;   // whether the output outgrows the cache
+
+    bool in_columns() const {
+        return layout == Layout::blocks || layout == Layout::rows;
+    }
+};
+
+// For tensors of one shape. The choice depends on the shape, strides and dtype alone, so that a
+// result does not depend on the machine. `reduces`: whether the operation takes sums over channels.
+// `output` is the tensor that is written, -1 if none.
+KernelView choose_view(const hbn_tensor *tensors, int count, int output, bool reduces,
+                       Layouts available);
+
+// This thread's last choice, for tests.
+const KernelView &last_view();
+
+}  // namespace hbn::internal
+
+#endif

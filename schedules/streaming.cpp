@@ -1,0 +1,155 @@
+#include "schedules/streaming.h"
+
+#include <vector>
+
+namespace hbn {
+
+using namespace Halide;
+using namespace Halide::Internal;
+
+namespace {
+
+// Halide 21 has no streaming stores, no way to link LLVM code into a kernel, and marks no store
+// !nontemporal. But LLVM's AutoUpgrade (UpgradeIntrinsicCall) turns every call whose callee's name begins
+// "llvm.x86.avx.movnt.", as AVX's former intrinsics did, into `store <2nd argument>, ptr <1st>, align <its
+// size>, !nontemporal` whenever it reads bitcode, and Halide writes and reads back the optimized module
+// before it emits code (clone_module). So a call to that name is all it takes, inlined by construction. Were
+// either to change, the name would remain undefined and linking would fail.
+constexpr const char *nontemporal_store = "llvm.x86.avx.movnt.hbn";
+
+// What one call stores. Halide declares callees with scalar parameters, and 128 bits are its widest scalar;
+// LLVM sees through the conversion and stores an xmm register. Write combining makes whole lines of these;
+// on one thread a ymm a store would be a tenth faster.
+constexpr int chunk_bits = 128;
+
+class StreamStores : public IRMutator {
+public:
+    StreamStores(std::string output, Expr stream)
+        : output_(std::move(output)), stream_(std::move(stream)) {
+    }
+
+    using IRMutator::mutate;
+
+    // Halide calls this with the whole pipeline, the visitors with its parts.
+    Stmt mutate(const Stmt &s) override {
+        if (inside_) {
+            return IRMutator::mutate(s);
+        }
+        inside_ = true;
+        replaced_any_ = false;
+        Stmt result = with_fence(s);
+        inside_ = false;
+        _halide_user_assert(replaced_any_) << "No loop stores dense vectors to " << output_ << "\n";
+        return result;
+    }
+
+protected:
+    using IRMutator::visit;
+
+    // Where the output's pointer becomes known. As an integer, since only that has arithmetic.
+    Stmt visit(const LetStmt *op) override {
+        if (op->name != output_) {
+            return IRMutator::visit(op);
+        }
+        Expr pointer = Variable::make(Handle(), output_);
+        return LetStmt::make(
+            op->name, op->value,
+            LetStmt::make(address_name(), reinterpret(UInt(64), pointer), mutate(op->body)));
+    }
+
+    // A loop with such stores becomes two, and the choice between them is made outside of it.
+    Stmt visit(const For *op) override {
+        const bool outer_in_loop = in_loop_, outer_choice = choice_wanted_;
+        choice_wanted_ = false;
+        Stmt result;
+        if (op->for_type == ForType::Parallel) {
+            in_loop_ = false;
+            result = For::make(op->name, op->min, op->extent, op->for_type, op->partition_policy,
+                               op->device_api, with_fence(op->body));
+        } else {
+            in_loop_ = true;
+            result = IRMutator::visit(op);
+        }
+        if (choice_wanted_) {
+            result = IfThenElse::make(stream_, result, Stmt(op));
+        }
+        in_loop_ = outer_in_loop;
+        choice_wanted_ = outer_choice;
+        return result;
+    }
+
+    // Guarded tails are predicated or scalar and stay as they are; so does what runs once a task.
+    Stmt visit(const Store *op) override {
+        const Ramp *ramp = op->index.as<Ramp>();
+        const Type type = op->value.type();
+        const int lanes = chunk_bits / type.bits();
+        if (op->name != output_ || !in_loop_ || !ramp || !is_const_one(ramp->stride) ||
+            !is_const_one(op->predicate) || type.lanes() % lanes != 0) {
+            return IRMutator::visit(op);
+        }
+        replaced_any_ = choice_wanted_ = fence_wanted_ = true;
+
+        // A constant summand is kept out of the conversion to 64 bits, which lets unrolled stores share it.
+        Expr index = ramp->base;
+        int64_t constant = 0;
+        if (const Add *add = index.as<Add>()) {
+            if (const auto c = as_const_int(add->b)) {
+                index = add->a;
+                constant = *c;
+            }
+        }
+        const Expr element = cast<uint64_t>(cast<int64_t>(index)) + Expr(uint64_t(constant));
+        const std::string value_name = unique_name('t'), begin_name = unique_name('t');
+        const Expr value = Variable::make(type, value_name),
+                   begin = Variable::make(UInt(64), begin_name);
+        std::vector<Stmt> stores;
+        for (int first = 0; first < type.lanes(); first += lanes) {
+            const Expr chunk =
+                type.lanes() == lanes ? value : Shuffle::make_slice(value, first, 1, lanes);
+            const Expr address = begin + Expr(uint64_t(first * type.bytes()));
+            stores.push_back(call(nontemporal_store, {reinterpret(Handle(), address),
+                                                      reinterpret(UInt(chunk_bits), chunk)}));
+        }
+        const Expr first_address =
+            Variable::make(UInt(64), address_name()) + element * Expr(uint64_t(type.bytes()));
+        return LetStmt::make(value_name, op->value,
+                             LetStmt::make(begin_name, first_address, Block::make(stores)));
+    }
+
+private:
+    std::string address_name() const {
+        return output_ + ".address";
+    }
+
+    static Stmt call(const std::string &name, const std::vector<Expr> &arguments) {
+        return Evaluate::make(Call::make(Int(32), name, arguments, Call::Extern));
+    }
+
+    // All that one thread does. Others see streaming stores in order only after a fence.
+    Stmt with_fence(const Stmt &s) {
+        const bool outer = fence_wanted_;
+        fence_wanted_ = false;
+        Stmt result = IRMutator::mutate(s);
+        if (fence_wanted_) {
+            result = Block::make(result, IfThenElse::make(stream_, call("hbn_stream_fence", {})));
+        }
+        fence_wanted_ = outer;
+        return result;
+    }
+
+    const std::string output_;
+    const Expr stream_;
+    bool inside_ = false, in_loop_ = false, replaced_any_ = false;
+    bool choice_wanted_ = false, fence_wanted_ = false;
+};
+
+}  // namespace
+
+void stream_stores(Pipeline pipeline, const Target &target, const Func &output,
+                   const Expr &stream) {
+    if (target.arch == Target::X86 && !target.has_gpu_feature()) {
+        pipeline.add_custom_lowering_pass(new StreamStores(output.name(), stream));
+    }
+}
+
+}  // namespace hbn

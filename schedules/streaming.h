@@ -1,0 +1,19 @@
+// Stores that bypass the cache, for outputs larger than it: no line is read before it is written whole.
+#ifndef HBN_SCHEDULES_STREAMING_H
+#define HBN_SCHEDULES_STREAMING_H
+
+#include <Halide.h>
+
+namespace hbn {
+
+// Call from a generator's schedule(), with its get_pipeline(). Where `stream` holds at run time, loops store
+// whole dense vectors of `output` with movnt*; other stores, such as tails, stay ordinary. The caller must
+// see to it that each of those vectors is aligned to 16 bytes (the buffer, and every stride in bytes): the
+// kernel faults otherwise. `stream` may consist of scalar inputs only. Kernels then call
+// `int hbn_stream_fence()`, which must be an sfence, on each thread. Does nothing where not for x86.
+void stream_stores(Halide::Pipeline pipeline, const Halide::Target &target,
+                   const Halide::Func &output, const Halide::Expr &stream);
+
+}  // namespace hbn
+
+#endif
