@@ -3,7 +3,7 @@
 include(cmake/HbnTargets.cmake)
 
 # Operations on (N, C, H, W) tensors; each is a generator of this name. Adding one is one file in generators/
-# and one line here.
+# and one line here; in HBN_REDUCING_OPERATIONS, too, if it takes sums over channels.
 set(HBN_OPERATIONS
     forward_training
     forward_inference
@@ -15,6 +15,7 @@ set(HBN_OPERATIONS
     backward_reduce
     backward_elemt
 )
+set(HBN_REDUCING_OPERATIONS forward_training stats backward_training backward_inference backward_reduce)
 set(HBN_GENERATOR_SOURCES
     generators/batch_norm.cpp
     generators/forward_training.cpp
@@ -85,6 +86,11 @@ function(hbn_add_all_kernels library)
     foreach (operation IN LISTS HBN_OPERATIONS)
         foreach (dtype IN LISTS HBN_DTYPES)
             foreach (layout IN LISTS HBN_LAYOUTS)
+                # Layouts that only matter to sums, or to speed where speed is not what float64 is for.
+                if ((layout STREQUAL "nchw_few_channels" AND NOT operation IN_LIST HBN_REDUCING_OPERATIONS)
+                    OR (dtype STREQUAL "float64" AND layout MATCHES "^(nchw_few_channels|blocks)$"))
+                    continue()
+                endif ()
                 hbn_add_kernel(${library} hbn_${operation}_${dtype}_${layout} ${operation}
                                "${HBN_HALIDE_TARGETS}" dtype=${dtype} layout=${layout})
                 string(APPEND lines "HBN_TENSOR_KERNEL(${operation}, ${dtype}, ${layout})\n")

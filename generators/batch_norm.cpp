@@ -1,5 +1,7 @@
 #include "generators/batch_norm.h"
 
+#include <limits>
+
 namespace hbn {
 
 using namespace Halide;
@@ -12,8 +14,16 @@ Expr exact_order(const Expr &e) {
     return strict_float(e);
 }
 
+// Of a >= 1. Not (a + b - 1) / b: Halide folds that, where b is such a quotient itself, into products that
+// overflow.
 Expr ceil_div(const Expr &a, const Expr &b) {
-    return (a + b - 1) / b;
+    return (a - 1) / b + 1;
+}
+
+// Of the fewest parts that have at most `most` each: a last part that is much smaller than the others
+// would cost as much.
+Expr even_share(const Expr &all, const Expr &most) {
+    return ceil_div(all, ceil_div(all, most));
 }
 
 // Values of a tile. Where channels are dense a tile is rows of all channels.
@@ -40,14 +50,22 @@ Expr round_to(Type type, const Expr &value) {
                        select(is_nan(value), Expr(quiet_nan), reinterpret(UInt(16), rounded)));
 }
 
+Expr round_element(Type type, const Expr &value) {
+    return type.is_bfloat() ? cast(type, value) : round_to(type, value);
+}
+
+Expr with_plain_nan(const Expr &value) {
+    return select(is_nan(value), Expr(std::numeric_limits<float>::quiet_NaN()), value);
+}
+
 PlaneTiling::PlaneTiling(const Expr &width, const Expr &height, const Expr &samples,
                          const Expr &channels, Layout layout)
     : width(width), height(height), samples(samples) {
     const Expr budget = tile_elements(channels, layout);
     // Whole vectors of any width up to 64 lanes; `where` cuts the last tile along each axis.
-    w = ceil_div(min(width, budget), 64) * 64;
-    h = min(height, max(budget / min(w, width), 1));
-    n = min(samples, max(budget / (min(w, width) * h), 1));
+    w = ceil_div(even_share(width, budget), 64) * 64;
+    h = even_share(height, max(budget / min(w, width), 1));
+    n = even_share(samples, max(budget / (min(w, width) * h), 1));
     inside = RDom(0, w, 0, h, 0, n, "inside");
     inside.where(likely(tw * w + inside.x < width) && inside.y < tile_h() && inside.z < tile_n());
     tiles = RDom(0, ceil_div(width, w), 0, ceil_div(height, h), 0, ceil_div(samples, n), "tiles");
@@ -76,7 +94,7 @@ ColumnTiling::ColumnTiling(const Expr &columns, const Expr &rows, const Expr &pl
     // runs in parallel, few enough to have many.
     const Expr enough =
         layout == Layout::rows ? max(65536 / columns, 128) : max(1048576 / columns, 512);
-    tile_rows = ceil_div(min(rows, enough), row_group) * row_group;
+    tile_rows = ceil_div(even_share(rows, enough), row_group) * row_group;
     inside = RDom(0, tile_rows, "inside");
     tiles = RDom(0, ceil_div(rows, tile_rows), "tiles");
     inside.where(likely(first_row(t) + inside.x < rows));
@@ -311,7 +329,8 @@ Expr input_gradient(const Expr &grad_output, const Expr &x, const std::vector<Ex
     const Expr scale = k[0], mean = k[1], mean_dy = k[3];
     const Expr deviation = exact_order(cast(scale.type(), x) * scale - mean);
     const Expr centred = exact_order(cast(scale.type(), grad_output) - mean_dy);
-    return (centred - deviation * k[2]) * k[4];
+    // In this order wherever it is compiled: an output's bits don't depend on how it is stored.
+    return exact_order((centred - deviation * k[2]) * k[4]);
 }
 
 }  // namespace hbn

@@ -38,6 +38,12 @@ inline Expr f64(const Expr &e) {
 // infinity or zero where the target has no instruction for it.
 Expr round_to(Type type, const Expr &value);
 
+// The same for an output's elements, whose NaN, if any, comes from a tensor of that type, from
+// arithmetic, or from coefficients that went through with_plain_nan(): such a NaN has no bits beyond
+// bfloat16's, so that rounding can't carry it over into a number.
+Expr round_element(Type type, const Expr &value);
+Expr with_plain_nan(const Expr &value);
+
 // A channel cut into tiles, whose sums are merged in order. The cut depends on the shape alone,
 // never on the number of threads: that keeps results bitwise the same.
 //
@@ -254,8 +260,11 @@ protected:
     }
 
     // Computed once a channel, to be read at an element.
-    std::vector<Expr> once_a_channel(const std::vector<Expr> &values) {
+    std::vector<Expr> once_a_channel(std::vector<Expr> values) {
         Func coefficients("coefficients");
+        for (Expr &value : values) {
+            value = Type(dtype).is_bfloat() ? with_plain_nan(value) : value;
+        }
         coefficients(channel()) = Halide::Tuple(values);
         work.coefficients = {coefficients};
         if (!in_columns()) {

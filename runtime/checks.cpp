@@ -437,9 +437,12 @@ hbn_status check_overlap(std::initializer_list<Footprint> inputs,
             return fail(HBN_INVALID_ARGUMENT, text::self_overlap, out->name);
         }
         for (const Footprint &in : inputs) {
+            if (!overlap(in, *out)) {
+                continue;
+            }
             const bool allowed = same_name(out->name, in_place) &&
                                  same_name(in.name, in_place_of) && same_view(*out, in);
-            if (!allowed && overlap(in, *out)) {
+            if (!allowed) {
                 return fail(HBN_INVALID_ARGUMENT, text::overlap, in.name, out->name);
             }
         }

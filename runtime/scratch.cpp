@@ -2,6 +2,7 @@
 // allocate nothing: a kernel asks for the same few sizes again and again, once a tile.
 #include <HalideRuntime.h>
 
+#include <algorithm>
 #include <cstdlib>
 
 namespace {
@@ -9,7 +10,7 @@ namespace {
 // The widest vector a kernel stores to scratch, and room for the header before it.
 constexpr size_t kAlignment = 128;
 constexpr int kMostBlocks = 16;
-constexpr size_t kMostBytes = size_t(1) << 20;  // of a block that is kept
+constexpr size_t kMostBytes = size_t(4) << 20;  // of a block that is kept
 
 struct Header {
     size_t capacity;
@@ -53,7 +54,8 @@ extern "C" void *halide_malloc(void *, size_t bytes) {
     for (int i = cache.count - 1; i >= 0; i--) {
         Header *block = cache.blocks[i];
         if (block->capacity >= capacity && block->capacity <= 4 * capacity) {
-            cache.blocks[i] = cache.blocks[--cache.count];
+            std::copy(cache.blocks + i + 1, cache.blocks + cache.count, cache.blocks + i);
+            cache.count--;
             return data_of(block);
         }
     }
@@ -77,8 +79,10 @@ extern "C" void halide_free(void *, void *data) {
         return;
     }
     if (cache.count == kMostBlocks) {
+        // The one that has not been asked for in the longest time.
         std::free(cache.blocks[0]);
-        cache.blocks[0] = cache.blocks[--cache.count];
+        std::copy(cache.blocks + 1, cache.blocks + cache.count, cache.blocks);
+        cache.count--;
     }
     cache.blocks[cache.count++] = block;
 }

@@ -54,7 +54,7 @@ struct Loop {
         }
     }
 
-    // Neighbouring tasks go to one thread: a task may fetch ahead what the next one needs.
+    // Neighbouring tasks go to one thread: what the hardware fetches ahead of one, the next one uses.
     void run_available() {
         for (int i = next.fetch_add(run); i < size; i = next.fetch_add(run)) {
             for (int j = i; j < i + run && j < size; j++) {
@@ -211,6 +211,14 @@ int num_processors() {
 
 constexpr int kMostThreads = 1024;
 
+// Some claims a thread, so that all end at about the same time. With the most threads, the last claims still
+// don't carry Loop::next past an int.
+int tasks_per_claim(int tasks, int threads) {
+    constexpr int kClaims = 8, kMost = 512;
+    const int share = tasks / (threads * kClaims);
+    return share < 1 ? 1 : share > kMost ? kMost : share;
+}
+
 int default_num_threads() {
     static const int threads = [] {
         const char *text = std::getenv("HBN_NUM_THREADS");
@@ -278,7 +286,7 @@ int halide_do_par_for(void *user_context, halide_task_t task, int min, int size,
         }
         const int threads = hbn_get_num_threads();
         SerialScope nested(true);
-        loop.run = size / (threads * 8) > 1 ? size / (threads * 8) : 1;
+        loop.run = tasks_per_claim(size, threads);
         if (threads > 1 && pool().run(loop, threads)) {
             return loop.result;
         }

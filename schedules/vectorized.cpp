@@ -89,7 +89,10 @@ void schedule_all_channels(ChannelPipeline &p, const VectorParameters &parameter
     }
     for (Func &f : p.elementwise) {
         Var part("part");
-        f.split(w, part, w, min(task_elements, (p.row_elements + 63) / 64 * 64), guarded)
+        // Even parts, in whole lines; in a form that Halide does not fold into products that overflow.
+        const Expr parts = (p.row_elements - 1) / task_elements + 1;
+        const Expr part_elements = ((p.row_elements - 1) / (parts * 64) + 1) * 64;
+        f.split(w, part, w, part_elements, guarded)
             .reorder(w, h, part, c, n)
             .fuse(part, c, task)
             .fuse(task, n, task)

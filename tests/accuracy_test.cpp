@@ -1,4 +1,5 @@
 // Inputs that break other implementations: design.md's bound holds on every one, in every layout.
+#include "hard_inputs.h"
 #include "oracle.h"
 
 namespace hbn::test {
@@ -6,52 +7,16 @@ namespace {
 
 constexpr double kEps = 1e-5;
 
-struct HardInput {
-    const char *name;
-    double (*value)(Normal &normal, int64_t index);
-};
-
-const HardInput hard_inputs[] = {
-    {"mean_1e4", [](Normal &normal, int64_t) { return normal(1e4); }},
-    {"mean_1e6", [](Normal &normal, int64_t) { return normal(1e6); }},
-    {"mean_minus_1e6", [](Normal &normal, int64_t) { return normal(-1e6); }},
-    {"constant", [](Normal &, int64_t) { return 3.25; }},
-    {"constant_but_one", [](Normal &, int64_t i) { return i == 5 ? 16777216.0 : 16777214.0; }},
-    {"zero", [](Normal &, int64_t) { return 0.0; }},
-    {"denormal", [](Normal &normal, int64_t) { return normal(0, 1e-41); }},
-    {"smallest_denormals", [](Normal &, int64_t i) { return i % 2 ? 1.4e-45 : -1.4e-45; }},
-    {"tiny", [](Normal &normal, int64_t) { return normal(0, 1e-30); }},
-    {"huge_1e18", [](Normal &normal, int64_t) { return normal(0, 1e18); }},
-    {"huge_mean_1e18", [](Normal &normal, int64_t) { return normal(1e18, 1e12); }},
-    {"outlier_1e20", [](Normal &normal, int64_t i) { return i == 0 ? 1e20 : normal(); }},
-    {"last_outlier_1e20",
-     [](Normal &normal, int64_t i) { return i == 16 * 784 - 1 ? 1e20 : normal(); }},
-    {"largest", [](Normal &, int64_t i) { return i % 2 ? 3.4028234e38 : -3.4028234e38; }},
-    {"largest_constant", [](Normal &, int64_t) { return 3.4028234e38; }},
-    {"mixed_magnitudes",
-     [](Normal &normal, int64_t i) { return normal() * std::pow(10.0, double(i % 37)); }},
-    {"ramp", [](Normal &, int64_t i) { return double(i); }},
-};
-
 class HardInputs : public ::testing::TestWithParam<std::tuple<HardInput, Layout, bool>> {
 protected:
     const HardInput input = std::get<0>(GetParam());
     const Layout layout = std::get<1>(GetParam());
     const bool large_parameters = std::get<2>(GetParam());
-    const Shape sizes{16, 8, 28, 28};
-    Normal normal{11};
-    TestTensor x{DType::float32, sizes, layout}, y{DType::float32, sizes, layout};
-    TestVector weight{DType::float32, normal.values(8, 0, large_parameters ? 1000 : 1)};
-    TestVector bias{DType::float32, normal.values(8, 0, large_parameters ? 1000 : 1)};
-
-    void SetUp() override {
-        for (int64_t c = 0; c < 8; c++) {
-            int64_t index = 0;
-            x.for_each_in_channel([&](int64_t n, int64_t h, int64_t w) {
-                x.set(n, c, h, w, input.value(normal, index++));
-            });
-        }
-    }
+    HardProblem problem{input, layout, large_parameters};
+    const Shape &sizes = problem.sizes;
+    TestTensor &x = problem.x;
+    TestVector &weight = problem.weight, &bias = problem.bias;
+    TestTensor y{DType::float32, sizes, layout};
 };
 
 TEST_P(HardInputs, forward_training) {

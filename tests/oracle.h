@@ -80,14 +80,16 @@ struct GradientOracle {
         });
     }
 
-    // Sums run in float64; the result is rounded once to the statistic type.
+    // Sums run in float64; the result is rounded once to the statistic type, whose denormals are further apart
+    // than its relative roundoff tells.
     void expect_parameters(double grad_weight, double grad_bias, DType dtype, Real count) const {
         const Real roundoff = unit_roundoff(dtype);
         const Real sum = count * std::ldexp(Real(1), -53);
+        const Real denormal = smallest_denormal(dtype);
         EXPECT_LE(std::fabs(grad_bias - sum_dy),
-                  2 * roundoff * std::fabs(sum_dy) + sum * sum_abs_dy);
+                  2 * roundoff * std::fabs(sum_dy) + sum * sum_abs_dy + denormal);
         EXPECT_LE(std::fabs(grad_weight - sum_dy_xhat),
-                  4 * roundoff * std::fabs(sum_dy_xhat) + 2 * sum * sum_abs_dy_xhat);
+                  4 * roundoff * std::fabs(sum_dy_xhat) + 2 * sum * sum_abs_dy_xhat + denormal);
     }
 };
 

@@ -141,7 +141,10 @@ inline Shape strides_of(const Shape &sizes, Layout layout) {
 class TestTensor {
 public:
     TestTensor(DType dtype, const Shape &sizes, Layout layout = Layout::nchw)
-        : view_(nullptr, dtype, sizes, strides_of(sizes, layout)) {
+        : TestTensor(dtype, sizes, strides_of(sizes, layout)) {
+    }
+    TestTensor(DType dtype, const Shape &sizes, const Shape &strides)
+        : view_(nullptr, dtype, sizes, strides) {
         int64_t last = 0;
         for (int d = 0; d < 4; d++) {
             last += std::max<int64_t>(sizes[d] - 1, 0) * view_.strides[d];

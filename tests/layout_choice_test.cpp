@@ -1,0 +1,296 @@
+// Which kernel serves which shape, that each is right there, and that streaming stores change no bit.
+#include "oracle.h"
+#include "runtime/layout.h"
+
+#include <ostream>
+#include <set>
+
+namespace hbn::test {
+namespace {
+
+using internal::last_view;
+using Kernel = internal::Layout;
+
+constexpr double kEps = 1e-5;
+
+const char *name_of_kernel(Kernel kernel) {
+    static const char *const names[internal::kLayouts] = {
+        "nchw", "nchw_few_channels", "blocks", "rows", "nhwc", "strided"};
+    return names[int(kernel)];
+}
+
+// float64 goes without the kernels that are there for speed alone.
+Kernel kernel_of(Kernel kernel, DType dtype) {
+    const bool for_speed = kernel == Kernel::nchw_few_channels || kernel == Kernel::blocks;
+    return dtype == DType::float64 && for_speed ? Kernel::nchw : kernel;
+}
+
+// A view of part of a larger dense tensor.
+Shape part_of(const Shape &larger, MemoryFormat format = MemoryFormat::contiguous) {
+    return dense_strides(larger, format);
+}
+
+constexpr auto contiguous = MemoryFormat::contiguous;
+constexpr auto channels_last = MemoryFormat::channels_last;
+
+struct Case {
+    const char *name;
+    Shape sizes, strides;
+    Kernel kernel;  // of forward_training; of forward_inference for a single value a channel
+};
+
+void PrintTo(const Case &p, std::ostream *out) {
+    *out << p.name << ", sizes " << shape_name(p.sizes) << ", strides " << shape_name(p.strides);
+}
+
+Case dense(const char *name, const Shape &sizes, MemoryFormat format, Kernel kernel) {
+    return {name, sizes, dense_strides(sizes, format), kernel};
+}
+
+std::vector<Case> cases() {
+    return {
+        // NCHW: a channel's planes one after the other.
+        dense("large_planes", {3, 17, 33, 35}, contiguous, Kernel::nchw),
+        dense("few_small_planes", {7, 17, 7, 7}, contiguous, Kernel::nchw),
+        dense("one_sample", {1, 19, 9, 11}, contiguous, Kernel::nchw),
+        dense("one_channel", {4, 1, 13, 11}, contiguous, Kernel::nchw),
+        dense("few_channels_but_small", {2, 3, 40, 40}, contiguous, Kernel::nchw),
+        dense("enough_channels", {2, 16, 48, 48}, contiguous, Kernel::nchw),
+        {"crop", {3, 5, 6, 7}, part_of({3, 5, 9, 10}), Kernel::nchw},
+        {"small_planes_of_some_channels", {9, 5, 7, 7}, part_of({9, 8, 7, 7}), Kernel::blocks},
+        {"every_other_row", {9, 5, 4, 7}, {5 * 56, 56, 14, 1}, Kernel::nchw},
+        {"planes_with_gaps", {9, 5, 7, 7}, {5 * 64, 64, 7, 1}, Kernel::nchw},
+        // Few channels, each of many values.
+        dense("photographs", {2, 3, 105, 107}, contiguous, Kernel::nchw_few_channels),
+        dense("one_large_channel", {1, 1, 257, 259}, contiguous, Kernel::nchw_few_channels),
+        dense("one_large_channel_last", {3, 1, 149, 151}, channels_last, Kernel::nchw_few_channels),
+        dense("fifteen_channels", {2, 15, 47, 49}, contiguous, Kernel::nchw_few_channels),
+        {"crop_of_photographs",
+         {2, 3, 105, 107},
+         part_of({2, 3, 111, 120}),
+         Kernel::nchw_few_channels},
+        // Small planes: whole channels side by side.
+        dense("7x7_odd_channels", {8, 17, 7, 7}, contiguous, Kernel::blocks),
+        dense("7x7_251_channels", {8, 251, 7, 7}, contiguous, Kernel::blocks),
+        dense("7x7_64_channels", {33, 64, 7, 7}, contiguous, Kernel::blocks),
+        dense("28x28", {9, 5, 28, 28}, contiguous, Kernel::blocks),
+        dense("largest_small_plane", {8, 3, 32, 32}, contiguous, Kernel::blocks),
+        dense("smallest_large_plane", {22, 3, 25, 41}, contiguous, Kernel::nchw_few_channels),
+        dense("two_pixels", {19, 1030, 1, 2}, contiguous, Kernel::blocks),
+        // Dense channels.
+        dense("channels_last", {3, 32, 9, 11}, channels_last, Kernel::rows),
+        dense("three_channels_last", {2, 3, 35, 37}, channels_last, Kernel::rows),
+        dense("251_channels_last", {2, 251, 13, 11}, channels_last, Kernel::rows),
+        dense("600_channels_last", {2, 600, 5, 7}, channels_last, Kernel::rows),
+        dense("prime_channels_last", {2, 521, 5, 3}, channels_last, Kernel::rows),
+        dense("2048_channels_last", {2, 2048, 3, 3}, channels_last, Kernel::rows),
+        dense("one_sample_last", {1, 7, 13, 11}, channels_last, Kernel::rows),
+        dense("one_pixel", {20, 100, 1, 1}, contiguous, Kernel::rows),
+        dense("one_pixel_last", {20, 100, 1, 1}, channels_last, Kernel::rows),
+        dense("one_value_a_channel", {1, 100, 1, 1}, contiguous, Kernel::rows),
+        {"some_channels_last", {3, 5, 6, 7}, part_of({3, 8, 6, 7}, channels_last), Kernel::rows},
+        // Neither: any strides.
+        {"crop_last", {3, 5, 6, 7}, part_of({3, 5, 9, 10}, channels_last), Kernel::strided},
+        {"large_crop_last",
+         {2, 3, 105, 107},
+         part_of({2, 3, 111, 120}, channels_last),
+         Kernel::strided},
+        {"every_other_pixel", {3, 5, 6, 7}, {5 * 84, 84, 14, 2}, Kernel::strided},
+        {"large_every_other_pixel", {1, 1, 257, 259}, {0, 0, 518, 2}, Kernel::strided},
+        {"every_other_channel_last", {3, 5, 6, 7}, {420, 2, 70, 10}, Kernel::strided},
+        {"gaps_everywhere",
+         {3, 5, 6, 7},
+         strides_of({3, 5, 6, 7}, Layout::strided),
+         Kernel::strided},
+    };
+}
+
+int64_t values_per_channel(const Shape &sizes) {
+    return sizes[0] * sizes[2] * sizes[3];
+}
+
+class LayoutChoice : public ::testing::TestWithParam<std::tuple<DType, Case>> {
+protected:
+    const DType dtype = std::get<0>(GetParam());
+    const Case &p = std::get<1>(GetParam());
+    const DType statistics = statistic_dtype(dtype);
+    const int64_t channels = p.sizes[1];
+    const bool trains = values_per_channel(p.sizes) > 1;
+    Normal normal{uint32_t(channels)};
+    TestTensor x{dtype, p.sizes, p.strides}, dy{dtype, p.sizes, p.strides};
+    TestTensor y{dtype, p.sizes, p.strides}, dx{dtype, p.sizes, p.strides};
+    TestVector weight{statistics, normal.values(channels, 1, 0.5)};
+    TestVector bias{statistics, normal.values(channels)};
+    TestVector running_mean{statistics, normal.values(channels)};
+    TestVector running_var{statistics, normal.values(channels, 4, 0.5)};
+
+    void SetUp() override {
+        x.fill([&](int64_t c) { return normal(double(c % 5) - 2, 1 + double(c % 3)); });
+        dy.fill([&](int64_t) { return normal(0.25); });
+    }
+
+    ChannelOracle oracle(int64_t c, bool training) const {
+        return training ? ChannelOracle(x, c, kEps)
+                        : ChannelOracle(running_mean[c],
+                                        1 / std::sqrt(Real(running_var[c]) + Real(kEps)),
+                                        Real(values_per_channel(p.sizes)));
+    }
+
+    functional::ForwardResult forward(bool training) {
+        auto result = functional::batch_norm_forward(x, weight, bias, running_mean, running_var,
+                                                     training, 0.0, kEps, y.view());
+        if (training == trains) {
+            EXPECT_EQ(last_view().layout, kernel_of(p.kernel, dtype))
+                << "it is " << name_of_kernel(last_view().layout);
+            EXPECT_FALSE(last_view().stream);
+        }
+        return result;
+    }
+};
+
+TEST_P(LayoutChoice, forward) {
+    for (bool training : {true, false}) {
+        if (training && !trains) {
+            continue;
+        }
+        SCOPED_TRACE(training ? "training" : "inference");
+        forward(training);
+        for (int64_t c = 0; c < channels; c++) {
+            expect_normalized(x, y, c, oracle(c, training), weight[c], bias[c]);
+        }
+        EXPECT_TRUE(y.only_elements_written());
+    }
+}
+
+TEST_P(LayoutChoice, backward) {
+    for (bool training : {true, false}) {
+        if (training && !trains) {
+            continue;
+        }
+        SCOPED_TRACE(training ? "training" : "inference");
+        const auto saved = forward(training);
+        const auto gradients =
+            functional::batch_norm_backward(dy, x, weight, saved.mean, saved.invstd, running_mean,
+                                            running_var, training, kEps, {}, dx.view());
+        for (int64_t c = 0; c < channels; c++) {
+            // Backward is given the rounded statistics: it is judged by what it was given.
+            ChannelOracle s = oracle(c, training);
+            if (training) {
+                s.mean = get(saved.mean, c);
+                s.invstd = get(saved.invstd, c);
+            }
+            const GradientOracle g(dy, x, c, s);
+            expect_grad_input(dy, x, dx, c, s, weight[c], g, training);
+            g.expect_parameters(get(gradients.grad_weight, c), get(gradients.grad_bias, c),
+                                statistics, s.count);
+        }
+        EXPECT_TRUE(dx.only_elements_written());
+    }
+}
+
+INSTANTIATE_TEST_SUITE_P(, LayoutChoice,
+                         ::testing::Combine(::testing::Values(DType::float32, DType::float64,
+                                                              DType::bfloat16, DType::float16),
+                                            ::testing::ValuesIn(cases())),
+                         [](const auto &info) {
+                             return std::string(name_of(std::get<0>(info.param))) + "_" +
+                                    std::get<1>(info.param).name;
+                         });
+
+// ---- streaming stores
+
+// Just above 24 MiB, x and y together.
+const Case large_cases[] = {
+    dense("large_planes", {16, 64, 56, 56}, contiguous, Kernel::nchw),
+    dense("photographs", {8, 3, 370, 370}, contiguous, Kernel::nchw_few_channels),
+    dense("7x7", {256, 256, 7, 7}, contiguous, Kernel::blocks),
+    dense("channels_last", {64, 64, 28, 28}, channels_last, Kernel::rows),
+};
+
+// A float32 output that starts on a cache line, or one element after it, where no vector may be streamed.
+class Output {
+public:
+    Output(const Case &p, bool on_a_line)
+        : bytes_(size_t(p.sizes[0] * p.sizes[1] * p.sizes[2] * p.sizes[3]) * 4),
+          storage_(bytes_ + 128) {
+        const uintptr_t start = reinterpret_cast<uintptr_t>(storage_.data());
+        const uintptr_t line = (start + 63) / 64 * 64;
+        data_ = storage_.data() + (line - start) + (on_a_line ? 0 : 4);
+        view = TensorView(data_, DType::float32, p.sizes, p.strides);
+    }
+    bool operator==(const Output &other) const {
+        return std::memcmp(data_, other.data_, bytes_) == 0;
+    }
+
+    TensorView view;
+
+private:
+    size_t bytes_;
+    std::vector<uint8_t> storage_;
+    uint8_t *data_;
+};
+
+class Streaming : public ::testing::TestWithParam<Case> {};
+
+TEST_P(Streaming, changes_no_bit) {
+    const Case &p = GetParam();
+    const int64_t channels = p.sizes[1];
+    const DType dtype = DType::float32;
+    Normal normal{7};
+    const Output x(p, true), dy(p, true);
+    // Values that repeat with a prime period are random enough, and quick to make.
+    const std::vector<double> noise = normal.values(10007);
+    for (int64_t i = 0; i < x.view.num_elements(); i++) {
+        static_cast<float *>(x.view.data)[i] = float(3 + noise[size_t(i % 10007)]);
+        static_cast<float *>(dy.view.data)[i] = float(noise[size_t(i * 3 % 10007)]);
+    }
+    TestVector weight(dtype, normal.values(channels)), bias(dtype, normal.values(channels));
+    TestVector mean(dtype, normal.values(channels)), var(dtype, normal.values(channels, 4, 0.5));
+
+    Output streamed(p, true), stored(p, false);
+    for (bool training : {true, false}) {
+        SCOPED_TRACE(training ? "training" : "inference");
+        functional::ForwardResult saved;
+        for (Output *y : {&streamed, &stored}) {
+            saved = functional::batch_norm_forward(x.view, weight, bias, mean, var, training, 0.0,
+                                                   kEps, y->view);
+            EXPECT_EQ(last_view().stream, y == &streamed);
+            if (training) {
+                EXPECT_EQ(last_view().layout, p.kernel)
+                    << "it is " << name_of_kernel(last_view().layout);
+            }
+        }
+        EXPECT_TRUE(streamed == stored) << "y differs";
+        for (Output *dx : {&streamed, &stored}) {
+            functional::batch_norm_backward(dy.view, x.view, weight, saved.mean, saved.invstd, mean,
+                                            var, training, kEps, {}, dx->view);
+            EXPECT_EQ(last_view().stream, dx == &streamed);
+        }
+        EXPECT_TRUE(streamed == stored) << "grad_input differs";
+    }
+}
+
+INSTANTIATE_TEST_SUITE_P(, Streaming, ::testing::ValuesIn(large_cases),
+                         [](const auto &info) { return std::string(info.param.name); });
+
+// ---- the tables above
+
+// nhwc is for devices; processors have rows in its place.
+TEST(LayoutChoiceTable, reaches_every_layout_of_processors) {
+    std::set<Kernel> reached, streamed;
+    for (const Case &p : cases()) {
+        reached.insert(p.kernel);
+    }
+    for (const Case &p : large_cases) {
+        streamed.insert(p.kernel);
+    }
+    const std::set<Kernel> columns_and_planes{Kernel::nchw, Kernel::nchw_few_channels,
+                                              Kernel::blocks, Kernel::rows};
+    EXPECT_EQ(streamed, columns_and_planes);
+    std::set<Kernel> all = columns_and_planes;
+    all.insert(Kernel::strided);
+    EXPECT_EQ(reached, all);
+}
+
+}  // namespace
+}  // namespace hbn::test
