@@ -167,6 +167,10 @@ public:
         }
     }
 
+    // It points into itself.
+    ArgumentList(const ArgumentList &) = delete;
+    ArgumentList &operator=(const ArgumentList &) = delete;
+
     int run(Kernel kernel) {
         return run_kernel(kernel, args_, buffers_, output_, count_);
     }
@@ -212,7 +216,7 @@ private:
     halide_dimension_t dims_[kMostArguments][4];
 };
 
-hbn_status run(Kernel kernel, const char *name, int64_t elements, ArgumentList list) {
+hbn_status run(Kernel kernel, const char *name, int64_t elements, ArgumentList &&list) {
     SerialScope serial(elements < kSerialElements);
     halide_message[0] = '\0';
     const int code = list.run(kernel);

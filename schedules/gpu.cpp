@@ -1,6 +1,7 @@
 // GPUs, through OpenCL or CUDA.
 //
-// A first schedule: one thread reduces one tile of one channel , one thread merges a channel's tiles in order, one thread maps one element.
+// A first schedule: one thread reduces one tile of one channel, one thread merges a channel's tiles in
+// order, one thread maps one element.
 // Neighbouring threads take neighbouring elements of whichever dimension is dense.
 #include "schedules/pipeline.h"
 
