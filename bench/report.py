@@ -172,7 +172,7 @@ def markdown(results: dict[str, Any], all_rows: list[Row]) -> str:
              f"- {machine['cpu']}, {machine['threads']} processors, {caches}; commit {machine['commit']}",
              *(f"- {NAMES.get(name, name)}: {version}" for name, version in results["versions"].items()),
              f"- environment: `{' '.join(f'{k}={v}' for k, v in results['environment'].items())}`",
-             *(f"- {note}" for note in notes(results)), "",
+             *(f"- {note}" for note in notes(results)), "", *digest(all_rows), "",
              "Best times in microseconds; in brackets the share of the bound, *italic* where that reads all twice."]
     for threads, dtype in dict.fromkeys((row.threads, row.cell.dtype) for row in all_rows):
         lines += ["", f"## {dtype}, {threads} thread{'s' if threads > 1 else ''}", "",
@@ -180,6 +180,25 @@ def markdown(results: dict[str, Any], all_rows: list[Row]) -> str:
                   "| --- " * 7 + "|"]
         lines += [table_row(row) for row in all_rows if (row.threads, row.cell.dtype) == (threads, dtype)]
     return "\n".join(lines) + "\n"
+
+
+def digest(all_rows: list[Row]) -> list[str]:
+    """A line for each operation, layout, dtype and number of threads: what the README shows."""
+    lines = ["| | share of the bound: median (worst) | faster than PyTorch: geometric mean (worst) | than oneDNN |",
+             "| --- | --- | --- | --- |"]
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in all_rows:
+        groups.setdefault((row.cell.operation, row.cell.layout, row.cell.dtype, row.threads), []).append(row)
+    for (operation, layout, dtype, threads), group in groups.items():
+        shares = [share for row in group if row.cell.tensor_bytes() >= LARGE
+                  and (share := row.share("hbn")) is not None]
+        columns = [f"{operation} {layout.upper()} {dtype}, {threads} thread{'s' if threads > 1 else ''}",
+                   f"{statistics.median(shares):.2f} ({min(shares):.2f})" if shares else ""]
+        for rival in RIVALS:
+            ratios = [ratio for row in group if (ratio := row.ratio(rival)) is not None]
+            columns.append(f"{statistics.geometric_mean(ratios):.1f} x ({min(ratios):.2f} x)" if ratios else "")
+        lines.append("| " + " | ".join(columns) + " |")
+    return lines
 
 
 def table_row(row: Row) -> str:
