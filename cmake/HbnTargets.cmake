@@ -18,6 +18,8 @@ if (HBN_TARGET STREQUAL "x86")
     set(avx2 ${sse41}-avx-avx2-f16c-fma)
     set(HBN_HALIDE_TARGETS ${avx2}-avx512-avx512_skylake ${avx2} ${sse41})
     set(HBN_INSTRUCTION_SETS avx512 avx2 sse41)
+    # 64-bit indices: with 32-bit ones LLVM does not see where two address the same element, and loads it twice.
+    list(APPEND HBN_HALIDE_FEATURES large_buffers)
     if (HBN_SANITIZE)
         # Kernels are not instrumented, and the wrapper is the same around each: two keep the choice between them
         # tested, and builds quick.

@@ -51,7 +51,13 @@ Expr round_to(Type type, const Expr &value) {
 }
 
 Expr round_element(Type type, const Expr &value) {
-    return type.is_bfloat() ? cast(type, value) : round_to(type, value);
+    if (!type.is_bfloat()) {
+        return round_to(type, value);
+    }
+    // Halide's own conversion does the same, but keeps what it converts from using fused multiply-add.
+    const Expr bits = reinterpret(UInt(32), value);
+    const Expr rounded = bits + (Expr(uint32_t(0x7fff)) + ((bits >> 16) & Expr(uint32_t(1))));
+    return reinterpret(type, cast<uint16_t>(rounded >> 16));
 }
 
 Expr with_plain_nan(const Expr &value) {
@@ -62,8 +68,8 @@ PlaneTiling::PlaneTiling(const Expr &width, const Expr &height, const Expr &samp
                          const Expr &channels, Layout layout)
     : width(width), height(height), samples(samples) {
     const Expr budget = tile_elements(channels, layout);
-    // Whole vectors of any width up to 64 lanes; `where` cuts the last tile along each axis.
-    w = ceil_div(even_share(width, budget), 64) * 64;
+    // Whole vectors of any width up to 32 lanes; `where` cuts the last tile along each axis.
+    w = ceil_div(even_share(width, budget), 32) * 32;
     h = even_share(height, max(budget / min(w, width), 1));
     n = even_share(samples, max(budget / (min(w, width) * h), 1));
     inside = RDom(0, w, 0, h, 0, n, "inside");
@@ -182,7 +188,7 @@ Reduction reduce_gradients(const Func &grad_output, const Func &x, const Func &m
                            const PlaneTiling &t) {
     const Var &c = t.c;
     const std::vector<Var> at = {c, t.tw, t.th, t.tn};
-    const Expr dy = f64(t.at(grad_output, t.inside.x, t.inside.y, t.inside.z));
+    const Expr dy = exact_order(f64(t.at(grad_output, t.inside.x, t.inside.y, t.inside.z)));
     const Expr xmu = exact_order(f64(t.at(x, t.inside.x, t.inside.y, t.inside.z)) - mean(c));
 
     Reduction r;
@@ -266,7 +272,7 @@ ColumnReduction reduce_gradients(const Func &grad_output, const Func &x, const F
     r.per_column = tiling.spread(center, "column_mean");
 
     const Expr row = tiling.first_row(t) + tiling.inside.x;
-    const Expr dy = f64(grad_output(column, block, row));
+    const Expr dy = exact_order(f64(grad_output(column, block, row)));
     const Expr xmu = exact_order(f64(x(column, block, row)) - r.per_column(column, block));
     r.sweeps = {sum_rows(dy, dy * xmu, tiling)};
     const FuncRef sums = r.sweeps[0].by_channel(k, block, t);

@@ -1,5 +1,7 @@
 // Scratch memory of kernels. Each thread keeps the blocks it freed last, so that steady-state calls
 // allocate nothing: a kernel asks for the same few sizes again and again, once a tile.
+#include "threads.h"
+
 #include <HalideRuntime.h>
 
 #include <algorithm>
@@ -40,8 +42,7 @@ Header *header_of(void *data) {
 
 }  // namespace
 
-// Kernels that stream call it on each thread, after its last store: other threads see those stores in
-// order only then.
+// Called by kernels that stream, and after each thread's share of a parallel loop.
 extern "C" int hbn_stream_fence() {
 #if defined(__x86_64__)
     __builtin_ia32_sfence();
@@ -51,13 +52,20 @@ extern "C" int hbn_stream_fence() {
 
 extern "C" void *halide_malloc(void *, size_t bytes) {
     const size_t capacity = (bytes + kAlignment - 1) / kAlignment * kAlignment;
+    // The smallest that is large enough, lest a larger request find none.
+    int best = -1;
     for (int i = cache.count - 1; i >= 0; i--) {
-        Header *block = cache.blocks[i];
-        if (block->capacity >= capacity && block->capacity <= 4 * capacity) {
-            std::copy(cache.blocks + i + 1, cache.blocks + cache.count, cache.blocks + i);
-            cache.count--;
-            return data_of(block);
+        const size_t offered = cache.blocks[i]->capacity;
+        if (offered >= capacity && offered <= 4 * capacity &&
+            (best < 0 || offered < cache.blocks[best]->capacity)) {
+            best = i;
         }
+    }
+    if (best >= 0) {
+        Header *block = cache.blocks[best];
+        std::copy(cache.blocks + best + 1, cache.blocks + cache.count, cache.blocks + best);
+        cache.count--;
+        return data_of(block);
     }
     auto *block = static_cast<Header *>(std::aligned_alloc(kAlignment, capacity + kAlignment));
     if (!block) {

@@ -61,6 +61,7 @@ struct Loop {
                 run_one(j);
             }
         }
+        hbn_stream_fence();
     }
 };
 
@@ -237,6 +238,7 @@ void *custom_context = nullptr;
 void run_custom_task(void *loop, int i) {
     SerialScope nested(true);
     static_cast<Loop *>(loop)->run_one(i);
+    hbn_stream_fence();
 }
 
 }  // namespace

@@ -1,6 +1,9 @@
 #ifndef HBN_RUNTIME_THREADS_H
 #define HBN_RUNTIME_THREADS_H
 
+// Other threads see streaming stores in order only after this thread's fence.
+extern "C" int hbn_stream_fence();
+
 namespace hbn::internal {
 
 // While one lives, this thread's parallel loops run serially: for problems too small to share out.

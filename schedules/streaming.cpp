@@ -22,6 +22,74 @@ constexpr const char *nontemporal_store = "llvm.x86.avx.movnt.hbn";
 // on one thread a ymm a store would be a tenth faster.
 constexpr int chunk_bits = 128;
 
+// Loads that are the same in every iteration of a loop, to be done before it: LLVM cannot, since it knows
+// nothing of what streaming stores may overwrite.
+class HoistLoads : public IRMutator {
+public:
+    using IRMutator::mutate;
+
+    Stmt hoist(const For *loop) {
+        const ScopedBinding<void> inside(inside_, loop->name);
+        Stmt result = For::make(loop->name, loop->min, loop->extent, loop->for_type,
+                                loop->partition_policy, loop->device_api, mutate(loop->body));
+        for (auto load = hoisted_.rbegin(); load != hoisted_.rend(); ++load) {
+            result = LetStmt::make(load->first, load->second, result);
+        }
+        return result;
+    }
+
+protected:
+    using IRMutator::visit;
+
+    Expr visit(const Load *op) override {
+        if (conditional_ || !is_const_one(op->predicate) || expr_uses_vars(op, inside_)) {
+            return IRMutator::visit(op);
+        }
+        for (const auto &[name, load] : hoisted_) {
+            if (equal(load, op)) {
+                return Variable::make(op->type, name);
+            }
+        }
+        hoisted_.emplace_back(unique_name('t'), op);
+        return Variable::make(op->type, hoisted_.back().first);
+    }
+
+    // What is loaded under a condition may not exist otherwise.
+    Stmt visit(const IfThenElse *op) override {
+        conditional_++;
+        Stmt result = IRMutator::visit(op);
+        conditional_--;
+        return result;
+    }
+
+    Stmt visit(const LetStmt *op) override {
+        return visit_let<LetStmt>(op);
+    }
+    Expr visit(const Let *op) override {
+        return visit_let<Let>(op);
+    }
+    Stmt visit(const For *op) override {
+        const ScopedBinding<void> inside(inside_, op->name);
+        return IRMutator::visit(op);
+    }
+
+private:
+    template<typename LetOrLetStmt>
+    auto visit_let(const LetOrLetStmt *op) -> decltype(op->body) {
+        const Expr value = mutate(op->value);
+        if (!conditional_ && !expr_uses_vars(value, inside_)) {
+            hoisted_.emplace_back(op->name, value);
+            return mutate(op->body);
+        }
+        const ScopedBinding<void> inside(inside_, op->name);
+        return LetOrLetStmt::make(op->name, value, mutate(op->body));
+    }
+
+    Scope<> inside_;
+    int conditional_ = 0;
+    std::vector<std::pair<std::string, Expr>> hoisted_;
+};
+
 class StreamStores : public IRMutator {
 public:
     StreamStores(std::string output, Expr stream)
@@ -63,14 +131,17 @@ protected:
         choice_wanted_ = false;
         Stmt result;
         if (op->for_type == ForType::Parallel) {
+            // Its threads fence when they have done their share of it.
+            const bool outer_fence = fence_wanted_;
             in_loop_ = false;
-            result = For::make(op->name, op->min, op->extent, op->for_type, op->partition_policy,
-                               op->device_api, with_fence(op->body));
+            result = IRMutator::visit(op);
+            fence_wanted_ = outer_fence;
         } else {
             in_loop_ = true;
             result = IRMutator::visit(op);
         }
         if (choice_wanted_) {
+            result = HoistLoads().hoist(result.as<For>());
             result = IfThenElse::make(stream_, result, Stmt(op));
         }
         in_loop_ = outer_in_loop;
@@ -78,16 +149,65 @@ protected:
         return result;
     }
 
-    // Guarded tails are predicated or scalar and stay as they are; so does what runs once a task.
     Stmt visit(const Store *op) override {
+        if (!streamable(op)) {
+            return IRMutator::visit(op);
+        }
+        Streamed streamed;
+        stream(op, &streamed);
+        return streamed.all();
+    }
+
+    // Unrolled stores. Values come before the first store, since LLVM knows nothing of what these stores may
+    // overwrite, and would load again for each what they have in common.
+    Stmt visit(const Block *op) override {
+        std::vector<const Store *> stores;
+        Stmt rest = op;
+        while (const Block *block = rest.as<Block>()) {
+            stores.push_back(block->first.as<Store>());
+            rest = block->rest;
+        }
+        stores.push_back(rest.as<Store>());
+        for (const Store *store : stores) {
+            if (!store || !streamable(store)) {
+                return IRMutator::visit(op);
+            }
+        }
+        Streamed streamed;
+        for (const Store *store : stores) {
+            stream(store, &streamed);
+        }
+        return streamed.all();
+    }
+
+private:
+    // Lets, the outermost first, and the stores that use them.
+    struct Streamed {
+        std::vector<std::pair<std::string, Expr>> lets;
+        std::vector<Stmt> stores;
+
+        Stmt all() const {
+            Stmt s = Block::make(stores);
+            for (auto let = lets.rbegin(); let != lets.rend(); ++let) {
+                s = LetStmt::make(let->first, let->second, s);
+            }
+            return s;
+        }
+    };
+
+    // Guarded tails are predicated or scalar and stay as they are; so does what runs once a task.
+    bool streamable(const Store *op) const {
+        const Ramp *ramp = op->index.as<Ramp>();
+        return op->name == output_ && in_loop_ && ramp && is_const_one(ramp->stride) &&
+               is_const_one(op->predicate) &&
+               op->value.type().lanes() % (chunk_bits / op->value.type().bits()) == 0;
+    }
+
+    void stream(const Store *op, Streamed *streamed) {
+        replaced_any_ = choice_wanted_ = fence_wanted_ = true;
         const Ramp *ramp = op->index.as<Ramp>();
         const Type type = op->value.type();
         const int lanes = chunk_bits / type.bits();
-        if (op->name != output_ || !in_loop_ || !ramp || !is_const_one(ramp->stride) ||
-            !is_const_one(op->predicate) || type.lanes() % lanes != 0) {
-            return IRMutator::visit(op);
-        }
-        replaced_any_ = choice_wanted_ = fence_wanted_ = true;
 
         // A constant summand is kept out of the conversion to 64 bits, which lets unrolled stores share it.
         Expr index = ramp->base;
@@ -102,21 +222,20 @@ protected:
         const std::string value_name = unique_name('t'), begin_name = unique_name('t');
         const Expr value = Variable::make(type, value_name),
                    begin = Variable::make(UInt(64), begin_name);
-        std::vector<Stmt> stores;
+        const Expr first_address =
+            Variable::make(UInt(64), address_name()) + element * Expr(uint64_t(type.bytes()));
+        streamed->lets.emplace_back(value_name, op->value);
+        streamed->lets.emplace_back(begin_name, first_address);
         for (int first = 0; first < type.lanes(); first += lanes) {
             const Expr chunk =
                 type.lanes() == lanes ? value : Shuffle::make_slice(value, first, 1, lanes);
             const Expr address = begin + Expr(uint64_t(first * type.bytes()));
-            stores.push_back(call(nontemporal_store, {reinterpret(Handle(), address),
-                                                      reinterpret(UInt(chunk_bits), chunk)}));
+            streamed->stores.push_back(
+                call(nontemporal_store,
+                     {reinterpret(Handle(), address), reinterpret(UInt(chunk_bits), chunk)}));
         }
-        const Expr first_address =
-            Variable::make(UInt(64), address_name()) + element * Expr(uint64_t(type.bytes()));
-        return LetStmt::make(value_name, op->value,
-                             LetStmt::make(begin_name, first_address, Block::make(stores)));
     }
 
-private:
     std::string address_name() const {
         return output_ + ".address";
     }
@@ -125,7 +244,7 @@ private:
         return Evaluate::make(Call::make(Int(32), name, arguments, Call::Extern));
     }
 
-    // All that one thread does. Others see streaming stores in order only after a fence.
+    // Other threads see streaming stores in order only after a fence.
     Stmt with_fence(const Stmt &s) {
         const bool outer = fence_wanted_;
         fence_wanted_ = false;

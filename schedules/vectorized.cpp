@@ -89,9 +89,10 @@ void schedule_all_channels(ChannelPipeline &p, const VectorParameters &parameter
     }
     for (Func &f : p.elementwise) {
         Var part("part");
-        // Even parts, in whole lines; in a form that Halide does not fold into products that overflow.
+        // Even parts, in whole vectors; in a form that Halide does not fold into products that overflow.
+        const int lanes = parameters.row_lanes;
         const Expr parts = (p.row_elements - 1) / task_elements + 1;
-        const Expr part_elements = ((p.row_elements - 1) / (parts * 64) + 1) * 64;
+        const Expr part_elements = ((p.row_elements - 1) / (parts * lanes) + 1) * lanes;
         f.split(w, part, w, part_elements, guarded)
             .reorder(w, h, part, c, n)
             .fuse(part, c, task)

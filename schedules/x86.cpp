@@ -16,7 +16,7 @@ void schedule_for_x86(ChannelPipeline pipeline, const Halide::Target &target) {
     parameters.run_lanes = 2 * target.natural_vector_size(Halide::Float(64));
     // A whole cache line, which streaming stores leave complete, unless that takes too many registers.
     parameters.row_lanes = std::min(64 / pipeline.element_type.bytes(), 2 * parameters.map_lanes);
-    parameters.rows_per_column = 2;
+    parameters.rows_per_column = 1;
     schedule_vectorized(pipeline, parameters);
     for (const Halide::Func &f : pipeline.elementwise) {
         stream_stores(pipeline.pipeline, target, f, pipeline.stream);

@@ -53,9 +53,13 @@ TEST_P(HardInputs, variance_is_never_negative) {
         const Real mean_error = sum * (std::fabs(s.mean) + deviation);
         EXPECT_LE(std::fabs(moments.mean[c] - s.mean), mean_error);
         // The tiles' means are off by as much, which merging sees through their distance, at most a few
-        // deviations, and each tile's m2 through its square.
+        // deviations, and each tile's m2 through its square. A tile's m2 is a difference of sums around a
+        // pivot; where that is the outlier itself, it costs as many bits as generators/batch_norm.h says.
+        const Real values = std::min(s.count, std::ldexp(Real(1), 15)),
+                   chain = std::min(s.count, std::ldexp(Real(1), 11));
+        const Real cancellation = chain * (values + 1) * std::ldexp(s.m2, -53);
         EXPECT_LE(std::fabs(moments.m2[c] - s.m2),
-                  sum * s.m2 + s.count * mean_error * (2 * deviation + mean_error));
+                  sum * s.m2 + cancellation + s.count * mean_error * (2 * deviation + mean_error));
     }
 }
 

@@ -202,7 +202,7 @@ INSTANTIATE_TEST_SUITE_P(, LayoutChoice,
 // Just above 24 MiB, x and y together.
 const Case large_cases[] = {
     dense("large_planes", {16, 64, 56, 56}, contiguous, Kernel::nchw),
-    dense("photographs", {8, 3, 370, 370}, contiguous, Kernel::nchw_few_channels),
+    dense("photographs", {8, 3, 384, 384}, contiguous, Kernel::nchw_few_channels),
     dense("7x7", {256, 256, 7, 7}, contiguous, Kernel::blocks),
     dense("channels_last", {64, 64, 28, 28}, channels_last, Kernel::rows),
 };
