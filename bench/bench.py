@@ -116,8 +116,10 @@ def main() -> None:
     folder = HERE / "results"
     folder.mkdir(exist_ok=True)
     rows = report.rows(results)
-    (folder / f"{options.name}.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    (folder / f"{options.name}.md").write_text(report.markdown(results, rows), encoding="utf-8")
+    files = {"json": json.dumps(results, indent=1) + "\n", "md": report.markdown(results, rows)}
+    for kind, text in files.items():
+        # Where this checkout lies is nobody's business.
+        (folder / f"{options.name}.{kind}").write_text(text.replace(str(HERE.parent), "."), encoding="utf-8")
     report.chart(rows, folder / f"{options.name}.svg")
     print("\n".join(report.summary(rows)))
     for note in report.notes(results):

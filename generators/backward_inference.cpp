@@ -29,8 +29,7 @@ public:
         grad_bias(ch) = Halide::cast(statistics(), sums[0]);
 
         const auto gain = once_a_channel({Halide::cast(statistics(), f64(weight(ch)) * invstd)});
-        grad_input(at) =
-            round_element(dtype, Halide::cast(statistics(), grad_output(at)) * gain[0]);
+        grad_input(at) = rounded(Halide::cast(statistics(), grad_output(at)) * gain[0]);
     }
 
     void schedule() {
@@ -61,8 +60,7 @@ public:
         const auto at = element(), ch = channel();
         const Expr invstd = invstd_from_variance(f64(running_var(ch)), eps);
         const auto gain = once_a_channel({Halide::cast(statistics(), f64(weight(ch)) * invstd)});
-        grad_input(at) =
-            round_element(dtype, Halide::cast(statistics(), grad_output(at)) * gain[0]);
+        grad_input(at) = rounded(Halide::cast(statistics(), grad_output(at)) * gain[0]);
     }
 
     void schedule() {

@@ -28,7 +28,7 @@ public:
 
         const auto coefficients = once_a_channel(input_gradient_coefficients(
             mean(ch), invstd(ch), weight(ch), sums[0], sums[1], count(), statistics()));
-        grad_input(at) = round_element(dtype, input_gradient(grad_output(at), x(at), coefficients));
+        grad_input(at) = rounded(input_gradient(grad_output(at), x(at), coefficients));
     }
 
     void schedule() {

@@ -50,14 +50,11 @@ Expr round_to(Type type, const Expr &value) {
                        select(is_nan(value), Expr(quiet_nan), reinterpret(UInt(16), rounded)));
 }
 
-Expr round_element(Type type, const Expr &value) {
-    if (!type.is_bfloat()) {
-        return round_to(type, value);
-    }
+Expr round_to_bfloat16(const Expr &value) {
     // Halide's own conversion does the same, but keeps what it converts from using fused multiply-add.
     const Expr bits = reinterpret(UInt(32), value);
     const Expr rounded = bits + (Expr(uint32_t(0x7fff)) + ((bits >> 16) & Expr(uint32_t(1))));
-    return reinterpret(type, cast<uint16_t>(rounded >> 16));
+    return reinterpret(BFloat(16), cast<uint16_t>(rounded >> 16));
 }
 
 Expr with_plain_nan(const Expr &value) {

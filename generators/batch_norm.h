@@ -38,10 +38,10 @@ inline Expr f64(const Expr &e) {
 // infinity or zero where the target has no instruction for it.
 Expr round_to(Type type, const Expr &value);
 
-// The same for an output's elements, whose NaN, if any, comes from a tensor of that type, from
-// arithmetic, or from coefficients that went through with_plain_nan(): such a NaN has no bits beyond
-// bfloat16's, so that rounding can't carry it over into a number.
-Expr round_element(Type type, const Expr &value);
+// The same for an output's elements, which are many. A NaN among them, if any, comes from a bfloat16
+// tensor, from arithmetic, or from coefficients that went through with_plain_nan(): such a NaN has no
+// bits beyond bfloat16's, so that rounding can't carry it over into a number.
+Expr round_to_bfloat16(const Expr &value);
 Expr with_plain_nan(const Expr &value);
 
 // A channel cut into tiles, whose sums are merged in order. The cut depends on the shape alone,
@@ -275,6 +275,16 @@ protected:
         work.members = tiling.members;
         work.spread_coefficients = {spread};
         return elements_of(spread(w, c), values.size());
+    }
+
+    // An output's element.
+    Expr rounded(const Expr &value) const {
+        const Type type = dtype;
+        if (type.is_bfloat()) {
+            return round_to_bfloat16(value);
+        }
+        return rounds_float16(Base::get_target()) ? Halide::cast(type, value)
+                                                  : round_to(type, value);
     }
 
     // Call in schedule(), with all of the kernel's tensors, and all of its vectors: fixes what a

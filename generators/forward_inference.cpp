@@ -24,7 +24,7 @@ public:
         const Expr invstd = invstd_from_variance(f64(running_var(ch)), eps);
         const auto coefficients = once_a_channel(normalization_coefficients(
             f64(running_mean(ch)), invstd, weight(ch), bias(ch), statistics()));
-        y(at) = round_element(dtype, normalize(x(at), coefficients));
+        y(at) = rounded(normalize(x(at), coefficients));
     }
 
     void schedule() {

@@ -30,7 +30,7 @@ public:
         const Expr invstd = invstd_from_variance(moments[1] / count(), eps);
         const auto coefficients = once_a_channel(
             normalization_coefficients(moments[0], invstd, weight(ch), bias(ch), statistics()));
-        y(at) = round_element(dtype, normalize(x(at), coefficients));
+        y(at) = rounded(normalize(x(at), coefficients));
     }
 
     void schedule() {

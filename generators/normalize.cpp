@@ -26,7 +26,7 @@ public:
         const Expr invstd = invstd_from_variance(m2(ch) / total_count, eps);
         const auto coefficients = once_a_channel(
             normalization_coefficients(mean(ch), invstd, weight(ch), bias(ch), statistics()));
-        y(at) = round_element(dtype, hbn::normalize(x(at), coefficients));
+        y(at) = rounded(hbn::normalize(x(at), coefficients));
     }
 
     void schedule() {

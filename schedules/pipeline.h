@@ -98,6 +98,9 @@ struct ChannelPipeline {
 // Applies the schedule of the target's family. One file each in schedules/.
 void schedule(ChannelPipeline pipeline, const Halide::Target &target);
 
+// Whether the target has an instruction that rounds float32 to float16, which keeps NaN.
+bool rounds_float16(const Halide::Target &target);
+
 void schedule_for_x86(ChannelPipeline pipeline, const Halide::Target &target);
 void schedule_for_arm(ChannelPipeline pipeline, const Halide::Target &target);
 void schedule_for_gpu(ChannelPipeline pipeline, const Halide::Target &target);

@@ -19,4 +19,8 @@ void schedule(ChannelPipeline pipeline, const Target &target) {
     }
 }
 
+bool rounds_float16(const Target &target) {
+    return target.arch == Target::X86 && target.has_feature(Target::F16C);
+}
+
 }  // namespace hbn
