@@ -17,6 +17,9 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
+#ifdef __linux__
+#include <sched.h>
+#endif
 
 namespace hbn::bench {
 
@@ -71,7 +74,34 @@ private:
         }
     }
 
+    // Linux may start a thread on the processor of the one that woke it, and leave it there for a while.
+    static int processor() {
+#ifdef __linux__
+        return sched_getcpu();
+#else
+        return -1;
+#endif
+    }
+    static void leave(int taken) {
+#ifdef __linux__
+        thread_local const cpu_set_t allowed = [] {
+            cpu_set_t set;
+            CPU_ZERO(&set);
+            sched_getaffinity(0, sizeof(set), &set);
+            return set;
+        }();
+        if (taken >= 0 && taken == processor() && CPU_COUNT(&allowed) > 1) {
+            cpu_set_t others = allowed;
+            CPU_CLR(taken, &others);
+            sched_setaffinity(0, sizeof(others), &others);
+        }
+#else
+        (void)taken;
+#endif
+    }
+
     void announce() {
+        announcer_ = processor();
         {
             std::lock_guard<std::mutex> lock(mutex_);
             round_.fetch_add(1);
@@ -86,6 +116,7 @@ private:
             std::unique_lock<std::mutex> lock(mutex_);
             wake_.wait(lock, [&] { return round_ != seen; });
             lock.unlock();
+            leave(announcer_);
             seen = round_;
             if (quit_) {
                 return;
@@ -96,7 +127,7 @@ private:
     }
 
     const int size_;
-    std::atomic<int> round_{0}, done_{0};
+    std::atomic<int> round_{0}, done_{0}, announcer_{-1};
     std::atomic<bool> quit_{false};
     void (*work_)(void *, int, int) = nullptr;
     void *context_ = nullptr;

@@ -76,6 +76,39 @@ void pause() {
 // Some tens of microseconds: the gap between the kernels of one network's layers.
 constexpr int kSpins = 2000;
 
+int current_processor() {
+#ifdef __linux__
+    return sched_getcpu();
+#else
+    return -1;
+#endif
+}
+
+// Moves a pool's thread off the processor of the thread that woke it. Linux may start it there, though others
+// are idle, and takes milliseconds to move it: longer than most loops run.
+class Elsewhere {
+public:
+#ifdef __linux__
+    Elsewhere() {
+        known_ = sched_getaffinity(0, sizeof(allowed_), &allowed_) == 0 && CPU_COUNT(&allowed_) > 1;
+    }
+    void leave(int processor) {
+        if (known_ && processor >= 0 && processor == current_processor()) {
+            cpu_set_t others = allowed_;
+            CPU_CLR(processor, &others);
+            sched_setaffinity(0, sizeof(others), &others);
+        }
+    }
+
+private:
+    cpu_set_t allowed_;
+    bool known_;
+#else
+    void leave(int) {
+    }
+#endif
+};
+
 class Pool {
 public:
     // False when another thread is using the pool: then the caller had better run the loop itself.
@@ -85,6 +118,7 @@ public:
             return false;
         }
         resize(threads - 1);
+        processor_ = current_processor();
         {
             std::lock_guard<std::mutex> lock(mutex_);
             loop_ = &loop;
@@ -149,6 +183,7 @@ private:
 
     void work() {
         run_serially = true;
+        Elsewhere elsewhere;
         uint64_t seen = 0;
         while (true) {
             for (int i = 0; i < kSpins && epoch_.load(std::memory_order_acquire) == seen; i++) {
@@ -156,6 +191,9 @@ private:
             }
             std::unique_lock<std::mutex> lock(mutex_);
             wake_.wait(lock, [&] { return epoch_.load(std::memory_order_relaxed) != seen; });
+            lock.unlock();
+            elsewhere.leave(processor_);
+            lock.lock();
             seen = epoch_.load(std::memory_order_relaxed);
             if (stopping_) {
                 return;
@@ -178,6 +216,7 @@ private:
     std::vector<std::thread> workers_;
     bool finished_ = false;
     Pool *replaced_ = nullptr;
+    std::atomic<int> processor_{-1};  // of the thread that published the last loop
 
     std::mutex mutex_;  // guards what follows
     std::condition_variable wake_, done_;
