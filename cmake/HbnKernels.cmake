@@ -16,6 +16,19 @@ set(HBN_OPERATIONS
     backward_elemt
 )
 set(HBN_REDUCING_OPERATIONS forward_training stats backward_training backward_inference backward_reduce)
+# Those that an activation may be fused into: a generator and its parameters, for each operation of this
+# second kind.
+set(HBN_FUSED_OPERATIONS
+    "forward_training_relu        forward_training   activation=relu"
+    "forward_training_add_relu    forward_training   activation=add_relu with_mask=true"
+    "forward_inference_relu       forward_inference  activation=relu"
+    "forward_inference_add_relu   forward_inference  activation=add_relu"
+    "forward_inference_add_relu_mask  forward_inference  activation=add_relu with_mask=true"
+    "backward_training_relu       backward_training  activation=relu"
+    "backward_training_add_relu   backward_training  activation=add_relu"
+    "backward_inference_relu      backward_inference activation=relu"
+    "backward_inference_add_relu  backward_inference activation=add_relu"
+)
 set(HBN_GENERATOR_SOURCES
     generators/batch_norm.cpp
     generators/forward_training.cpp
@@ -83,16 +96,24 @@ function(hbn_add_all_kernels library)
     endif ()
 
     set(lines "")
-    foreach (operation IN LISTS HBN_OPERATIONS)
-        foreach (dtype IN LISTS HBN_DTYPES)
+    foreach (line IN LISTS HBN_OPERATIONS HBN_FUSED_OPERATIONS)
+        separate_arguments(parameters UNIX_COMMAND "${line}")
+        list(POP_FRONT parameters operation generator)
+        set(dtypes ${HBN_DTYPES})
+        if (generator)
+            set(dtypes ${HBN_FUSED_DTYPES})
+        else ()
+            set(generator ${operation})
+        endif ()
+        foreach (dtype IN LISTS dtypes)
             foreach (layout IN LISTS HBN_LAYOUTS)
                 # Layouts that only matter to sums, or to speed where speed is not what float64 is for.
                 if ((layout STREQUAL "nchw_few_channels" AND NOT operation IN_LIST HBN_REDUCING_OPERATIONS)
                     OR (dtype STREQUAL "float64" AND layout MATCHES "^(nchw_few_channels|blocks)$"))
                     continue()
                 endif ()
-                hbn_add_kernel(${library} hbn_${operation}_${dtype}_${layout} ${operation}
-                               "${HBN_HALIDE_TARGETS}" dtype=${dtype} layout=${layout})
+                hbn_add_kernel(${library} hbn_${operation}_${dtype}_${layout} ${generator}
+                               "${HBN_HALIDE_TARGETS}" dtype=${dtype} layout=${layout} ${parameters})
                 string(APPEND lines "HBN_TENSOR_KERNEL(${operation}, ${dtype}, ${layout})\n")
             endforeach ()
         endforeach ()

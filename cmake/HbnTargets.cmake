@@ -4,7 +4,7 @@
 # HBN_HALIDE_TARGETS       best first; the last is what every processor of the family has. More than one
 #                          becomes a choice at run time.
 # HBN_INSTRUCTION_SETS     their names, in the same order, as users write them in HBN_INSTRUCTION_SET
-# HBN_DTYPES, HBN_LAYOUTS  what kernels exist for
+# HBN_DTYPES, HBN_LAYOUTS  what kernels exist for; HBN_FUSED_DTYPES: with an activation
 # HBN_DEVICE_RUNTIME       whether kernels run on a device, through Halide's own runtime
 
 set(HBN_DTYPES float32 float64 bfloat16 float16)
@@ -47,4 +47,10 @@ elseif (HBN_TARGET STREQUAL "portable")
     set(HBN_INSTRUCTION_SETS portable)
 else ()
     message(FATAL_ERROR "HBN_TARGET '${HBN_TARGET}' is none of x86, arm64, opencl, cuda, portable")
+endif ()
+
+set(HBN_FUSED_DTYPES ${HBN_DTYPES})
+if (HBN_SANITIZE)
+    # As above.
+    set(HBN_FUSED_DTYPES float32)
 endif ()

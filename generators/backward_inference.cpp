@@ -1,9 +1,10 @@
-// All three gradients, where forward used running statistics, which are constants to it.
+// All gradients, where forward used running statistics, which are constants to it, through what was fused
+// into it.
 #include "generators/batch_norm.h"
 
 namespace hbn {
 
-class BackwardInference : public TensorGenerator<BackwardInference> {
+class BackwardInference : public ActivatedGenerator<BackwardInference> {
 public:
     Input<Halide::Buffer<>> grad_output{"grad_output"};
     Input<Halide::Buffer<>> x{"x"};
@@ -11,29 +12,33 @@ public:
     Input<Halide::Buffer<>> running_var{"running_var"};
     Input<Halide::Buffer<>> weight{"weight"};
     Input<double> eps{"eps"};
-    Output<Halide::Buffer<>> grad_input{"grad_input"};
+    Output<Func> grad_input{"grad_input"};
     Output<Halide::Buffer<>> grad_weight{"grad_weight"};
     Output<Halide::Buffer<>> grad_bias{"grad_bias"};
 
     void configure() {
-        declare_tensors(grad_output, x, grad_input);
+        declare_tensors(grad_output, x);
+        declare_backward(grad_input);
         declare_vectors(running_mean, running_var, weight, grad_weight, grad_bias);
     }
 
     void generate() {
         set_shape(x, weight);
         const auto at = element(), ch = channel();
-        const auto sums = gradient_sums_of(grad_output, x, running_mean(ch));
+        const Expr mean = f64(running_mean(ch));
         const Expr invstd = invstd_from_variance(f64(running_var(ch)), eps);
+        const Func dz = gradient_of_z(grad_output, x, mean, invstd, weight(ch));
+        const auto sums = gradient_sums_of(dz, x, mean);
         grad_weight(ch) = Halide::cast(statistics(), sums[1] * invstd);
         grad_bias(ch) = Halide::cast(statistics(), sums[0]);
 
         const auto gain = once_a_channel({Halide::cast(statistics(), f64(weight(ch)) * invstd)});
-        grad_input(at) = rounded(Halide::cast(statistics(), grad_output(at)) * gain[0]);
+        define_backward(grad_input, Halide::cast(statistics(), dz(at)) * gain[0], dz);
     }
 
     void schedule() {
         promise_tensors(grad_output, x, grad_input);
+        promise_activation();
         promise_vectors(running_mean, running_var, weight, grad_weight, grad_bias);
         work.elementwise = {grad_input};
         work.per_channel = {grad_weight, grad_bias};

@@ -1,5 +1,6 @@
 #include "generators/batch_norm.h"
 
+#include <cmath>
 #include <limits>
 
 namespace hbn {
@@ -285,7 +286,8 @@ ColumnReduction reduce_gradients(const Func &grad_output, const Func &x, const F
 }
 
 Expr invstd_from_variance(const Expr &variance, const Expr &eps) {
-    return f64(1) / sqrt(variance + eps);
+    // The same bits wherever it is computed: a fused ReLU's backward relies on it.
+    return exact_order(f64(1) / sqrt(variance + eps));
 }
 
 Expr range_scale(const Expr &invstd) {
@@ -306,13 +308,33 @@ std::vector<Expr> normalization_coefficients(const Expr &mean, const Expr &invst
     const Expr mean_high = rounded(mean);
     const Expr mean_low = exact_order(mean - f64(mean_high));
     return {rounded(scale), rounded(scale) * mean_high, rounded(gain / scale),
-            rounded(f64(bias) - mean_low * gain)};
+            rounded(exact_order(f64(bias) - mean_low * gain))};
 }
 
 Expr normalize(const Expr &x, const std::vector<Expr> &k) {
     const Expr scale = k[0], mean = k[1];
     const Expr deviation = exact_order(cast(scale.type(), x) * scale - mean);
     return deviation * k[2] + k[3];
+}
+
+Expr normalize_in_exact_order(const Expr &x, const std::vector<Expr> &k) {
+    return exact_order(normalize(x, k));
+}
+
+Expr relu_stops(const Expr &z, Type tensor) {
+    // The largest that is rounded to zero: half of the least denormal, a tie, which goes to even.
+    const double rounds_to_zero = tensor.is_bfloat()    ? std::ldexp(1.0, -134)
+                                  : tensor.bits() == 16 ? std::ldexp(1.0, -25)
+                                                        : 0;
+    const Expr largest = cast(z.type(), Expr(rounds_to_zero));
+    // LLVM takes z <= largest for !(z > largest), which is something else for NaN.
+    return exact_order(z <= largest) && !is_nan(z);
+}
+
+Expr zero_where(const Expr &condition, const Expr &value) {
+    // As bits: a select among floats LLVM may take for a maximum, and lose NaN.
+    const Type type = value.type(), bits = UInt(type.bits());
+    return reinterpret(type, select(condition, cast(bits, 0), reinterpret(bits, value)));
 }
 
 std::vector<Expr> input_gradient_coefficients(const Expr &mean, const Expr &invstd,
@@ -323,8 +345,14 @@ std::vector<Expr> input_gradient_coefficients(const Expr &mean, const Expr &invs
     const Expr wide_invstd = f64(invstd);
     const Expr scale = range_scale(wide_invstd);
     const Expr mean_dy_xhat = sum_dy_xmu * wide_invstd / count;
+    Expr mean_dy = sum_dy / count;
+    if (mean.type().bits() > compute_type.bits()) {
+        // What rounding the mean leaves of it.
+        const Expr mean_low = exact_order(mean - f64(rounded(mean)));
+        mean_dy -= mean_dy_xhat * wide_invstd * mean_low;
+    }
     return {rounded(scale), rounded(scale) * rounded(mean),
-            rounded(mean_dy_xhat * (wide_invstd / scale)), rounded(sum_dy / count),
+            rounded(mean_dy_xhat * (wide_invstd / scale)), rounded(mean_dy),
             rounded(f64(weight) * wide_invstd)};
 }
 

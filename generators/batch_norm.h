@@ -155,6 +155,22 @@ std::vector<Expr> normalization_coefficients(const Expr &mean, const Expr &invst
                                              const Expr &weight, const Expr &bias,
                                              Type compute_type);
 Expr normalize(const Expr &x, const std::vector<Expr> &coefficients);
+Expr normalize_in_exact_order(const Expr &x, const std::vector<Expr> &coefficients);
+
+// What a fused ReLU makes of z = normalize(), in the tensors' type: z where it is positive, or NaN, once
+// rounded to that type; 0 elsewhere. Forward and backward decide alike, bit for bit, from the same
+// coefficients: z is computed in exact_order.
+enum class Activation { none, relu, add_relu };
+
+const std::map<std::string, Activation> activation_names = {
+    {"none", Activation::none},
+    {"relu", Activation::relu},
+    {"add_relu", Activation::add_relu},
+};
+
+Expr relu_stops(const Expr &z, Type tensor);
+
+Expr zero_where(const Expr &condition, const Expr &value);
 
 // grad_input = weight * invstd * (dy - sum_dy / M - xhat * sum(dy * xhat) / M).
 std::vector<Expr> input_gradient_coefficients(const Expr &mean, const Expr &invstd,
@@ -266,14 +282,14 @@ protected:
             value = Type(dtype).is_bfloat() ? with_plain_nan(value) : value;
         }
         coefficients(channel()) = Halide::Tuple(values);
-        work.coefficients = {coefficients};
+        work.coefficients.push_back(coefficients);
         if (!in_columns()) {
             return elements_of(coefficients(c), values.size());
         }
         const ColumnTiling tiling = column_tiling();
         const Func spread = tiling.spread(coefficients, "spread_coefficients");
         work.members = tiling.members;
-        work.spread_coefficients = {spread};
+        work.spread_coefficients.push_back(spread);
         return elements_of(spread(w, c), values.size());
     }
 
@@ -335,16 +351,30 @@ private:
         return elements;
     }
 
+    void promise_tensor(Output<Func> &tuple) const {
+        std::vector<Halide::OutputImageParam> tensors = Func(tuple).output_buffers();
+        // Bounds are the first one's.
+        promise_tensor(tensors[0]);
+        for (Halide::OutputImageParam &tensor : tensors) {
+            promise_strides(tensor);
+        }
+    }
+
     template<typename TensorBuffer>
     void promise_tensor(TensorBuffer &tensor) const {
+        promise_strides(tensor);
+        for (size_t d = 0; d < extents.size(); d++) {
+            tensor.dim(int(d)).set_bounds(0, extents[d]);
+        }
+    }
+
+    template<typename TensorBuffer>
+    void promise_strides(TensorBuffer &tensor) const {
         const bool dense_w =
             in_columns() || layout == Layout::nchw || layout == Layout::nchw_few_channels;
         tensor.dim(0).set_stride(dense_w ? Expr(1) : Expr());
         if (layout == Layout::nhwc) {
             tensor.dim(2).set_stride(1);
-        }
-        for (size_t d = 0; d < extents.size(); d++) {
-            tensor.dim(int(d)).set_bounds(0, extents[d]);
         }
     }
 
@@ -355,6 +385,138 @@ private:
             vector.dim(1).set_bounds(0, extents[1]);
         }
     }
+};
+
+// Operations that a ReLU may be fused into. What it takes in addition comes last among the inputs.
+//
+//   relu:      y = relu(z), z being what batch normalization alone gives. Backward computes z again.
+//   add_relu:  y = relu(z + residual); with_mask, where that is positive, a byte an element: to compute it
+//              again would take residual, which is more to read than the mask.
+//
+// What forward saves for backward, mean and invstd, is float64 in both: the sign of z depends on it.
+template<typename Derived>
+class ActivatedGenerator : public TensorGenerator<Derived> {
+public:
+    using Base = TensorGenerator<Derived>;
+    template<typename T>
+    using Output = typename Base::template Output<T>;
+
+    Halide::GeneratorParam<Activation> activation{"activation", Activation::none, activation_names};
+    Halide::GeneratorParam<bool> with_mask{"with_mask", false};
+
+protected:
+    using TensorInput = typename Base::template Input<Halide::Buffer<>>;
+
+    // ---- forward
+
+    // Call in configure().
+    void declare_forward(Output<Func> &y) {
+        if (activation == Activation::add_relu) {
+            residual = add_tensor("residual", Base::dtype);
+        }
+        declare_output(y, with_mask ? std::vector<Type>{Base::dtype, Halide::UInt(8)}
+                                    : std::vector<Type>{Base::dtype});
+    }
+
+    void define_forward(Output<Func> &y, const TensorInput &x,
+                        const std::vector<Expr> &coefficients) {
+        const auto at = Base::element();
+        if (activation == Activation::none) {
+            y(at) = Base::rounded(normalize(x(at), coefficients));
+            return;
+        }
+        Expr z = normalize_in_exact_order(x(at), coefficients);
+        if (residual) {
+            z += Halide::cast(z.type(), (*residual)(at));
+        }
+        const Expr stops = relu_stops(z, Base::dtype);
+        const Expr value = Base::rounded(zero_where(stops, z));
+        if (with_mask) {
+            y(at) = Halide::Tuple(value, select(stops, Expr(uint8_t(0)), Expr(uint8_t(1))));
+        } else {
+            y(at) = value;
+        }
+    }
+
+    // ---- backward
+
+    // Call in configure().
+    void declare_backward(Output<Func> &grad_input) {
+        if (activation == Activation::relu) {
+            bias = Base::template add_input<Halide::Buffer<>>("bias", Base::statistics(),
+                                                              Base::in_columns() ? 2 : 1);
+        }
+        if (activation == Activation::add_relu) {
+            mask = add_tensor("mask", Halide::UInt(8));
+        }
+        const int outputs = activation == Activation::add_relu ? 2 : 1;
+        declare_output(grad_input, std::vector<Type>(outputs, Base::dtype));
+    }
+
+    // The gradient of z. Statistics as forward had them.
+    Func gradient_of_z(const TensorInput &grad_output, const TensorInput &x, const Expr &mean,
+                       const Expr &invstd, const Expr &weight) {
+        const auto at = Base::element();
+        Func gradient("gradient_of_z");
+        if (activation == Activation::none) {
+            gradient(at) = grad_output(at);
+        } else if (mask) {
+            gradient(at) = zero_where((*mask)(at) == 0, grad_output(at));
+        } else {
+            z_coefficients = Base::once_a_channel(normalization_coefficients(
+                mean, invstd, weight, (*bias)(Base::channel()), Base::statistics()));
+            const Expr z = normalize_in_exact_order(x(at), z_coefficients);
+            gradient(at) = zero_where(relu_stops(z, Base::dtype), grad_output(at));
+        }
+        return gradient;
+    }
+
+    // Of input_gradient(); after gradient_of_z(), since the first two are z's, too.
+    std::vector<Expr> gradient_coefficients(std::vector<Expr> values) {
+        if (z_coefficients.empty()) {
+            return Base::once_a_channel(values);
+        }
+        values.erase(values.begin(), values.begin() + 2);
+        std::vector<Expr> coefficients = Base::once_a_channel(values);
+        coefficients.insert(coefficients.begin(), z_coefficients.begin(),
+                            z_coefficients.begin() + 2);
+        return coefficients;
+    }
+
+    // The residual's gradient is z's.
+    void define_backward(Output<Func> &grad_input, const Expr &value, const Func &gradient_of_z) {
+        const auto at = Base::element();
+        if (activation == Activation::add_relu) {
+            grad_input(at) = Halide::Tuple(Base::rounded(value), gradient_of_z(at));
+        } else {
+            grad_input(at) = Base::rounded(value);
+        }
+    }
+
+    // Call in schedule().
+    void promise_activation() const {
+        for (TensorInput *tensor : {residual, mask}) {
+            if (tensor) {
+                Base::promise_tensors(*tensor);
+            }
+        }
+        if (bias) {
+            Base::promise_vectors(*bias);
+        }
+    }
+
+private:
+    void declare_output(Output<Func> &output, const std::vector<Type> &types) const {
+        output.set_type(types);
+        output.set_dimensions(Base::in_columns() ? 3 : 4);
+    }
+
+    TensorInput *add_tensor(const std::string &name, Type type) {
+        return Base::template add_input<Halide::Buffer<>>(name, type, Base::in_columns() ? 3 : 4);
+    }
+
+    std::vector<Expr> z_coefficients;
+    TensorInput *residual = nullptr, *mask = nullptr, *bias = nullptr;
 };
 
 }  // namespace hbn

@@ -1,9 +1,9 @@
-// Normalization with running statistics.
+// Normalization with running statistics, and what may be fused into it.
 #include "generators/batch_norm.h"
 
 namespace hbn {
 
-class ForwardInference : public TensorGenerator<ForwardInference> {
+class ForwardInference : public ActivatedGenerator<ForwardInference> {
 public:
     Input<Halide::Buffer<>> x{"x"};
     Input<Halide::Buffer<>> weight{"weight"};
@@ -11,24 +11,26 @@ public:
     Input<Halide::Buffer<>> running_mean{"running_mean"};
     Input<Halide::Buffer<>> running_var{"running_var"};
     Input<double> eps{"eps"};
-    Output<Halide::Buffer<>> y{"y"};
+    Output<Func> y{"y"};
 
     void configure() {
-        declare_tensors(x, y);
+        declare_tensors(x);
+        declare_forward(y);
         declare_vectors(weight, bias, running_mean, running_var);
     }
 
     void generate() {
         set_shape(x, weight);
-        const auto at = element(), ch = channel();
+        const auto ch = channel();
         const Expr invstd = invstd_from_variance(f64(running_var(ch)), eps);
         const auto coefficients = once_a_channel(normalization_coefficients(
             f64(running_mean(ch)), invstd, weight(ch), bias(ch), statistics()));
-        y(at) = rounded(normalize(x(at), coefficients));
+        define_forward(y, x, coefficients);
     }
 
     void schedule() {
         promise_tensors(x, y);
+        promise_activation();
         promise_vectors(weight, bias, running_mean, running_var);
         work.elementwise = {y};
         schedule_work();

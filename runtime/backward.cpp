@@ -1,5 +1,5 @@
-// hbn_batch_norm_backward and its halves, hbn_batch_norm_backward_reduce and
-// hbn_batch_norm_backward_elemt.
+// hbn_batch_norm_backward, with what may be fused into it, and its halves,
+// hbn_batch_norm_backward_reduce and hbn_batch_norm_backward_elemt.
 #include "dispatch.h"
 #include "pieces.h"
 #include "vectors.h"
@@ -13,11 +13,12 @@ double count_of(const hbn_tensor &x) {
     return double(x.sizes[0]) * double(x.sizes[2]) * double(x.sizes[3]);
 }
 
-// One block of channels of a backward pass. Absent vectors, and a grad_input that is not wanted,
-// have no data.
+// One block of channels of a backward pass. Absent vectors and tensors, and a grad_input that is not
+// wanted, have no data.
 struct Backward {
-    hbn_tensor grad_output, x, grad_input;
-    hbn_vector weight, mean, invstd, running_mean, running_var, grad_weight, grad_bias;
+    Activation activation;
+    hbn_tensor grad_output, x, mask, grad_input, grad_residual;
+    hbn_vector weight, bias, mean, invstd, running_mean, running_var, grad_weight, grad_bias;
     double eps;
 
     hbn_dtype dtype() const {
@@ -29,7 +30,40 @@ struct Backward {
     }
 
     Pieces pieces() const {
-        return grad_input.data ? Pieces({grad_output, x, grad_input}) : Pieces({grad_output, x});
+        const auto or_x = [&](const hbn_tensor &t) { return t.data ? t : x; };
+        return Pieces({grad_output, x, or_x(mask), or_x(grad_input), or_x(grad_residual)});
+    }
+
+    bool fused() const {
+        return activation != Activation::none;
+    }
+
+    // What a ReLU's backward needs in addition: the bias to compute it again, or add_relu's mask.
+    hbn_status activation_bias(hbn_vector *b) const {
+        *b = {};
+        return activation == Activation::relu ? as_input(bias, dtype(), 0, b) : HBN_OK;
+    }
+
+    Operation training_operation() const {
+        switch (activation) {
+        case Activation::relu:
+            return Operation::backward_training_relu;
+        case Activation::add_relu:
+            return Operation::backward_training_add_relu;
+        default:
+            return Operation::backward_training;
+        }
+    }
+
+    Operation inference_operation() const {
+        switch (activation) {
+        case Activation::relu:
+            return Operation::backward_inference_relu;
+        case Activation::add_relu:
+            return Operation::backward_inference_add_relu;
+        default:
+            return Operation::backward_inference;
+        }
     }
 
     // sum_dy, sum_dy_xmu, and the parameters' gradients in the statistic type.
@@ -74,12 +108,14 @@ struct Backward {
 
     hbn_status training() const {
         const OutputVector to_weight(grad_weight, dtype()), to_bias(grad_bias, dtype());
-        hbn_vector w;
+        hbn_vector w, b;
         HBN_TRY(as_input(weight, dtype(), 1, &w));
+        HBN_TRY(activation_bias(&b));
         if (grad_input.data && pieces().one()) {
-            HBN_TRY(call(Operation::backward_training,
-                         {in(grad_output), in(x), in(mean), in(invstd), in(w), out(grad_input),
-                          out(to_weight.written()), out(to_bias.written())}));
+            HBN_TRY(
+                call(training_operation(), {in(grad_output), in(x), in(mean), in(invstd), in(w),
+                                            in(b), in(mask), out(grad_input), out(grad_residual),
+                                            out(to_weight.written()), out(to_bias.written())}));
         } else {
             const hbn_vector sum_dy = Workspace::take(HBN_FLOAT64);
             const hbn_vector sum_dy_xmu = Workspace::take(HBN_FLOAT64);
@@ -94,15 +130,17 @@ struct Backward {
     }
 
     hbn_status inference() const {
-        hbn_vector w, center, variance;
+        hbn_vector w, b, center, variance;
         HBN_TRY(as_input(weight, dtype(), 1, &w));
+        HBN_TRY(activation_bias(&b));
         HBN_TRY(as_input(running_mean, dtype(), 0, &center));
         HBN_TRY(as_input(running_var, dtype(), 1, &variance));
         const OutputVector to_weight(grad_weight, dtype()), to_bias(grad_bias, dtype());
-        if (grad_input.data && wants_parameters() && pieces().one()) {
-            HBN_TRY(call(Operation::backward_inference,
-                         {in(grad_output), in(x), in(center), in(variance), in(w), in(eps),
-                          out(grad_input), out(to_weight.written()), out(to_bias.written())}));
+        if (fused() || (grad_input.data && wants_parameters() && pieces().one())) {
+            HBN_TRY(call(inference_operation(),
+                         {in(grad_output), in(x), in(center), in(variance), in(w), in(eps), in(b),
+                          in(mask), out(grad_input), out(grad_residual), out(to_weight.written()),
+                          out(to_bias.written())}));
         } else {
             if (wants_parameters()) {
                 const hbn_vector scale = Workspace::take(dtype());
@@ -126,10 +164,12 @@ struct Backward {
 
     hbn_status require_kernels(bool is_training) const {
         const bool one = pieces().one();
-        if (grad_input.data && one && (is_training || wants_parameters())) {
-            return require(
-                is_training ? Operation::backward_training : Operation::backward_inference,
-                {grad_output, x, grad_input});
+        if (fused() && !one) {
+            return fail(HBN_UNSUPPORTED, text::fused_too_large, "a fused backward pass");
+        }
+        if (fused() || (grad_input.data && one && (is_training || wants_parameters()))) {
+            return require(is_training ? training_operation() : inference_operation(),
+                           {grad_output, x, grad_input});
         }
         if (wants_parameters() || is_training) {
             HBN_TRY(require(Operation::backward_reduce, {grad_output, x}));
@@ -146,13 +186,13 @@ struct Backward {
     }
 };
 
-}  // namespace
-
-extern "C" hbn_status hbn_batch_norm_backward(
-    const hbn_tensor *grad_output, const hbn_tensor *x, const hbn_vector *weight,
-    const hbn_vector *mean, const hbn_vector *invstd, const hbn_vector *running_mean,
-    const hbn_vector *running_var, int training, double eps, const hbn_tensor *grad_input,
-    const hbn_vector *grad_weight, const hbn_vector *grad_bias) {
+// `bias` with relu only; `mask` and `grad_residual` with add_relu only.
+hbn_status backward(Activation activation, const hbn_tensor *grad_output, const hbn_tensor *x,
+                    const hbn_tensor *mask, const hbn_vector *weight, const hbn_vector *bias,
+                    const hbn_vector *mean, const hbn_vector *invstd,
+                    const hbn_vector *running_mean, const hbn_vector *running_var, int training,
+                    double eps, const hbn_tensor *grad_input, const hbn_tensor *grad_residual,
+                    const hbn_vector *grad_weight, const hbn_vector *grad_bias) {
     HBN_TRY(check_tensors({{"grad_output", grad_output}, {"x", x}}));
     const int64_t channels = x->sizes[1];
     if (training) {
@@ -166,21 +206,28 @@ extern "C" hbn_status hbn_batch_norm_backward(
     HBN_TRY(check_vectors({{"running_mean", running_mean},
                            {"running_var", running_var},
                            {"weight", weight},
+                           {"bias", bias},
                            {"grad_weight", grad_weight},
                            {"grad_bias", grad_bias}},
                           channels, x->dtype, VectorDType::parameter));
-    HBN_TRY(check_vectors({{"mean", mean}, {"invstd", invstd}}, channels, x->dtype,
-                          VectorDType::statistic));
-    if (grad_input) {
+    HBN_TRY(check_vectors(
+        {{"mean", mean}, {"invstd", invstd}}, channels, x->dtype,
+        activation == Activation::none ? VectorDType::statistic : VectorDType::float64));
+    if (activation == Activation::add_relu) {
+        HBN_TRY(check_mask({"mask", mask}, *x));
+        HBN_TRY(check_tensors({{"x", x}, {"grad_residual", grad_residual}}));
+    }
+    if (grad_input || activation != Activation::none) {
         HBN_TRY(check_tensors({{"x", x}, {"grad_input", grad_input}}));
     }
     HBN_TRY(check_overlap(
-        {Footprint({"grad_output", grad_output}), Footprint({"x", x}),
-         Footprint({"weight", weight}), Footprint({"mean", mean}), Footprint({"invstd", invstd}),
-         Footprint({"running_mean", running_mean}), Footprint({"running_var", running_var})},
-        {Footprint({"grad_input", grad_input}), Footprint({"grad_weight", grad_weight}),
-         Footprint({"grad_bias", grad_bias})},
-        "grad_input", "grad_output"));
+        {Footprint({"grad_output", grad_output}), Footprint({"x", x}), Footprint({"mask", mask}),
+         Footprint({"weight", weight}), Footprint({"bias", bias}), Footprint({"mean", mean}),
+         Footprint({"invstd", invstd}), Footprint({"running_mean", running_mean}),
+         Footprint({"running_var", running_var})},
+        {Footprint({"grad_input", grad_input}), Footprint({"grad_residual", grad_residual}),
+         Footprint({"grad_weight", grad_weight}), Footprint({"grad_bias", grad_bias})},
+        "grad_input", grad_residual ? nullptr : "grad_output"));
     if (is_empty(*x)) {
         fill_zero(grad_weight);
         fill_zero(grad_bias);
@@ -189,16 +236,23 @@ extern "C" hbn_status hbn_batch_norm_backward(
     if (!grad_input && !grad_weight && !grad_bias) {
         return HBN_OK;
     }
-    const hbn_tensor &largest = grad_input ? *grad_input : *x;
+    const auto or_x = [&](const hbn_tensor *t) { return t ? *t : *x; };
     const int64_t per_block = channels_per_block(
-        {*grad_output, *x, largest},
-        {weight, mean, invstd, running_mean, running_var, grad_weight, grad_bias});
+        {*grad_output, *x, or_x(mask), or_x(grad_input), or_x(grad_residual)},
+        {weight, bias, mean, invstd, running_mean, running_var, grad_weight, grad_bias});
     const auto block_of = [&](int64_t begin, int64_t size) {
         const auto part = [&](const hbn_vector *v) { return slice(v, begin, size); };
-        return Backward{slice(*grad_output, 1, begin, size),
-                        slice(*x, 1, begin, size),
-                        grad_input ? slice(*grad_input, 1, begin, size) : hbn_tensor{},
+        const auto tensor_part = [&](const hbn_tensor *t) {
+            return t ? slice(*t, 1, begin, size) : hbn_tensor{};
+        };
+        return Backward{activation,
+                        tensor_part(grad_output),
+                        tensor_part(x),
+                        tensor_part(mask),
+                        tensor_part(grad_input),
+                        tensor_part(grad_residual),
                         part(weight),
+                        part(bias),
                         part(mean),
                         part(invstd),
                         part(running_mean),
@@ -208,7 +262,7 @@ extern "C" hbn_status hbn_batch_norm_backward(
                         eps};
     };
     HBN_TRY(block_of(0, per_block).require_kernels(training != 0));
-    HBN_TRY(require_conversions({running_mean, running_var, weight, grad_weight, grad_bias},
+    HBN_TRY(require_conversions({running_mean, running_var, weight, bias, grad_weight, grad_bias},
                                 statistic_dtype(x->dtype)));
     HBN_TRY(Workspace::begin(kWorkspaceVectors, per_block));
     return for_each_block(channels, per_block, [&](int64_t begin, int64_t size) {
@@ -216,6 +270,39 @@ extern "C" hbn_status hbn_batch_norm_backward(
         const Backward block = block_of(begin, size);
         return training ? block.training() : block.inference();
     });
+}
+
+}  // namespace
+
+extern "C" hbn_status hbn_batch_norm_backward(
+    const hbn_tensor *grad_output, const hbn_tensor *x, const hbn_vector *weight,
+    const hbn_vector *mean, const hbn_vector *invstd, const hbn_vector *running_mean,
+    const hbn_vector *running_var, int training, double eps, const hbn_tensor *grad_input,
+    const hbn_vector *grad_weight, const hbn_vector *grad_bias) {
+    return backward(Activation::none, grad_output, x, nullptr, weight, nullptr, mean, invstd,
+                    running_mean, running_var, training, eps, grad_input, nullptr, grad_weight,
+                    grad_bias);
+}
+
+extern "C" hbn_status hbn_batch_norm_relu_backward(
+    const hbn_tensor *grad_output, const hbn_tensor *x, const hbn_vector *weight,
+    const hbn_vector *bias, const hbn_vector *mean, const hbn_vector *invstd,
+    const hbn_vector *running_mean, const hbn_vector *running_var, int training, double eps,
+    const hbn_tensor *grad_input, const hbn_vector *grad_weight, const hbn_vector *grad_bias) {
+    return backward(Activation::relu, grad_output, x, nullptr, weight, bias, mean, invstd,
+                    running_mean, running_var, training, eps, grad_input, nullptr, grad_weight,
+                    grad_bias);
+}
+
+extern "C" hbn_status hbn_batch_norm_add_relu_backward(
+    const hbn_tensor *grad_output, const hbn_tensor *x, const hbn_tensor *mask,
+    const hbn_vector *weight, const hbn_vector *mean, const hbn_vector *invstd,
+    const hbn_vector *running_mean, const hbn_vector *running_var, int training, double eps,
+    const hbn_tensor *grad_input, const hbn_tensor *grad_residual, const hbn_vector *grad_weight,
+    const hbn_vector *grad_bias) {
+    return backward(Activation::add_relu, grad_output, x, mask, weight, nullptr, mean, invstd,
+                    running_mean, running_var, training, eps, grad_input, grad_residual,
+                    grad_weight, grad_bias);
 }
 
 extern "C" hbn_status hbn_batch_norm_backward_reduce(const hbn_tensor *grad_output,

@@ -28,6 +28,7 @@ uint64_t one_bits(DType dtype) {
     case DType::float16:
         return 0x3c00;
     case DType::int64:
+    case DType::uint8:
         break;
     }
     return 1;

@@ -44,6 +44,11 @@ bool is_float(hbn_dtype dtype) {
     return dtype >= HBN_FLOAT32 && dtype <= HBN_FLOAT16;
 }
 
+// What a tensor of any dtype must satisfy.
+hbn_status check_memory(const char *name, const hbn_tensor &t);
+hbn_status check_same_shape(const char *name, const hbn_tensor &t, const char *model_name,
+                            const hbn_tensor &model);
+
 }  // namespace
 
 hbn_status fail(hbn_status status, const char *format, ...) {
@@ -83,6 +88,8 @@ const char *dtype_name(hbn_dtype dtype) {
         return "float16";
     case HBN_INT64:
         return "int64";
+    case HBN_UINT8:
+        return "uint8";
     }
     return "an unknown dtype";
 }
@@ -109,6 +116,8 @@ int element_size(hbn_dtype dtype) {
     case HBN_BFLOAT16:
     case HBN_FLOAT16:
         return 2;
+    case HBN_UINT8:
+        return 1;
     }
     return 1;
 }
@@ -125,6 +134,12 @@ hbn_status check_tensor(const NamedTensor &named) {
     if (!is_float(t.dtype)) {
         return fail(HBN_INVALID_ARGUMENT, text::float_dtype, name, dtype_name(t.dtype));
     }
+    return check_memory(name, t);
+}
+
+namespace {
+
+hbn_status check_memory(const char *name, const hbn_tensor &t) {
     if (t.device < HBN_CPU || t.device > HBN_CUDA) {
         return fail(HBN_INVALID_ARGUMENT, text::unknown_device, name, int(t.device));
     }
@@ -149,25 +164,52 @@ hbn_status check_tensor(const NamedTensor &named) {
     return HBN_OK;
 }
 
+hbn_status check_same_shape(const char *name, const hbn_tensor &t, const char *model_name,
+                            const hbn_tensor &model) {
+    if (!std::equal(t.sizes, t.sizes + 4, model.sizes)) {
+        return fail(HBN_INVALID_ARGUMENT, text::shapes_differ, name, model_name,
+                    Long(model.sizes[0]), Long(model.sizes[1]), Long(model.sizes[2]),
+                    Long(model.sizes[3]), Long(t.sizes[0]), Long(t.sizes[1]), Long(t.sizes[2]),
+                    Long(t.sizes[3]));
+    }
+    return HBN_OK;
+}
+
+hbn_status check_same_device(const hbn_tensor &t, const hbn_tensor &model) {
+    return t.device == model.device ? HBN_OK
+                                    : fail(HBN_INVALID_ARGUMENT, text::devices_differ,
+                                           device_name(model.device), device_name(t.device));
+}
+
+}  // namespace
+
+hbn_status check_mask(const NamedTensor &mask, const hbn_tensor &x) {
+    if (!mask.tensor) {
+        return fail(HBN_INVALID_ARGUMENT, text::required, mask.name);
+    }
+    const hbn_tensor &t = *mask.tensor;
+    if (t.ndim != 4) {
+        return fail(HBN_INVALID_ARGUMENT, text::rank, t.ndim);
+    }
+    if (t.dtype != HBN_UINT8) {
+        return fail(HBN_INVALID_ARGUMENT, text::mask_dtype, mask.name, dtype_name(t.dtype));
+    }
+    HBN_TRY(check_memory(mask.name, t));
+    HBN_TRY(check_same_shape(mask.name, t, "x", x));
+    return check_same_device(t, x);
+}
+
 hbn_status check_tensors(std::initializer_list<NamedTensor> tensors) {
     const NamedTensor &first = *tensors.begin();
     for (const NamedTensor &named : tensors) {
         HBN_TRY(check_tensor(named));
         const hbn_tensor &t = *named.tensor, &model = *first.tensor;
-        if (!std::equal(t.sizes, t.sizes + 4, model.sizes)) {
-            return fail(HBN_INVALID_ARGUMENT, text::shapes_differ, named.name, first.name,
-                        Long(model.sizes[0]), Long(model.sizes[1]), Long(model.sizes[2]),
-                        Long(model.sizes[3]), Long(t.sizes[0]), Long(t.sizes[1]), Long(t.sizes[2]),
-                        Long(t.sizes[3]));
-        }
+        HBN_TRY(check_same_shape(named.name, t, first.name, model));
         if (t.dtype != model.dtype) {
             return fail(HBN_INVALID_ARGUMENT, text::dtypes_differ, named.name, first.name,
                         dtype_name(model.dtype), dtype_name(t.dtype));
         }
-        if (t.device != model.device) {
-            return fail(HBN_INVALID_ARGUMENT, text::devices_differ, device_name(model.device),
-                        device_name(t.device));
-        }
+        HBN_TRY(check_same_device(t, model));
     }
     const hbn_device device = first.tensor->device;
     if (device != HBN_CPU) {
@@ -196,7 +238,8 @@ hbn_status check_vectors(std::initializer_list<NamedVector> vectors, int64_t cha
                         Long(v.vector->size));
         }
     }
-    const hbn_dtype statistic = statistic_dtype(tensor_dtype);
+    const hbn_dtype statistic =
+        kind == VectorDType::float64 ? HBN_FLOAT64 : statistic_dtype(tensor_dtype);
     const bool own = kind == VectorDType::parameter && statistic != tensor_dtype;
     for (const NamedVector &v : vectors) {
         if (!v.vector) {

@@ -23,6 +23,9 @@ namespace text {
 constexpr char required[] = "%s is required";
 constexpr char rank[] = "expected 4D input (got %dD input)";
 constexpr char float_dtype[] = "%s must be float32, float64, bfloat16 or float16, got %s";
+constexpr char mask_dtype[] = "%s must be uint8, got %s";
+constexpr char fused_too_large[] =
+    "%s does not support more than 2^31 elements with batch statistics";
 constexpr char unknown_device[] = "%s has an unknown device (%d)";
 constexpr char negative_size[] = "%s has a negative size: [%lld, %lld, %lld, %lld]";
 constexpr char negative_strides[] = "negative strides are not supported (%s)";
@@ -107,12 +110,16 @@ hbn_status check_tensor(const NamedTensor &t);
 // work.
 hbn_status check_tensors(std::initializer_list<NamedTensor> tensors);
 
+// A uint8 tensor of x's shape and device; x has passed.
+hbn_status check_mask(const NamedTensor &mask, const hbn_tensor &x);
+
 // More than one value per channel, unless empty.
 hbn_status check_batch_size(const hbn_tensor &x);
 
 enum class VectorDType {
     parameter,  // float32 (float64 beside float64 tensors), or the tensor's own
     statistic,  // float32 (float64 beside float64 tensors)
+    float64,
 };
 
 // Sizes of all vectors, then what else they must satisfy; absent ones pass.

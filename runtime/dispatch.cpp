@@ -8,6 +8,7 @@
 #include <HalideRuntime.h>
 
 #include <algorithm>
+#include <bitset>
 #include <cstdlib>
 #include <cstring>
 #include <string>
@@ -42,6 +43,15 @@ const char *const kOperationNames[kOperations] = {
     "backward_inference_input",
     "backward_reduce",
     "backward_elemt",
+    "forward_training_relu",
+    "forward_training_add_relu",
+    "forward_inference_relu",
+    "forward_inference_add_relu",
+    "forward_inference_add_relu_mask",
+    "backward_training_relu",
+    "backward_training_add_relu",
+    "backward_inference_relu",
+    "backward_inference_add_relu",
     "finalize_moments",
     "merge_moments",
     "invstd_from_variance",
@@ -106,6 +116,8 @@ halide_type_t halide_type(hbn_dtype dtype) {
         return halide_type_t(halide_type_bfloat, 16);
     case HBN_FLOAT16:
         return halide_type_t(halide_type_float, 16);
+    case HBN_UINT8:
+        return halide_type_t(halide_type_uint, 8);
     default:
         return halide_type_t(halide_type_float, 64);
     }
@@ -117,7 +129,7 @@ constexpr int64_t kSerialElements = 16384;
 // The text of halide_error() during this thread's current call.
 thread_local char halide_message[256] = "";
 
-constexpr int kMostArguments = 14;
+constexpr int kMostArguments = 18;
 
 // A kernel's argument list in Halide's uniform form.
 class ArgumentList {
@@ -142,6 +154,9 @@ public:
         args_[count_++] = &stream_;
         int tensors = 0;
         for (const Argument &a : arguments) {
+            if (a.absent()) {
+                continue;
+            }
             switch (a.kind) {
             case Argument::Kind::scalar:
                 set(a);
@@ -240,9 +255,18 @@ Layouts available(Operation operation, hbn_dtype dtype) {
 }
 
 bool reduces(Operation operation) {
-    return operation == Operation::forward_training || operation == Operation::stats ||
-           operation == Operation::backward_training ||
-           operation == Operation::backward_inference || operation == Operation::backward_reduce;
+    switch (operation) {
+    case Operation::forward_inference:
+    case Operation::forward_inference_relu:
+    case Operation::forward_inference_add_relu:
+    case Operation::forward_inference_add_relu_mask:
+    case Operation::normalize:
+    case Operation::backward_inference_input:
+    case Operation::backward_elemt:
+        return false;
+    default:
+        return true;
+    }
 }
 
 hbn_status no_kernel(Operation operation, hbn_dtype dtype) {
@@ -269,10 +293,11 @@ hbn_status require_conversion(hbn_dtype from, hbn_dtype to) {
 
 hbn_status call(Operation operation, std::initializer_list<Argument> arguments) {
     hbn_tensor tensors[kMostTensors];
-    int count = 0, output = -1;
+    int count = 0;
+    std::bitset<kMostTensors> streamable;
     for (const Argument &a : arguments) {
-        if (a.kind == Argument::Kind::tensor) {
-            output = a.output ? count : output;
+        if (a.kind == Argument::Kind::tensor && !a.absent()) {
+            streamable.set(count, a.output && a.tensor.dtype != HBN_UINT8);
             tensors[count++] = a.tensor;
         }
     }
@@ -280,7 +305,7 @@ hbn_status call(Operation operation, std::initializer_list<Argument> arguments) 
     const int64_t *sizes = tensors[0].sizes;
     const int64_t elements = sizes[0] * sizes[1] * sizes[2] * sizes[3];
     const KernelView view =
-        choose_view(tensors, count, output, reduces(operation), available(operation, dtype));
+        choose_view(tensors, count, streamable, reduces(operation), available(operation, dtype));
     const Kernel kernel = find_kernel(operation, dtype, view.layout);
     if (!kernel) {
         return no_kernel(operation, dtype);

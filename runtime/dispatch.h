@@ -9,6 +9,9 @@
 
 namespace hbn::internal {
 
+// What is fused into a batch normalization.
+enum class Activation { none, relu, add_relu };
+
 enum class Operation {
     // over (N, C, H, W)
     forward_training,
@@ -20,6 +23,15 @@ enum class Operation {
     backward_inference_input,
     backward_reduce,
     backward_elemt,
+    forward_training_relu,
+    forward_training_add_relu,
+    forward_inference_relu,
+    forward_inference_add_relu,
+    forward_inference_add_relu_mask,
+    backward_training_relu,
+    backward_training_add_relu,
+    backward_inference_relu,
+    backward_inference_add_relu,
     // over (C)
     finalize_moments,
     merge_moments,
@@ -27,13 +39,17 @@ enum class Operation {
     convert,
 };
 
-// One argument of a kernel, in the order of its signature.
+// One argument of a kernel, in the order of its signature. One without data is not there.
 struct Argument {
     enum class Kind { tensor, vector, scalar } kind;
     bool output;
     hbn_tensor tensor;
     hbn_vector vector;
     double scalar;
+
+    bool absent() const {
+        return (kind == Kind::tensor && !tensor.data) || (kind == Kind::vector && !vector.data);
+    }
 };
 
 inline Argument in(const hbn_tensor &t) {

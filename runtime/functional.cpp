@@ -112,6 +112,111 @@ Gradients batch_norm_backward(const TensorView &grad_output, const TensorView &x
     return result;
 }
 
+ForwardResult batch_norm_relu_forward(const TensorView &x, const VectorView &weight,
+                                      const VectorView &bias, const VectorView &running_mean,
+                                      const VectorView &running_var, bool training, double momentum,
+                                      double eps, const std::optional<TensorView> &out) {
+    check(x);
+    ForwardResult result;
+    if (!out) {
+        result.y = Tensor::like(x);
+    }
+    if (training || (!running_mean && !running_var)) {
+        result.mean = Vector(DType::float64, x.sizes[1]);
+        result.invstd = Vector(DType::float64, x.sizes[1]);
+    }
+    const hbn_tensor c_x = to_c(x), c_y = to_c(out ? *out : result.y.view());
+    throw_on_error(hbn_batch_norm_relu_forward(
+        &c_x, OptionalVector(weight), OptionalVector(bias), OptionalVector(running_mean),
+        OptionalVector(running_var), training, momentum, eps, &c_y, OptionalVector(result.mean),
+        OptionalVector(result.invstd)));
+    return result;
+}
+
+Gradients batch_norm_relu_backward(const TensorView &grad_output, const TensorView &x,
+                                   const VectorView &weight, const VectorView &bias,
+                                   const VectorView &mean, const VectorView &invstd,
+                                   const VectorView &running_mean, const VectorView &running_var,
+                                   bool training, double eps,
+                                   const std::optional<TensorView> &out) {
+    check(grad_output, "grad_output");
+    check(x);
+    Gradients result;
+    if (!out) {
+        result.grad_input = Tensor::like(x);
+    }
+    const DType dtype = weight ? weight.dtype : statistic_dtype(x.dtype);
+    result.grad_weight = Vector(dtype, x.sizes[1]);
+    result.grad_bias = Vector(dtype, x.sizes[1]);
+    const hbn_tensor c_dy = to_c(grad_output), c_x = to_c(x);
+    const hbn_tensor c_dx = to_c(out ? *out : result.grad_input.view());
+    throw_on_error(hbn_batch_norm_relu_backward(
+        &c_dy, &c_x, OptionalVector(weight), OptionalVector(bias), OptionalVector(mean),
+        OptionalVector(invstd), OptionalVector(running_mean), OptionalVector(running_var), training,
+        eps, &c_dx, OptionalVector(result.grad_weight), OptionalVector(result.grad_bias)));
+    return result;
+}
+
+AddReluForwardResult batch_norm_add_relu_forward(const TensorView &x, const TensorView &residual,
+                                                 const VectorView &weight, const VectorView &bias,
+                                                 const VectorView &running_mean,
+                                                 const VectorView &running_var, bool training,
+                                                 double momentum, double eps,
+                                                 const std::optional<TensorView> &out,
+                                                 const std::optional<TensorView> &mask_out) {
+    check(x);
+    AddReluForwardResult result;
+    if (!out) {
+        result.y = Tensor::like(x);
+    }
+    const bool batch_statistics = training || (!running_mean && !running_var);
+    if (batch_statistics) {
+        result.mean = Vector(DType::float64, x.sizes[1]);
+        result.invstd = Vector(DType::float64, x.sizes[1]);
+    }
+    if (batch_statistics && !mask_out) {
+        result.mask = Tensor::like(x, DType::uint8);
+    }
+    const hbn_tensor c_x = to_c(x), c_residual = to_c(residual);
+    const hbn_tensor c_y = to_c(out ? *out : result.y.view());
+    const hbn_tensor c_mask = to_c(mask_out ? *mask_out : result.mask.view());
+    throw_on_error(hbn_batch_norm_add_relu_forward(
+        &c_x, &c_residual, OptionalVector(weight), OptionalVector(bias),
+        OptionalVector(running_mean), OptionalVector(running_var), training, momentum, eps, &c_y,
+        batch_statistics || mask_out ? &c_mask : nullptr, OptionalVector(result.mean),
+        OptionalVector(result.invstd)));
+    return result;
+}
+
+AddReluGradients batch_norm_add_relu_backward(const TensorView &grad_output, const TensorView &x,
+                                              const TensorView &mask, const VectorView &weight,
+                                              const VectorView &mean, const VectorView &invstd,
+                                              const VectorView &running_mean,
+                                              const VectorView &running_var, bool training,
+                                              double eps, const std::optional<TensorView> &out,
+                                              const std::optional<TensorView> &residual_out) {
+    check(grad_output, "grad_output");
+    check(x);
+    AddReluGradients result;
+    if (!out) {
+        result.grad_input = Tensor::like(x);
+    }
+    if (!residual_out) {
+        result.grad_residual = Tensor::like(x);
+    }
+    const DType dtype = weight ? weight.dtype : statistic_dtype(x.dtype);
+    result.grad_weight = Vector(dtype, x.sizes[1]);
+    result.grad_bias = Vector(dtype, x.sizes[1]);
+    const hbn_tensor c_dy = to_c(grad_output), c_x = to_c(x), c_mask = to_c(mask);
+    const hbn_tensor c_dx = to_c(out ? *out : result.grad_input.view());
+    const hbn_tensor c_dr = to_c(residual_out ? *residual_out : result.grad_residual.view());
+    throw_on_error(hbn_batch_norm_add_relu_backward(
+        &c_dy, &c_x, &c_mask, OptionalVector(weight), OptionalVector(mean), OptionalVector(invstd),
+        OptionalVector(running_mean), OptionalVector(running_var), training, eps, &c_dx, &c_dr,
+        OptionalVector(result.grad_weight), OptionalVector(result.grad_bias)));
+    return result;
+}
+
 Moments batch_norm_stats(const TensorView &x) {
     check(x);
     Moments moments;

@@ -215,12 +215,18 @@ KernelView choose_layout(const Geometry &g, bool reduces, Layouts available) {
 
 }  // namespace
 
-KernelView choose_view(const hbn_tensor *tensors, int count, int output, bool reduces,
-                       Layouts available) {
+KernelView choose_view(const hbn_tensor *tensors, int count, std::bitset<kMostTensors> streamable,
+                       bool reduces, Layouts available) {
     const Geometry g(tensors, count);
     KernelView view = choose_layout(g, reduces, available);
-    view.stream = output >= 0 && g.elements * g.element_bytes * count > kCachedBytes &&
-                  aligned(view, tensors[output], output);
+    int64_t bytes = 0;
+    for (int i = 0; i < count; i++) {
+        bytes += g.elements * element_size(tensors[i].dtype);
+    }
+    view.stream = streamable.any() && bytes > kCachedBytes;
+    for (int i = 0; i < count; i++) {
+        view.stream = view.stream && (!streamable[i] || aligned(view, tensors[i], i));
+    }
     last = view;
     return view;
 }

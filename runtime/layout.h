@@ -12,7 +12,7 @@ namespace hbn::internal {
 enum class Layout { nchw, nchw_few_channels, blocks, rows, nhwc, strided };
 
 constexpr int kLayouts = 6;
-constexpr int kMostTensors = 3;
+constexpr int kMostTensors = 5;
 
 using Layouts = std::bitset<kLayouts>;
 
@@ -21,7 +21,7 @@ using Layouts = std::bitset<kLayouts>;
 struct KernelView {
     struct Dimension {
         int64_t size = 1;
-        int64_t strides[kMostTensors] = {1, 1, 1};
+        int64_t strides[kMostTensors] = {1, 1, 1, 1, 1};
     };
 
     Layout layout = Layout::strided;
@@ -37,9 +37,9 @@ struct KernelView {
 
 // For tensors of one shape. The choice depends on the shape, strides and dtype alone, so that a
 // result does not depend on the machine. `reduces`: whether the operation takes sums over channels.
-// `output` is the tensor that is written, -1 if none.
-KernelView choose_view(const hbn_tensor *tensors, int count, int output, bool reduces,
-                       Layouts available);
+// `streamable` are the tensors that are written and may bypass the cache.
+KernelView choose_view(const hbn_tensor *tensors, int count, std::bitset<kMostTensors> streamable,
+                       bool reduces, Layouts available);
 
 // This thread's last choice, for tests.
 const KernelView &last_view();

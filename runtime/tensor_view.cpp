@@ -102,7 +102,11 @@ Tensor::Tensor(DType dtype, const Shape &sizes, MemoryFormat format)
 }
 
 Tensor Tensor::like(const TensorView &other) {
-    Tensor result(other.dtype, other.sizes);
+    return like(other, other.dtype);
+}
+
+Tensor Tensor::like(const TensorView &other, DType dtype) {
+    Tensor result(dtype, other.sizes);
     int64_t stride = 1;
     for (const int d : dimension_order(other)) {
         result.view_.strides[d] = stride;

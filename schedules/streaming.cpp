@@ -1,5 +1,6 @@
 #include "schedules/streaming.h"
 
+#include <set>
 #include <vector>
 
 namespace hbn {
@@ -92,8 +93,9 @@ private:
 
 class StreamStores : public IRMutator {
 public:
-    StreamStores(std::string output, Expr stream)
-        : output_(std::move(output)), stream_(std::move(stream)) {
+    // `outputs` are buffers: a Tuple has several.
+    StreamStores(std::set<std::string> outputs, Expr stream)
+        : outputs_(std::move(outputs)), stream_(std::move(stream)) {
     }
 
     using IRMutator::mutate;
@@ -107,22 +109,23 @@ public:
         replaced_any_ = false;
         Stmt result = with_fence(s);
         inside_ = false;
-        _halide_user_assert(replaced_any_) << "No loop stores dense vectors to " << output_ << "\n";
+        _halide_user_assert(replaced_any_)
+            << "No loop stores dense vectors to " << *outputs_.begin() << "\n";
         return result;
     }
 
 protected:
     using IRMutator::visit;
 
-    // Where the output's pointer becomes known. As an integer, since only that has arithmetic.
+    // Where an output's pointer becomes known. As an integer, since only that has arithmetic.
     Stmt visit(const LetStmt *op) override {
-        if (op->name != output_) {
+        if (!outputs_.count(op->name)) {
             return IRMutator::visit(op);
         }
-        Expr pointer = Variable::make(Handle(), output_);
+        Expr pointer = Variable::make(Handle(), op->name);
         return LetStmt::make(
             op->name, op->value,
-            LetStmt::make(address_name(), reinterpret(UInt(64), pointer), mutate(op->body)));
+            LetStmt::make(address_of(op->name), reinterpret(UInt(64), pointer), mutate(op->body)));
     }
 
     // A loop with such stores becomes two, and the choice between them is made outside of it.
@@ -155,28 +158,18 @@ protected:
         }
         Streamed streamed;
         stream(op, &streamed);
+        replaced_any_ = choice_wanted_ = fence_wanted_ = true;
         return streamed.all();
     }
 
-    // Unrolled stores. Values come before the first store, since LLVM knows nothing of what these stores may
-    // overwrite, and would load again for each what they have in common.
+    // Unrolled stores, or a Tuple's. Values come before the first store, since LLVM knows nothing of what
+    // these stores may overwrite, and would load and compute again for each what they have in common.
     Stmt visit(const Block *op) override {
-        std::vector<const Store *> stores;
-        Stmt rest = op;
-        while (const Block *block = rest.as<Block>()) {
-            stores.push_back(block->first.as<Store>());
-            rest = block->rest;
-        }
-        stores.push_back(rest.as<Store>());
-        for (const Store *store : stores) {
-            if (!store || !streamable(store)) {
-                return IRMutator::visit(op);
-            }
-        }
         Streamed streamed;
-        for (const Store *store : stores) {
-            stream(store, &streamed);
+        if (!collect(op, &streamed) || !streamed.any) {
+            return IRMutator::visit(op);
         }
+        replaced_any_ = choice_wanted_ = fence_wanted_ = true;
         return streamed.all();
     }
 
@@ -185,6 +178,14 @@ private:
     struct Streamed {
         std::vector<std::pair<std::string, Expr>> lets;
         std::vector<Stmt> stores;
+        bool any = false;  // streams
+
+        void keep(const Store *op) {
+            const std::string value_name = unique_name('t');
+            lets.emplace_back(value_name, op->value);
+            stores.push_back(Store::make(op->name, Variable::make(op->value.type(), value_name),
+                                         op->index, op->param, op->predicate, op->alignment));
+        }
 
         Stmt all() const {
             Stmt s = Block::make(stores);
@@ -195,16 +196,37 @@ private:
         }
     };
 
+    // Whether `s` is nothing but dense stores and what they use, which then is in `streamed`.
+    bool collect(const Stmt &s, Streamed *streamed) {
+        if (const Block *block = s.as<Block>()) {
+            return collect(block->first, streamed) && collect(block->rest, streamed);
+        }
+        if (const LetStmt *let = s.as<LetStmt>()) {
+            streamed->lets.emplace_back(let->name, let->value);
+            return collect(let->body, streamed);
+        }
+        const Store *store = s.as<Store>();
+        if (!store || !is_const_one(store->predicate)) {
+            return false;
+        }
+        if (streamable(store)) {
+            stream(store, streamed);
+        } else {
+            streamed->keep(store);
+        }
+        return true;
+    }
+
     // Guarded tails are predicated or scalar and stay as they are; so does what runs once a task.
     bool streamable(const Store *op) const {
         const Ramp *ramp = op->index.as<Ramp>();
-        return op->name == output_ && in_loop_ && ramp && is_const_one(ramp->stride) &&
+        return outputs_.count(op->name) && in_loop_ && ramp && is_const_one(ramp->stride) &&
                is_const_one(op->predicate) &&
                op->value.type().lanes() % (chunk_bits / op->value.type().bits()) == 0;
     }
 
     void stream(const Store *op, Streamed *streamed) {
-        replaced_any_ = choice_wanted_ = fence_wanted_ = true;
+        streamed->any = true;
         const Ramp *ramp = op->index.as<Ramp>();
         const Type type = op->value.type();
         const int lanes = chunk_bits / type.bits();
@@ -223,7 +245,7 @@ private:
         const Expr value = Variable::make(type, value_name),
                    begin = Variable::make(UInt(64), begin_name);
         const Expr first_address =
-            Variable::make(UInt(64), address_name()) + element * Expr(uint64_t(type.bytes()));
+            Variable::make(UInt(64), address_of(op->name)) + element * Expr(uint64_t(type.bytes()));
         streamed->lets.emplace_back(value_name, op->value);
         streamed->lets.emplace_back(begin_name, first_address);
         for (int first = 0; first < type.lanes(); first += lanes) {
@@ -236,8 +258,8 @@ private:
         }
     }
 
-    std::string address_name() const {
-        return output_ + ".address";
+    static std::string address_of(const std::string &output) {
+        return output + ".address";
     }
 
     static Stmt call(const std::string &name, const std::vector<Expr> &arguments) {
@@ -256,7 +278,7 @@ private:
         return result;
     }
 
-    const std::string output_;
+    const std::set<std::string> outputs_;
     const Expr stream_;
     bool inside_ = false, in_loop_ = false, replaced_any_ = false;
     bool choice_wanted_ = false, fence_wanted_ = false;
@@ -264,11 +286,19 @@ private:
 
 }  // namespace
 
-void stream_stores(Pipeline pipeline, const Target &target, const Func &output,
+void stream_stores(Pipeline pipeline, const Target &target, const Func &output, const Type &type,
                    const Expr &stream) {
-    if (target.arch == Target::X86 && !target.has_gpu_feature()) {
-        pipeline.add_custom_lowering_pass(new StreamStores(output.name(), stream));
+    if (target.arch != Target::X86 || target.has_gpu_feature()) {
+        return;
     }
+    std::set<std::string> outputs;
+    for (int i = 0; i < output.outputs(); i++) {
+        if (output.types()[i] == type) {
+            outputs.insert(output.outputs() == 1 ? output.name()
+                                                 : output.name() + "." + std::to_string(i));
+        }
+    }
+    pipeline.add_custom_lowering_pass(new StreamStores(outputs, stream));
 }
 
 }  // namespace hbn

@@ -19,7 +19,7 @@ void schedule_for_x86(ChannelPipeline pipeline, const Halide::Target &target) {
     parameters.rows_per_column = 1;
     schedule_vectorized(pipeline, parameters);
     for (const Halide::Func &f : pipeline.elementwise) {
-        stream_stores(pipeline.pipeline, target, f, pipeline.stream);
+        stream_stores(pipeline.pipeline, target, f, pipeline.element_type, pipeline.stream);
     }
 }
 

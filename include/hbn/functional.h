@@ -42,6 +42,20 @@ struct Gradients {
     Vector grad_bias;
 };
 
+struct AddReluForwardResult {
+    Tensor y;     ///< empty when `out` was given
+    Tensor mask;  ///< uint8; empty when `mask_out` was given, or not needed
+    Vector mean;
+    Vector invstd;
+};
+
+struct AddReluGradients {
+    Tensor grad_input;     ///< empty when `out` was given
+    Tensor grad_residual;  ///< empty when `residual_out` was given
+    Vector grad_weight;
+    Vector grad_bias;
+};
+
 /// Per-channel count, mean and m2 (sum of squared deviations): what machines exchange.
 struct Moments {
     double count = 0;
@@ -80,6 +94,35 @@ Gradients batch_norm_backward(const TensorView &grad_output, const TensorView &x
                               const VectorView &running_var, bool training, double eps,
                               const GradMask &mask = {},
                               const std::optional<TensorView> &out = std::nullopt);
+
+/// relu(batch_norm(x)) in one pass over memory, and its gradients. Nothing is saved for each element:
+/// `mean` and `invstd` are float64 here, and with them, x, weight and bias backward decides as forward did.
+/// y may go to x itself, grad_input to grad_output.
+ForwardResult batch_norm_relu_forward(const TensorView &x, const VectorView &weight,
+                                      const VectorView &bias, const VectorView &running_mean,
+                                      const VectorView &running_var, bool training, double momentum,
+                                      double eps,
+                                      const std::optional<TensorView> &out = std::nullopt);
+Gradients batch_norm_relu_backward(const TensorView &grad_output, const TensorView &x,
+                                   const VectorView &weight, const VectorView &bias,
+                                   const VectorView &mean, const VectorView &invstd,
+                                   const VectorView &running_mean, const VectorView &running_var,
+                                   bool training, double eps,
+                                   const std::optional<TensorView> &out = std::nullopt);
+
+/// relu(batch_norm(x) + residual), as residual networks end a block, and its gradients. A byte an element
+/// says what passed: with running statistics it is written only where `mask_out` is given.
+AddReluForwardResult batch_norm_add_relu_forward(
+    const TensorView &x, const TensorView &residual, const VectorView &weight,
+    const VectorView &bias, const VectorView &running_mean, const VectorView &running_var,
+    bool training, double momentum, double eps, const std::optional<TensorView> &out = std::nullopt,
+    const std::optional<TensorView> &mask_out = std::nullopt);
+AddReluGradients batch_norm_add_relu_backward(
+    const TensorView &grad_output, const TensorView &x, const TensorView &mask,
+    const VectorView &weight, const VectorView &mean, const VectorView &invstd,
+    const VectorView &running_mean, const VectorView &running_var, bool training, double eps,
+    const std::optional<TensorView> &out = std::nullopt,
+    const std::optional<TensorView> &residual_out = std::nullopt);
 
 /// The split four: the same operations cut in two at the statistics.
 Moments batch_norm_stats(const TensorView &x);

@@ -33,7 +33,8 @@ typedef enum hbn_dtype {
     HBN_FLOAT64 = 1,
     HBN_BFLOAT16 = 2,
     HBN_FLOAT16 = 3,
-    HBN_INT64 = 4 /**< num_batches_tracked only */
+    HBN_INT64 = 4, /**< num_batches_tracked only */
+    HBN_UINT8 = 5  /**< masks only */
 } hbn_dtype;
 
 typedef enum hbn_device { HBN_CPU = 0, HBN_OPENCL = 1, HBN_CUDA = 2 } hbn_device;
@@ -120,6 +121,59 @@ hbn_status hbn_batch_norm_backward(const hbn_tensor *grad_output, const hbn_tens
                                    const hbn_vector *running_var, int training, double eps,
                                    const hbn_tensor *grad_input, const hbn_vector *grad_weight,
                                    const hbn_vector *grad_bias);
+
+/** The same forward pass followed by ReLU: y = max(z, 0), z being what hbn_batch_norm_forward gives before
+ *  it is rounded to x's dtype. NaN passes, as in torch.relu. Parameters as there, except
+ *
+ *  @param mean, invstd  (C) float64 whatever x's dtype: with them backward finds again, bit for bit,
+ *                       which elements passed, so that nothing need be saved for each */
+hbn_status hbn_batch_norm_relu_forward(const hbn_tensor *x, const hbn_vector *weight,
+                                       const hbn_vector *bias, const hbn_vector *running_mean,
+                                       const hbn_vector *running_var, int training, double momentum,
+                                       double eps, const hbn_tensor *y, const hbn_vector *mean,
+                                       const hbn_vector *invstd);
+
+/** Its backward pass: as hbn_batch_norm_backward, of grad_output where z > 0 (or NaN) and of 0
+ *  elsewhere. Parameters as there, except
+ *
+ *  @param weight, bias  as forward had them
+ *  @param mean, invstd  (C) float64, as forward saved them
+ *  @param grad_input    must be given */
+hbn_status hbn_batch_norm_relu_backward(const hbn_tensor *grad_output, const hbn_tensor *x,
+                                        const hbn_vector *weight, const hbn_vector *bias,
+                                        const hbn_vector *mean, const hbn_vector *invstd,
+                                        const hbn_vector *running_mean,
+                                        const hbn_vector *running_var, int training, double eps,
+                                        const hbn_tensor *grad_input, const hbn_vector *grad_weight,
+                                        const hbn_vector *grad_bias);
+
+/** Forward pass, addition and ReLU, as residual networks end a block: y = max(z + residual, 0), rounded
+ *  once. Parameters as in hbn_batch_norm_relu_forward, and
+ *
+ *  @param residual  shape and dtype of x, any non-negative strides
+ *  @param y         may be x itself where mask is NULL
+ *  @param mask      shape of x, uint8, any strides without overlap: becomes 1 where y > 0 or NaN, else
+ *                   0, for backward. Required with batch statistics, else NULL when not wanted. */
+hbn_status hbn_batch_norm_add_relu_forward(const hbn_tensor *x, const hbn_tensor *residual,
+                                           const hbn_vector *weight, const hbn_vector *bias,
+                                           const hbn_vector *running_mean,
+                                           const hbn_vector *running_var, int training,
+                                           double momentum, double eps, const hbn_tensor *y,
+                                           const hbn_tensor *mask, const hbn_vector *mean,
+                                           const hbn_vector *invstd);
+
+/** Its backward pass. Parameters as in hbn_batch_norm_relu_backward, and
+ *
+ *  @param mask           as forward wrote it: 0 where grad_output stops
+ *  @param grad_input, grad_residual  shape and dtype of x; both must be given, and overlap no input
+ *
+ *  grad_residual = grad_output where mask is not 0, else 0; grad_input follows from that. */
+hbn_status hbn_batch_norm_add_relu_backward(
+    const hbn_tensor *grad_output, const hbn_tensor *x, const hbn_tensor *mask,
+    const hbn_vector *weight, const hbn_vector *mean, const hbn_vector *invstd,
+    const hbn_vector *running_mean, const hbn_vector *running_var, int training, double eps,
+    const hbn_tensor *grad_input, const hbn_tensor *grad_residual, const hbn_vector *grad_weight,
+    const hbn_vector *grad_bias);
 
 /** First half of forward training: writes moments->count, mean[] and m2[] of x.
  *  moments->channels must be C. An empty x gives count 0, mean 0, m2 0. */

@@ -22,6 +22,7 @@ enum class DType {
     bfloat16 = HBN_BFLOAT16,
     float16 = HBN_FLOAT16,
     int64 = HBN_INT64,
+    uint8 = HBN_UINT8,  ///< masks
 };
 
 enum class Device {
@@ -103,6 +104,7 @@ public:
     Tensor(DType dtype, const Shape &sizes, MemoryFormat format = MemoryFormat::contiguous);
     /// Dense, with the dimension order of `strides` (channels_last stays channels_last).
     static Tensor like(const TensorView &other);
+    static Tensor like(const TensorView &other, DType dtype);
 
     const TensorView &view() const {
         return view_;
@@ -154,7 +156,16 @@ private:
 /// @throws std::invalid_argument for a dtype or device hbn does not know
 template<typename DLTensor>
 TensorView from_dlpack(const DLTensor &tensor) {
-    enum { kDLFloat = 2, kDLBfloat = 4, kDLCPU = 1, kDLCUDA = 2, kDLCUDAHost = 3, kDLOpenCL = 4 };
+    enum {
+        kDLUInt = 1,
+        kDLFloat = 2,
+        kDLBfloat = 4,
+        kDLBool = 6,
+        kDLCPU = 1,
+        kDLCUDA = 2,
+        kDLCUDAHost = 3,
+        kDLOpenCL = 4
+    };
     TensorView view;
     const int code = tensor.dtype.code, bits = tensor.dtype.bits;
     if (tensor.dtype.lanes != 1) {
@@ -167,6 +178,8 @@ TensorView from_dlpack(const DLTensor &tensor) {
         view.dtype = DType::float16;
     } else if (code == kDLBfloat && bits == 16) {
         view.dtype = DType::bfloat16;
+    } else if ((code == kDLUInt || code == kDLBool) && bits == 8) {
+        view.dtype = DType::uint8;
     } else {
         throw std::invalid_argument("from_dlpack: unsupported dtype (code " + std::to_string(code) +
                                     ", " + std::to_string(bits) + " bits)");
@@ -204,7 +217,7 @@ TensorView from_dlpack(const DLTensor &tensor) {
 /// @throws std::invalid_argument for a type hbn does not know
 template<typename HalideBuffer>
 TensorView from_halide(const HalideBuffer &buffer) {
-    enum { kFloat = 2, kBfloat = 4 };
+    enum { kUInt = 1, kFloat = 2, kBfloat = 4 };
     TensorView view;
     const int code = int(buffer.type().code), bits = int(buffer.type().bits);
     if (code == kFloat && bits == 32) {
@@ -215,6 +228,8 @@ TensorView from_halide(const HalideBuffer &buffer) {
         view.dtype = DType::float16;
     } else if (code == kBfloat && bits == 16) {
         view.dtype = DType::bfloat16;
+    } else if (code == kUInt && bits == 8) {
+        view.dtype = DType::uint8;
     } else {
         throw std::invalid_argument("from_halide: unsupported type (code " + std::to_string(code) +
                                     ", " + std::to_string(bits) + " bits)");
