@@ -31,6 +31,8 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make bench ARGS=...", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a subset of the grid in less than two minutes")
+    parser.add_argument("--fused", action="store_true",
+                        help="operations with ReLU, or addition and ReLU, fused into them, against one after the other")
     parser.add_argument("--filter", action="append", default=[], metavar="REGEX",
                         help="only cells like 'forward_training nchw float32 32x64x56x56' that match; may be repeated")
     parser.add_argument("--contestants", default="", metavar="REGEX", help="only these of hbn, torch, onednn")
@@ -45,7 +47,7 @@ def arguments() -> argparse.Namespace:
     options.threads = options.threads or ("all" if options.quick else "1,all")
     options.rounds = options.rounds or (11 if options.quick else 15)
     options.time_budget = options.time_budget or (75 if options.quick else 3600)
-    options.name = options.name or ("quick" if options.quick else "full")
+    options.name = options.name or ("fused" if options.fused else "quick" if options.quick else "full")
     return options
 
 
@@ -83,14 +85,14 @@ def measure(settings: dict[str, Any], results: dict[str, Any]) -> Iterator[dict[
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Measures everything asked for."""
-    cells = grid.cells(options.filter, options.quick)
+    cells = grid.cells(options.filter, options.quick, options.fused)
     if not cells:
         sys.exit("bench: no cell matches --filter")
     counts = thread_counts(options.threads)
     settings = {
         "rounds": options.rounds, "sample_seconds": 0.0002, "settle_seconds": 0.02, "cells": cells,
         "libraries": str(options.libraries.resolve()),
-        "contestants": [c for c in grid.CONTESTANTS if c.startswith("bound") or re.search(options.contestants, c)],
+        "contestants": [c for c in (grid.FUSED_CONTESTANTS if options.fused else grid.CONTESTANTS) if c.startswith("bound") or re.search(options.contestants, c)],
     }
     results: dict[str, Any] = {"machine": machine.describe(), "environment": environment(), "settings": settings,
                                "versions": {}, "missing": {}, "errors": [], "cells": []}
@@ -115,16 +117,19 @@ def main() -> None:
         sys.exit("bench: nothing was measured. " + "; ".join(results["errors"]))
     folder = HERE / "results"
     folder.mkdir(exist_ok=True)
-    rows = report.rows(results)
-    files = {"json": json.dumps(results, indent=1) + "\n", "md": report.markdown(results, rows)}
+    rows = report.fused_rows(results) if options.fused else report.rows(results)
+    summary = report.fused_summary(rows) if options.fused else report.summary(rows)
+    markdown = report.fused_markdown if options.fused else report.markdown
+    files = {"json": json.dumps(results, indent=1) + "\n", "md": markdown(results, rows)}
     for kind, text in files.items():
         # Where this checkout lies is nobody's business.
         (folder / f"{options.name}.{kind}").write_text(text.replace(str(HERE.parent), "."), encoding="utf-8")
-    report.chart(rows, folder / f"{options.name}.svg")
-    print("\n".join(report.summary(rows)))
+    if not options.fused:
+        report.chart(rows, folder / f"{options.name}.svg")
+    print("\n".join(summary))
     for note in report.notes(results):
         print("note:", note)
-    print(f"bench: {len(rows)} cells in {os.path.relpath(folder)}/{options.name}.json, .md and .svg")
+    print(f"bench: {len(rows)} cells in {os.path.relpath(folder)}/{options.name}.json and beside it")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,18 @@
 extern "C" {
 #endif
 
-enum operation { FORWARD_TRAINING, FORWARD_INFERENCE, BACKWARD };
+enum operation {
+    FORWARD_TRAINING,
+    FORWARD_INFERENCE,
+    BACKWARD,  // of training
+    // With what is fused into them; only in a run of bench.py --fused.
+    FORWARD_TRAINING_RELU,
+    FORWARD_TRAINING_ADD_RELU,
+    FORWARD_INFERENCE_RELU,
+    FORWARD_INFERENCE_ADD_RELU,
+    BACKWARD_RELU,
+    BACKWARD_ADD_RELU
+};
 enum layout { NCHW, NHWC };
 enum dtype { FLOAT32, BFLOAT16, FLOAT16 };
 
@@ -23,6 +34,9 @@ struct problem {
     float *mean, *invstd;               // of the batch: what BACKWARD reads
     float *running_mean, *running_var;  // FORWARD_TRAINING updates them
     double momentum, eps;
+    // For fused operations; null otherwise.
+    void *residual, *grad_residual;
+    void *mask;  // a byte an element
 };
 
 // Does once what a user does once for many calls: views, descriptors, primitives, and one call.

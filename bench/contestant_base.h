@@ -24,6 +24,23 @@ public:
         return hbn::bench::seconds_now() - start;
     }
 
+    // What a cell's operation does.
+    bool is_backward() const {
+        return p.operation == BACKWARD || p.operation == BACKWARD_RELU ||
+               p.operation == BACKWARD_ADD_RELU;
+    }
+    bool is_training() const {
+        return p.operation == FORWARD_TRAINING || p.operation == FORWARD_TRAINING_RELU ||
+               p.operation == FORWARD_TRAINING_ADD_RELU;
+    }
+    bool adds() const {
+        return p.operation == FORWARD_TRAINING_ADD_RELU ||
+               p.operation == FORWARD_INFERENCE_ADD_RELU || p.operation == BACKWARD_ADD_RELU;
+    }
+    bool activates() const {
+        return p.operation > BACKWARD;
+    }
+
 protected:
     virtual void call() = 0;
     // Waits for calls that only queue work.

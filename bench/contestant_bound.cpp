@@ -107,6 +107,9 @@ private:
 }  // namespace
 
 std::unique_ptr<Contestant> make_contestant(const problem &p) {
+    if (p.operation > BACKWARD) {
+        throw std::invalid_argument("fused operations are measured against unfused ones");
+    }
     if (kTwoSweeps && p.operation == FORWARD_INFERENCE) {
         throw std::invalid_argument("inference needs no statistics, so no second sweep");
     }

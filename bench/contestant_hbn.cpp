@@ -3,6 +3,8 @@
 
 #include <hbn/functional.h>
 
+#include <vector>
+
 namespace {
 
 using hbn::DType;
@@ -24,11 +26,16 @@ public:
           running_mean(vector(p.running_mean)),
           running_var(vector(p.running_var)) {
         hbn::set_num_threads(p.threads);
+        if (activates()) {
+            prepare_activation();
+        }
     }
 
 protected:
     void call() override {
-        if (p.operation == BACKWARD) {
+        if (activates()) {
+            call_activated();
+        } else if (p.operation == BACKWARD) {
             F::batch_norm_backward(grad_output, x, weight, mean, invstd, running_mean, running_var,
                                    true, p.eps, {}, out);
         } else {
@@ -38,6 +45,45 @@ protected:
     }
 
 private:
+    void prepare_activation() {
+        residual = tensor(p.residual);
+        grad_residual = tensor(p.grad_residual);
+        mask = tensor(p.mask);
+        mask.dtype = DType::uint8;
+        for (int64_t c = 0; c < p.c; c++) {
+            wide_mean.push_back(p.mean[c]);
+            wide_invstd.push_back(p.invstd[c]);
+        }
+        if (p.operation == BACKWARD_ADD_RELU) {
+            // As forward would have left it.
+            std::vector<float> variance;
+            for (double invstd : wide_invstd) {
+                variance.push_back(float(1 / (invstd * invstd) - p.eps));
+            }
+            F::batch_norm_add_relu_forward(x, residual, weight, bias, mean, vector(variance.data()),
+                                           false, p.momentum, p.eps, out, mask);
+        }
+    }
+
+    void call_activated() {
+        const VectorView saved_mean(wide_mean.data(), DType::float64, p.c);
+        const VectorView saved_invstd(wide_invstd.data(), DType::float64, p.c);
+        if (is_backward() && adds()) {
+            F::batch_norm_add_relu_backward(grad_output, x, mask, weight, saved_mean, saved_invstd,
+                                            {}, {}, true, p.eps, out, grad_residual);
+        } else if (is_backward()) {
+            F::batch_norm_relu_backward(grad_output, x, weight, bias, saved_mean, saved_invstd, {},
+                                        {}, true, p.eps, out);
+        } else if (adds()) {
+            F::batch_norm_add_relu_forward(
+                x, residual, weight, bias, running_mean, running_var, is_training(), p.momentum,
+                p.eps, out, is_training() ? std::optional<TensorView>(mask) : std::nullopt);
+        } else {
+            F::batch_norm_relu_forward(x, weight, bias, running_mean, running_var, is_training(),
+                                       p.momentum, p.eps, out);
+        }
+    }
+
     TensorView tensor(void *data) const {
         constexpr DType dtypes[] = {DType::float32, DType::bfloat16, DType::float16};
         return TensorView(
@@ -49,6 +95,8 @@ private:
     }
 
     const TensorView x, grad_output, out;
+    TensorView residual, grad_residual, mask;
+    std::vector<double> wide_mean, wide_invstd;
     const VectorView weight, bias, mean, invstd, running_mean, running_var;
 };
 

@@ -111,6 +111,9 @@ private:
 }  // namespace
 
 std::unique_ptr<Contestant> make_contestant(const problem &p) {
+    if (p.operation > BACKWARD) {
+        throw std::invalid_argument("its fused operations are not measured");
+    }
     if (dnnl::engine::get_count(dnnl::engine::kind::cpu) == 0) {
         throw std::runtime_error("oneDNN finds no CPU device (OCL_ICD_FILENAMES)");
     }

@@ -1,17 +1,26 @@
 // PyTorch's CPU kernels through its C++ API, without autograd. The forward pass writes where it is
 // told; backward has no such form that does not copy, so it allocates grad_input, from pages that
-// bench.py has malloc keep.
+// bench.py has malloc keep. Additions and ReLUs are operations of their own, in place where that can be.
+//
+// With HBN_BENCH_UNFUSED, batch normalization is hbn's: what fusing is measured against.
 #include "bench/contestant_base.h"
 
 #include <ATen/Parallel.h>
+#include <ATen/TensorOperators.h>
 #include <ATen/Version.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/from_blob.h>
 #include <ATen/ops/native_batch_norm.h>
 #include <ATen/ops/native_batch_norm_backward.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/relu.h>
+#include <ATen/ops/threshold_backward.h>
 #include <c10/core/InferenceMode.h>
 #include <torch/headeronly/version.h>
+
+#ifdef HBN_BENCH_UNFUSED
+#include <hbn/functional.h>
+#endif
 
 namespace {
 
@@ -28,11 +37,25 @@ public:
           invstd(vector(p.invstd)),
           running_mean(vector(p.running_mean)),
           running_var(vector(p.running_var)),
-          save_mean(at::empty({p.operation == FORWARD_TRAINING ? p.c : 0})),
-          save_invstd(at::empty({p.operation == FORWARD_TRAINING ? p.c : 0})) {
+          save_mean(at::empty({is_training() ? p.c : 0})),
+          save_invstd(at::empty({is_training() ? p.c : 0})) {
         at::set_num_threads(p.threads);
-        if (p.operation == BACKWARD) {
-            out.copy_(std::get<0>(backward()));  // for bench.py to compare
+#ifdef HBN_BENCH_UNFUSED
+        hbn::set_num_threads(p.threads);
+#endif
+        if (activates()) {
+            residual = tensor(p.residual);
+            gradient = tensor(p.grad_residual);
+        }
+        if (activates() && is_backward()) {
+            const auto spread = [&](const at::Tensor &v) { return v.view({1, p.c, 1, 1}); };
+            y = (x.to(at::kFloat) - spread(mean)) * spread(invstd * weight) + spread(bias);
+            y = at::relu(adds() ? y + residual : y)
+                    .to(x.scalar_type())
+                    .contiguous(x.suggest_memory_format());
+        }
+        if (is_backward()) {
+            out.copy_(backward());  // for bench.py to compare
         }
     }
 
@@ -43,20 +66,60 @@ public:
 
 protected:
     void call() override {
-        if (p.operation == BACKWARD) {
+        if (is_backward()) {
             backward();
-        } else {
-            at::native_batch_norm_out(out, save_mean, save_invstd, x, weight, bias, running_mean,
-                                      running_var, p.operation == FORWARD_TRAINING, p.momentum,
-                                      p.eps);
+            return;
+        }
+        forward();
+        if (adds()) {
+            out.add_(residual);
+        }
+        if (activates()) {
+            out.relu_();
         }
     }
 
 private:
-    std::tuple<at::Tensor, at::Tensor, at::Tensor> backward() {
-        return at::native_batch_norm_backward(grad_output, x, weight, running_mean, running_var,
-                                              mean, invstd, true, p.eps, {true, true, true});
+    at::Tensor backward() {
+        if (!activates()) {
+            return backward_of(grad_output);
+        }
+        at::threshold_backward_out(gradient, grad_output, y, 0);
+        return backward_of(gradient);
     }
+
+#ifdef HBN_BENCH_UNFUSED
+    void forward() {
+        hbn::functional::batch_norm_forward(view(x), view_of(weight), view_of(bias),
+                                            view_of(running_mean), view_of(running_var),
+                                            is_training(), p.momentum, p.eps, view(out));
+    }
+    at::Tensor backward_of(const at::Tensor &gradient_of_y) {
+        hbn::functional::batch_norm_backward(view(gradient_of_y), view(x), view_of(weight),
+                                             view_of(mean), view_of(invstd), {}, {}, true, p.eps,
+                                             {}, view(out));
+        return out;
+    }
+    hbn::TensorView view(const at::Tensor &t) const {
+        constexpr hbn::DType dtypes[] = {hbn::DType::float32, hbn::DType::bfloat16,
+                                         hbn::DType::float16};
+        return hbn::TensorView(t.data_ptr(), dtypes[p.dtype], {p.n, p.c, p.h, p.w},
+                               {t.stride(0), t.stride(1), t.stride(2), t.stride(3)});
+    }
+    hbn::VectorView view_of(const at::Tensor &v) const {
+        return hbn::VectorView(v.data_ptr(), hbn::DType::float32, p.c);
+    }
+#else
+    void forward() {
+        at::native_batch_norm_out(out, save_mean, save_invstd, x, weight, bias, running_mean,
+                                  running_var, is_training(), p.momentum, p.eps);
+    }
+    at::Tensor backward_of(const at::Tensor &gradient_of_y) {
+        return std::get<0>(at::native_batch_norm_backward(gradient_of_y, x, weight, running_mean,
+                                                          running_var, mean, invstd, true, p.eps,
+                                                          {true, true, true}));
+    }
+#endif
     at::Tensor tensor(void *data) const {
         constexpr at::ScalarType dtypes[] = {at::kFloat, at::kBFloat16, at::kHalf};
         const int64_t c = p.c, h = p.h, w = p.w;
@@ -69,7 +132,7 @@ private:
     }
 
     at::Tensor x, grad_output, out, weight, bias, mean, invstd, running_mean, running_var,
-        save_mean, save_invstd;
+        save_mean, save_invstd, residual, gradient, y;
 };
 
 }  // namespace

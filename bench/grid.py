@@ -5,9 +5,13 @@ import re
 from typing import Iterator, NamedTuple
 
 OPERATIONS = ["forward_training", "forward_inference", "backward"]
+# What may be fused into them, in a run of its own, against the same one after the other.
+FUSED_OPERATIONS = ["forward_training_relu", "forward_training_add_relu", "forward_inference_relu",
+                    "forward_inference_add_relu", "backward_relu", "backward_add_relu"]
 LAYOUTS = ["nchw", "nhwc"]
 DTYPES = ["float32", "bfloat16", "float16"]
 CONTESTANTS = ["bound", "bound_two_sweeps", "hbn", "torch", "onednn"]
+FUSED_CONTESTANTS = ["hbn", "unfused", "torch"]
 
 SHAPES = [
     (32, 64, 112, 112), (32, 64, 56, 56), (32, 256, 56, 56), (32, 128, 28, 28), (32, 512, 28, 28),
@@ -18,6 +22,9 @@ SHAPES = [
 ]
 QUICK_SHAPES = [(32, 64, 56, 56), (32, 256, 14, 14), (32, 2048, 7, 7), (20, 100, 35, 45), (8, 3, 224, 224),
                 (12, 4, 8, 8)]
+
+
+FUSED_SHAPES = [shape for shape in SHAPES if shape[0] == 32]  # more than caches hold
 
 
 class Cell(NamedTuple):
@@ -46,9 +53,15 @@ class Cell(NamedTuple):
         return f"{self.operation} {self.layout} {self.dtype} {self.shape_name()}"
 
 
-def cells(filters: list[str], quick: bool) -> list[Cell]:
+def cells(filters: list[str], quick: bool, fused: bool = False) -> list[Cell]:
     """The grid's cells whose names match every expression in `filters`, those with the same x together."""
-    return [cell for cell in _all_cells(quick) if all(re.search(f, cell.name()) for f in filters)]
+    every = _fused_cells() if fused else _all_cells(quick)
+    return [cell for cell in every if all(re.search(f, cell.name()) for f in filters)]
+
+
+def _fused_cells() -> Iterator[Cell]:
+    for shape, dtype, layout, operation in itertools.product(FUSED_SHAPES, DTYPES, LAYOUTS, FUSED_OPERATIONS):
+        yield Cell(operation, layout, dtype, shape)
 
 
 def _all_cells(quick: bool) -> Iterator[Cell]:

@@ -5,11 +5,13 @@ import pathlib
 import statistics
 from typing import Any, Callable, Iterable, NamedTuple
 
-from grid import Cell, CONTESTANTS, LAYOUTS, OPERATIONS
+from grid import Cell, CONTESTANTS, FUSED_OPERATIONS, LAYOUTS, OPERATIONS
 
 RIVALS = ["torch", "onednn"]
 COLOURS = {"hbn": "#1b7837", "torch": "#d6604d", "onednn": "#4393c3"}
-NAMES = {"hbn": "hbn", "torch": "PyTorch", "onednn": "oneDNN", "bound": "bound"}
+NAMES = {"hbn": "hbn", "torch": "PyTorch", "onednn": "oneDNN", "bound": "bound", "unfused": "unfused"}
+# Less than this, together, may stay in a cache.
+BEYOND_CACHE = 24e6
 # Smaller tensors live in caches and are measured against call overhead, not memory.
 LARGE = 3e6
 
@@ -64,6 +66,60 @@ def rows(results: dict[str, Any]) -> list[Row]:
         bound = bounds["bound_two_sweeps" if two_sweeps else "bound", *moved(raw)]
         made.append(Row(cell, raw["threads"], best, bound, two_sweeps))
     return made
+
+
+def fused_rows(results: dict[str, Any]) -> list[Row]:
+    """Minima over rounds, of a run that has no bound."""
+    return [Row(Cell(raw["operation"], raw["layout"], raw["dtype"], tuple(raw["shape"])), raw["threads"],
+                {name: min(times) for name, times in raw["times"].items() if times}, math.nan, False)
+            for raw in results["cells"]]
+
+
+def fused_summary(all_rows: list[Row]) -> list[str]:
+    """Each fused operation against batch normalization by hbn, then PyTorch's addition and ReLU."""
+    large = [row for row in all_rows if row.cell.tensor_bytes() >= BEYOND_CACHE / 2]
+    lines = []
+    for operation in FUSED_OPERATIONS:
+        for layout in LAYOUTS:
+            group = [row for row in large if row.cell[:2] == (operation, layout)]
+            for rival, least in (("unfused", 1.6), ("torch", 1.6)):
+                title = f"{operation} {layout.upper()}, {NAMES[rival]}'s time / hbn's"
+                lines.append(worst_line(title, group, lambda row, rival=rival: row.ratio(rival), least, ""))
+    return lines
+
+
+def fused_markdown(results: dict[str, Any], all_rows: list[Row]) -> str:
+    """The summary, and every cell."""
+    machine = results["machine"]
+    lines = ["# Fused operations, measured", "", "    " + "\n    ".join(fused_summary(all_rows)), "",
+             f"- {machine['cpu']}, {machine['threads']} processors; commit {machine['commit']}",
+             "- unfused: batch normalization by hbn, then PyTorch's add_ and relu_; backward: PyTorch's "
+             "threshold_backward, then hbn's",
+             *(f"- {NAMES[name]}: {version}" for name, version in results["versions"].items()),
+             *(f"- {note}" for note in notes(results)), "", *fused_digest(all_rows), "",
+             "Best times in microseconds.", "",
+             "| cell | hbn | unfused | PyTorch | unfused / hbn | PyTorch / hbn |", "| --- " * 6 + "|"]
+    for row in all_rows:
+        columns = [row.name(), *(f"{row.best[c] * 1e6:.1f}" if c in row.best else "" for c in ("hbn", "unfused", "torch")),
+                   *(f"{ratio:.2f}" if (ratio := row.ratio(r)) is not None else "" for r in ("unfused", "torch"))]
+        lines.append("| " + " | ".join(columns) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def fused_digest(all_rows: list[Row]) -> list[str]:
+    """A line for each operation, layout and number of threads: what the README shows."""
+    lines = ["| | than unfused: geometric mean (worst) | than PyTorch |", "| --- | --- | --- |"]
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in all_rows:
+        if row.cell.dtype == "float32":
+            groups.setdefault((row.cell.operation, row.cell.layout, row.threads), []).append(row)
+    for (operation, layout, threads), group in groups.items():
+        columns = [f"{operation} {layout.upper()}, {threads} thread{'s' if threads > 1 else ''}"]
+        for rival in ("unfused", "torch"):
+            ratios = [ratio for row in group if (ratio := row.ratio(rival)) is not None]
+            columns.append(f"{statistics.geometric_mean(ratios):.1f} x ({min(ratios):.2f} x)" if ratios else "")
+        lines.append("| " + " | ".join(columns) + " |")
+    return lines
 
 
 def moved(raw: dict[str, Any]) -> tuple[Any, ...]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from grid import DTYPES, LAYOUTS, OPERATIONS, Cell
+from grid import DTYPES, FUSED_OPERATIONS, LAYOUTS, OPERATIONS, Cell
 
 HUGE_PAGE = 2 << 20
 MOMENTUM, EPS = 0.1, 1e-5
@@ -30,6 +30,7 @@ class Problem(ctypes.Structure):
         + [(name, ctypes.c_void_p) for name in ("x", "grad_output", "out", "weight", "bias", "mean", "invstd",
                                                 "running_mean", "running_var")]
         + [(name, ctypes.c_double) for name in ("momentum", "eps")]
+        + [(name, ctypes.c_void_p) for name in ("residual", "grad_residual", "mask")]
     )
 
 
@@ -75,6 +76,8 @@ class Buffers:
     def __init__(self, cells: list[Cell]):
         size = max(cell.tensor_bytes() for cell in cells)
         self.x, self.grad_output, self.out = Buffer(size), Buffer(size), Buffer(size)
+        fused = any(cell.operation in FUSED_OPERATIONS for cell in cells)
+        self.fused = {name: Buffer(size) for name in ("residual", "grad_residual", "mask")} if fused else {}
         channels = max(cell.shape[1] for cell in cells)
         names = ("weight", "bias", "mean", "invstd", "running_mean", "running_var")
         self.vectors = {name: Buffer(4 * channels) for name in names}
@@ -93,12 +96,14 @@ class Buffers:
         if self.filled != (cell.dtype, cell.shape):
             put(self.x, cell.dtype, self.normal[:count])
             put(self.grad_output, cell.dtype, self.normal[:count][::-1])
+            if self.fused:
+                put(self.fused["residual"], cell.dtype, np.roll(self.normal[:count], count // 2))
             self.filled = (cell.dtype, cell.shape)
 
     def problem(self, cell: Cell, threads: int) -> Problem:
         """The cell as contestants take it."""
-        addresses = {name: buffer.address for name, buffer in self.vectors.items()}
-        return Problem(OPERATIONS.index(cell.operation), LAYOUTS.index(cell.layout), DTYPES.index(cell.dtype),
+        addresses = {name: buffer.address for name, buffer in {**self.vectors, **self.fused}.items()}
+        return Problem((OPERATIONS + FUSED_OPERATIONS).index(cell.operation), LAYOUTS.index(cell.layout), DTYPES.index(cell.dtype),
                        threads, *cell.shape, x=self.x.address, grad_output=self.grad_output.address,
                        out=self.out.address, momentum=MOMENTUM, eps=EPS, **addresses)
 

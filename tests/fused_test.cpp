@@ -204,9 +204,8 @@ TEST_P(Fused, relu_inference) {
 }
 
 TEST_P(Fused, add_relu_training) {
-    const auto s =
-        functional::batch_norm_add_relu_forward(x, residual, weight, bias, running_mean,
-                                                running_var, true, 0.1, kEps, y.view(), mask);
+    const auto s = functional::batch_norm_add_relu_forward(
+        x, residual, weight, bias, running_mean, running_var, true, 0.1, kEps, y.view(), mask);
     const TestTensor g = passed();
     const auto gradients = functional::batch_norm_add_relu_backward(
         dy, x, mask, weight, s.mean, s.invstd, {}, {}, true, kEps, dx.view(), dr.view());
@@ -238,8 +237,8 @@ TEST_P(Fused, add_relu_inference) {
 }
 
 TEST_P(Fused, in_place) {
-    const auto s = functional::batch_norm_relu_forward(x, weight, bias, {}, {}, true, 0.1, kEps,
-                                                       y.view());
+    const auto s =
+        functional::batch_norm_relu_forward(x, weight, bias, {}, {}, true, 0.1, kEps, y.view());
     functional::batch_norm_relu_backward(dy, x, weight, bias, s.mean, s.invstd, {}, {}, true, kEps,
                                          dx.view());
     functional::batch_norm_relu_backward(dy, x, weight, bias, s.mean, s.invstd, {}, {}, true, kEps,
