@@ -278,6 +278,43 @@ TEST_P(Allocation, none_through_the_c_api) {
     }
 }
 
+TEST_P(Allocation, none_with_an_activation) {
+    const hbn_tensor c_x = c_tensor(x), c_y = c_tensor(y), c_dy = c_tensor(dy), c_dx = c_tensor(dx);
+    const hbn_vector w = c_vector(weight), b = c_vector(bias), rm = c_vector(running_mean),
+                     rv = c_vector(running_var), gw = c_vector(grad_weight),
+                     gb = c_vector(grad_bias);
+    std::vector<double> mean_values(size_t(rm.size)), invstd_values(size_t(rm.size));
+    const hbn_vector m{mean_values.data(), HBN_FLOAT64, rm.size, 1};
+    const hbn_vector s{invstd_values.data(), HBN_FLOAT64, rm.size, 1};
+    const TestTensor residual_gradient(x), mask_memory(x);
+    const hbn_tensor c_dr = c_tensor(residual_gradient);
+    hbn_tensor c_mask = c_tensor(mask_memory);
+    c_mask.dtype = HBN_UINT8;
+    hbn_status status = HBN_OK;
+    for (const int training : {1, 0}) {
+        expect_steady("relu forward", [&] {
+            status = hbn_batch_norm_relu_forward(&c_x, &w, &b, &rm, &rv, training, 0.1, kEps, &c_y,
+                                                 &m, &s);
+        });
+        EXPECT_EQ(status, HBN_OK) << hbn_last_error();
+        expect_steady("relu backward", [&] {
+            status = hbn_batch_norm_relu_backward(&c_dy, &c_x, &w, &b, &m, &s, &rm, &rv, training,
+                                                  kEps, &c_dx, &gw, &gb);
+        });
+        EXPECT_EQ(status, HBN_OK) << hbn_last_error();
+        expect_steady("add_relu forward", [&] {
+            status = hbn_batch_norm_add_relu_forward(&c_x, &c_dy, &w, &b, &rm, &rv, training, 0.1,
+                                                     kEps, &c_y, &c_mask, &m, &s);
+        });
+        EXPECT_EQ(status, HBN_OK) << hbn_last_error();
+        expect_steady("add_relu backward", [&] {
+            status = hbn_batch_norm_add_relu_backward(&c_dy, &c_x, &c_mask, &w, &m, &s, &rm, &rv,
+                                                      training, kEps, &c_dx, &c_dr, &gw, &gb);
+        });
+        EXPECT_EQ(status, HBN_OK) << hbn_last_error();
+    }
+}
+
 TEST_P(Allocation, only_what_is_returned_through_cpp) {
     const VectorView w = weight, b = bias, rm = running_mean, rv = running_var, m = mean,
                      s = invstd;

@@ -417,6 +417,67 @@ TEST_P(FusedDType, threads_change_no_bit) {
     set_num_threads(0);
 }
 
+// ---- tensors that outgrow the cache: stores that bypass it change no bit
+
+// Whole lines are streamed; from the third element on there are none.
+struct Memory {
+    std::vector<char> bytes;
+    Shape sizes;
+    MemoryFormat format;
+    bool aligned;
+
+    Memory(const Shape &sizes, MemoryFormat format, bool aligned)
+        : bytes(size_t(sizes[0] * sizes[1] * sizes[2] * sizes[3]) * 4 + 128),
+          sizes(sizes),
+          format(format),
+          aligned(aligned) {
+    }
+    char *begin() {
+        char *line = bytes.data() + 64 - reinterpret_cast<uintptr_t>(bytes.data()) % 64;
+        return aligned ? line : line + 8;
+    }
+    TensorView view(DType dtype = DType::float32) {
+        return TensorView(begin(), dtype, sizes, format);
+    }
+    void fill(int seed) {
+        float *values = reinterpret_cast<float *>(begin());
+        const int64_t count = sizes[0] * sizes[1] * sizes[2] * sizes[3];
+        for (int64_t i = 0; i < count; i++) {
+            values[i] = float((i * 7919 + seed) % 1009) / 500 - 1;
+        }
+    }
+    bool operator==(Memory &other) {
+        return std::memcmp(begin(), other.begin(), bytes.size() - 128) == 0;
+    }
+};
+
+TEST(FusedBeyondTheCache, gives_the_same_bits) {
+    const Shape sizes{17, 64, 56, 56};
+    for (MemoryFormat format : {MemoryFormat::contiguous, MemoryFormat::channels_last}) {
+        std::vector<Memory> of[2];
+        for (bool aligned : {false, true}) {
+            std::vector<Memory> &m = of[aligned];
+            for (int i = 0; i < 8; i++) {
+                m.emplace_back(sizes, format, aligned);
+                m.back().fill(i * 3);
+            }
+            const TensorView x = m[0].view(), r = m[1].view(), dy = m[2].view();
+            const auto s = functional::batch_norm_relu_forward(x, {}, {}, {}, {}, true, 0.1, kEps,
+                                                               m[3].view());
+            functional::batch_norm_relu_backward(dy, x, {}, {}, s.mean, s.invstd, {}, {}, true,
+                                                 kEps, m[4].view());
+            const TensorView mask = m[7].view(DType::uint8);
+            functional::batch_norm_add_relu_forward(x, r, {}, {}, {}, {}, true, 0.1, kEps,
+                                                    m[5].view(), mask);
+            functional::batch_norm_add_relu_backward(dy, x, mask, {}, s.mean, s.invstd, {}, {},
+                                                     true, kEps, m[6].view(), m[1].view());
+        }
+        for (int i = 0; i < 8; i++) {
+            EXPECT_TRUE(of[0][i] == of[1][i]) << i;
+        }
+    }
+}
+
 // ---- bad calls
 
 struct Call {
