@@ -1,7 +1,9 @@
 #include "generators/batch_norm.h"
 
 #include <cmath>
+#include <functional>
 #include <limits>
+#include <utility>
 
 namespace hbn {
 
@@ -39,6 +41,19 @@ Tuple moments_from_pivot(const Expr &pivot, const Expr &sum_d, const Expr &sum_d
     return {pivot + mean_d, max(sum_dd - sum_d * mean_d, f64(0))};
 }
 
+// {sum of dy, sum of dy * (x - center)}, with the mean for the center.
+Tuple from_center(const std::vector<Expr> &sums, const Expr &center, const Expr &mean) {
+    if (center.type() == mean.type()) {
+        return {sums[0], sums[1]};
+    }
+    return {sums[0], sums[1] + sums[0] * exact_order(f64(center) - mean)};
+}
+
+// Of as many values of a tile, some for a pivot: enough for what Pivot says.
+Expr sample_of(const Expr &values) {
+    return ceil_div(values, 64);
+}
+
 }  // namespace
 
 Expr round_to(Type type, const Expr &value) {
@@ -63,16 +78,39 @@ Expr with_plain_nan(const Expr &value) {
 }
 
 PlaneTiling::PlaneTiling(const Expr &width, const Expr &height, const Expr &samples,
-                         const Expr &channels, Layout layout)
+                         const Expr &channels, Layout layout, bool in_groups)
     : width(width), height(height), samples(samples) {
     const Expr budget = tile_elements(channels, layout);
-    // Whole vectors of any width up to 32 lanes; `where` cuts the last tile along each axis.
-    w = ceil_div(even_share(width, budget), 32) * 32;
+    // Whole groups, or vectors of any width up to 32 lanes; inside() cuts the last tile along each axis.
+    const int unit = in_groups ? group_lanes * group_values : 32;
+    w = ceil_div(even_share(width, budget), unit) * unit;
     h = even_share(height, max(budget / min(w, width), 1));
     n = even_share(samples, max(budget / (min(w, width) * h), 1));
-    inside = RDom(0, w, 0, h, 0, n, "inside");
-    inside.where(likely(tw * w + inside.x < width) && inside.y < tile_h() && inside.z < tile_n());
     tiles = RDom(0, ceil_div(width, w), 0, ceil_div(height, h), 0, ceil_div(samples, n), "tiles");
+}
+
+RDom PlaneTiling::inside() const {
+    RDom inside(0, w, 0, h, 0, n, "inside");
+    inside.where(likely(tw * w + inside.x < width) && inside.y < tile_h() && inside.z < tile_n());
+    return inside;
+}
+
+std::vector<Expr> PlaneTiling::sample_extents() const {
+    const Expr values = sample_of(min(w, width) * h * n);
+    const Expr i = min(width, values), j = min(h, ceil_div(values, i));
+    return {i, j, min(n, ceil_div(values, i * j))};
+}
+
+RDom PlaneTiling::sample() const {
+    const std::vector<Expr> e = sample_extents();
+    RDom sample(0, e[0], 0, e[1], 0, e[2], "sample");
+    sample.where(sample.x < tile_w() && sample.y < tile_h() && sample.z < tile_n());
+    return sample;
+}
+
+Expr PlaneTiling::sample_count() const {
+    const std::vector<Expr> e = sample_extents();
+    return f64(min(e[0], tile_w()) * min(e[1], tile_h()) * min(e[2], tile_n()));
 }
 
 Expr PlaneTiling::count(const Expr &tw, const Expr &th, const Expr &tn) const {
@@ -99,10 +137,24 @@ ColumnTiling::ColumnTiling(const Expr &columns, const Expr &rows, const Expr &pl
     const Expr enough =
         layout == Layout::rows ? max(65536 / columns, 128) : max(1048576 / columns, 512);
     tile_rows = ceil_div(even_share(rows, enough), row_group) * row_group;
-    inside = RDom(0, tile_rows, "inside");
     tiles = RDom(0, ceil_div(rows, tile_rows), "tiles");
-    inside.where(likely(first_row(t) + inside.x < rows));
     members = RDom(0, plane, 0, channels, 0, folds, "members");
+}
+
+RDom ColumnTiling::inside() const {
+    RDom inside(0, tile_rows, "inside");
+    inside.where(likely(first_row(t) + inside.x < rows));
+    return inside;
+}
+
+RDom ColumnTiling::sample() const {
+    RDom sample(0, plane, 0, folds, 0, sample_of(tile_rows), "sample");
+    sample.where(sample.z < rows_of(t));
+    return sample;
+}
+
+Expr ColumnTiling::sample_count() const {
+    return f64(plane) * f64(folds) * f64(min(sample_of(tile_rows), rows_of(t)));
 }
 
 Expr ColumnTiling::count(const Expr &t) const {
@@ -145,31 +197,100 @@ Moments merge(const Moments &a, const Expr &na, const Moments &b, const Expr &nb
     return {a.mean + d * share, a.m2 + (b.m2 + d * d * (na * share))};
 }
 
+namespace {
+
+// Two terms of the value at a place in a tile, in the type that they are to be summed in.
+using PlaneTerms =
+    std::function<std::vector<Expr>(const Expr &i, const Expr &j, const Expr &l, Type type)>;
+using RowTerms = std::function<std::vector<Expr>(const Expr &row, Type type)>;
+
+void start(Func sums, const std::vector<Var> &at) {
+    sums(at) = Tuple(f64(0), f64(0));
+}
+
+void add(Func sums, const std::vector<Var> &at, const std::vector<Expr> &terms) {
+    const FuncRef so_far = sums(at);
+    sums(at) = Tuple(so_far[0] + f64(terms[0]), so_far[1] + f64(terms[1]));
+}
+
+// The sum of terms_of(0), ..., terms_of(group_values - 1).
+std::vector<Expr> add_up(int values, const std::function<std::vector<Expr>(int)> &terms_of) {
+    std::vector<Expr> sum = terms_of(0);
+    for (int i = 1; i < values; i++) {
+        const std::vector<Expr> terms = terms_of(i);
+        sum = {sum[0] + terms[0], sum[1] + terms[1]};
+    }
+    return sum;
+}
+
+Reduction::Sweep sweep_tile(const PlaneTiling &t, const RDom &over, const PlaneTerms &terms) {
+    const std::vector<Var> at = t.tile_at();
+    Reduction::Sweep sweep = {Func("tile_sums"), {over}};
+    start(sweep.sums, at);
+    add(sweep.sums, at, terms(over.x, over.y, over.z, Float(64)));
+    return sweep;
+}
+
+Reduction::Sweep sweep_tile_in_groups(const PlaneTiling &t, const PlaneTerms &terms) {
+    const std::vector<Var> at = t.tile_at();
+    const int group = group_lanes * group_values;
+    RDom whole(0, group_lanes, 0, t.w / group, 0, t.h, 0, t.n, "groups");
+    whole.where(likely(t.tw * t.w + whole.y * group + (group - 1) < t.width) &&
+                whole.z < t.tile_h() && whole.w < t.tile_n());
+    // Tiles are whole groups, but the last.
+    const Expr left = t.width % group;
+    RDom rest(0, group_lanes, 0, ceil_div(left, group_lanes), 0, t.h, 0, t.n, "rest");
+    const Expr i = t.width - left - t.tw * t.w + rest.y * group_lanes + rest.x;
+    rest.where(t.width - t.tw * t.w <= t.w && t.tw * t.w + i < t.width && rest.z < t.tile_h() &&
+               rest.w < t.tile_n());
+
+    Reduction::Sweep sweep = {Func("tile_group_sums"), {whole, rest}};
+    start(sweep.sums, at);
+    add(sweep.sums, at, add_up(group_values, [&](int value) {
+            return terms(whole.y * group + value * group_lanes + whole.x, whole.z, whole.w,
+                         Float(32));
+        }));
+    add(sweep.sums, at, terms(i, rest.z, rest.w, Float(64)));
+    return sweep;
+}
+
+// The tile's sums of both terms; adds the sweep that they take.
+std::vector<Expr> sum_tile(const PlaneTiling &t, bool in_groups, const PlaneTerms &terms,
+                           Reduction &r) {
+    r.sweeps.push_back(in_groups ? sweep_tile_in_groups(t, terms)
+                                 : sweep_tile(t, t.inside(), terms));
+    const FuncRef sums = r.sweeps.back().sums(t.tile_at());
+    return {sums[0], sums[1]};
+}
+
+}  // namespace
+
 Reduction reduce_moments(const Func &x, const PlaneTiling &t, Pivot from) {
     const Var &c = t.c;
-    const std::vector<Var> at = {c, t.tw, t.th, t.tn};
-    const Expr value = f64(t.at(x, t.inside.x, t.inside.y, t.inside.z));
+    const std::vector<Var> at = t.tile_at();
     const Expr n = t.count(t.tw, t.th, t.tn);
     Reduction r;
     Func pivot("pivot");
-    if (from == Pivot::tile_mean) {
-        Func total("tile_total");
-        total(at) = f64(0);
-        total(at) += value;
-        pivot(at) = total(at) / n;
-        r.sweeps = {total};
-    } else {
+    if (from == Pivot::first_value) {
         pivot(at) = f64(t.at(x, 0, 0, 0));
+    } else {
+        const PlaneTerms value = [&](const Expr &i, const Expr &j, const Expr &l, Type type) {
+            return std::vector<Expr>{cast(type, t.at(x, i, j, l)), cast(type, 0)};
+        };
+        const bool all = from == Pivot::tile_mean;
+        r.sweeps = {sweep_tile(t, all ? t.inside() : t.sample(), value)};
+        const Expr sum = r.sweeps[0].sums(at)[0];
+        pivot(at) = all ? sum / n : cast<float>(sum / t.sample_count());
     }
     r.per_tile = {pivot};
 
-    const Expr d = exact_order(value - pivot(at));
-    Func sums("tile_sums");
-    sums(at) = Tuple(f64(0), f64(0));
-    sums(at) = Tuple(sums(at)[0] + d, sums(at)[1] + d * d);
-    r.sweeps.push_back(sums);
+    const PlaneTerms deviation = [&](const Expr &i, const Expr &j, const Expr &l, Type type) {
+        const Expr d = exact_order(cast(type, t.at(x, i, j, l)) - cast(type, pivot(at)));
+        return std::vector<Expr>{d, d * d};
+    };
+    const auto sums = sum_tile(t, from == Pivot::sample_mean, deviation, r);
     r.tile = Func("tile_moments");
-    r.tile(at) = moments_from_pivot(pivot(at), sums(at)[0], sums(at)[1], n);
+    r.tile(at) = moments_from_pivot(f64(pivot(at)), sums[0], sums[1], n);
 
     const Expr tw = t.tiles.x, th = t.tiles.y, tn = t.tiles.z;
     r.merged = Func("moments");
@@ -178,53 +299,87 @@ Reduction reduce_moments(const Func &x, const PlaneTiling &t, Pivot from) {
     const Moments merged = merge({r.merged(c)[0], r.merged(c)[1]}, t.count_before(tw, th, tn),
                                  {tile[0], tile[1]}, t.count(tw, th, tn));
     r.merged(c) = Tuple(merged.mean, merged.m2);
-    r.set_walk(t.inside, t.tiles, c, t.tw, t.th, t.tn);
+    r.set_walk(t.tiles, c, t.tw, t.th, t.tn);
     return r;
 }
 
 Reduction reduce_gradients(const Func &grad_output, const Func &x, const Func &mean,
-                           const PlaneTiling &t) {
+                           const PlaneTiling &t, bool in_groups) {
     const Var &c = t.c;
-    const std::vector<Var> at = {c, t.tw, t.th, t.tn};
-    const Expr dy = exact_order(f64(t.at(grad_output, t.inside.x, t.inside.y, t.inside.z)));
-    const Expr xmu = exact_order(f64(t.at(x, t.inside.x, t.inside.y, t.inside.z)) - mean(c));
-
+    const std::vector<Var> at = t.tile_at();
+    const Expr center = in_groups ? cast<float>(mean(c)) : mean(c);
+    const PlaneTerms product = [&](const Expr &i, const Expr &j, const Expr &l, Type type) {
+        const Expr dy = exact_order(cast(type, t.at(grad_output, i, j, l)));
+        const Expr xmu = exact_order(cast(type, t.at(x, i, j, l)) - cast(type, center));
+        return std::vector<Expr>{dy, dy * xmu};
+    };
     Reduction r;
-    Func sums("tile_sums");
-    sums(at) = Tuple(f64(0), f64(0));
-    sums(at) = Tuple(sums(at)[0] + dy, sums(at)[1] + dy * xmu);
-    r.sweeps = {sums};
+    const auto sums = sum_tile(t, in_groups, product, r);
     r.tile = Func("tile_gradients");
-    r.tile(at) = Tuple(sums(at)[0], sums(at)[1]);
+    r.tile(at) = from_center(sums, center, mean(c));
 
     const FuncRef tile = r.tile(c, t.tiles.x, t.tiles.y, t.tiles.z);
     r.merged = Func("sums");
     r.merged(c) = Tuple(f64(0), f64(0));
     r.merged(c) = Tuple(r.merged(c)[0] + tile[0], r.merged(c)[1] + tile[1]);
-    r.set_walk(t.inside, t.tiles, c, t.tw, t.th, t.tn);
+    r.set_walk(t.tiles, c, t.tw, t.th, t.tn);
     return r;
 }
 
 namespace {
 
-// Two sums of the tile's rows, `first` and `second` at (column, block, t) and the tile's rows: for each
-// column, then for each channel.
-ColumnReduction::Sweep sum_rows(const Expr &first, const Expr &second, const ColumnTiling &tiling) {
-    const Var &column = tiling.column, &block = tiling.block, &k = tiling.k, &t = tiling.t;
+// Of the tile's rows in each column, then of each channel's columns.
+ColumnReduction::Sweep sweep_rows(const ColumnTiling &tiling, Func by_column,
+                                  const std::vector<RDom> &rows, bool in_groups) {
+    const Var &k = tiling.k, &block = tiling.block, &t = tiling.t;
     ColumnReduction::Sweep s;
-    s.by_column = Func("column_sums");
-    const FuncRef sum = s.by_column(column, block, t);
-    s.by_column(column, block, t) = Tuple(f64(0), f64(0));
-    s.by_column(column, block, t) = Tuple(sum[0] + first, sum[1] + second);
-
+    s.by_column = std::move(by_column);
+    s.rows = rows;
+    s.in_groups = in_groups;
     s.channel_columns = RDom(0, tiling.plane, 0, tiling.folds, "channel_columns");
-    const Expr member =
-        s.channel_columns.x + tiling.plane * (k + tiling.channels * s.channel_columns.y);
+    const FuncRef part =
+        s.by_column(tiling.column_of(k, s.channel_columns.x, s.channel_columns.y), block, t);
     s.by_channel = Func("channel_sums");
-    const FuncRef total = s.by_channel(k, block, t), part = s.by_column(member, block, t);
-    s.by_channel(k, block, t) = Tuple(f64(0), f64(0));
-    s.by_channel(k, block, t) = Tuple(total[0] + part[0], total[1] + part[1]);
+    start(s.by_channel, {k, block, t});
+    add(s.by_channel, {k, block, t}, {part[0], part[1]});
     return s;
+}
+
+ColumnReduction::Sweep sweep_rows(const ColumnTiling &tiling, const RDom &over,
+                                  const RowTerms &terms) {
+    const std::vector<Var> at = {tiling.column, tiling.block, tiling.t};
+    Func by_column("column_sums");
+    start(by_column, at);
+    add(by_column, at, terms(tiling.first_row(tiling.t) + over.x, Float(64)));
+    return sweep_rows(tiling, by_column, {over}, false);
+}
+
+ColumnReduction::Sweep sweep_rows_in_groups(const ColumnTiling &tiling, const RowTerms &terms) {
+    const Var &t = tiling.t;
+    const std::vector<Var> at = {tiling.column, tiling.block, t};
+    RDom whole(0, tiling.tile_rows / row_group, "groups");
+    whole.where(tiling.first_row(t) + whole.x * row_group + (row_group - 1) < tiling.rows);
+    // Tiles are whole groups, but the one with the last rows, which comes first.
+    const Expr left = tiling.rows % row_group;
+    RDom rest(0, left, "rest");
+    rest.where(t == 0);
+
+    Func by_column("column_group_sums");
+    start(by_column, at);
+    add(by_column, at, add_up(row_group, [&](int row) {
+            return terms(tiling.first_row(t) + whole.x * row_group + row, Float(32));
+        }));
+    add(by_column, at, terms(tiling.rows - left + rest.x, Float(64)));
+    return sweep_rows(tiling, by_column, {whole, rest}, true);
+}
+
+// The tile's sums of both terms; adds the sweep that they take.
+std::vector<Expr> sum_rows(const ColumnTiling &tiling, bool in_groups, const RowTerms &terms,
+                           ColumnReduction &r) {
+    r.sweeps.push_back(in_groups ? sweep_rows_in_groups(tiling, terms)
+                                 : sweep_rows(tiling, tiling.inside(), terms));
+    const FuncRef sums = r.sweeps.back().by_channel(tiling.k, tiling.block, tiling.t);
+    return {sums[0], sums[1]};
 }
 
 }  // namespace
@@ -232,23 +387,38 @@ ColumnReduction::Sweep sum_rows(const Expr &first, const Expr &second, const Col
 ColumnReduction reduce_moments(const Func &x, const ColumnTiling &tiling, Pivot from) {
     const Var &column = tiling.column, &block = tiling.block, &k = tiling.k, &t = tiling.t;
     const std::vector<Var> at = {k, block, t};
-    const Expr value = f64(x(column, block, tiling.first_row(t) + tiling.inside));
     const Expr n = tiling.count(t);
     ColumnReduction r;
     Func pivot("pivot");
     if (from == Pivot::tile_mean) {
-        r.sweeps = {sum_rows(value, f64(0), tiling)};
+        const RowTerms value = [&](const Expr &row, Type type) {
+            return std::vector<Expr>{cast(type, x(column, block, row)), cast(type, 0)};
+        };
+        r.sweeps = {sweep_rows(tiling, tiling.inside(), value)};
         pivot(at) = r.sweeps[0].by_channel(at)[0] / n;
+    } else if (from == Pivot::sample_mean) {
+        ColumnReduction::Sweep s;
+        s.channel_columns = tiling.sample();
+        s.by_channel = Func("sample_sums");
+        const RDom &over = s.channel_columns;
+        start(s.by_channel, at);
+        add(s.by_channel, at,
+            {x(tiling.column_of(k, over.x, over.y), block, tiling.first_row(t) + over.z), f64(0)});
+        pivot(at) = cast<float>(s.by_channel(at)[0] / tiling.sample_count());
+        r.sweeps = {s};
     } else {
         pivot(at) = f64(x(tiling.plane * k, block, tiling.first_row(t)));
     }
     r.per_column = tiling.spread(pivot, "column_pivot");
 
-    const Expr d = exact_order(value - r.per_column(column, block, t));
-    r.sweeps.push_back(sum_rows(d, d * d, tiling));
-    const FuncRef sums = r.sweeps.back().by_channel(at);
+    const RowTerms deviation = [&](const Expr &row, Type type) {
+        const Expr d = exact_order(cast(type, x(column, block, row)) -
+                                   cast(type, r.per_column(column, block, t)));
+        return std::vector<Expr>{d, d * d};
+    };
+    const auto sums = sum_rows(tiling, from == Pivot::sample_mean, deviation, r);
     r.tile = Func("tile_moments");
-    r.tile(at) = moments_from_pivot(pivot(at), sums[0], sums[1], n);
+    r.tile(at) = moments_from_pivot(f64(pivot(at)), sums[0], sums[1], n);
 
     const Expr i = tiling.tiles.x;
     r.merged = Func("moments");
@@ -257,31 +427,33 @@ ColumnReduction reduce_moments(const Func &x, const ColumnTiling &tiling, Pivot 
     const Moments merged =
         merge({so_far[0], so_far[1]}, tiling.count_before(i), {tile[0], tile[1]}, tiling.count(i));
     r.merged(k, block) = Tuple(merged.mean, merged.m2);
-    r.set_walk(tiling.inside, tiling.tiles, tiling.members, column, block, k, t);
+    r.set_walk(tiling.tiles, tiling.members, column, block, k, t);
     return r;
 }
 
 ColumnReduction reduce_gradients(const Func &grad_output, const Func &x, const Func &mean,
-                                 const ColumnTiling &tiling) {
+                                 const ColumnTiling &tiling, bool in_groups) {
     const Var &column = tiling.column, &block = tiling.block, &k = tiling.k, &t = tiling.t;
     ColumnReduction r;
     Func center("center");
-    center(k, block) = mean(k, block);
+    center(k, block) = in_groups ? cast<float>(mean(k, block)) : mean(k, block);
     r.per_column = tiling.spread(center, "column_mean");
 
-    const Expr row = tiling.first_row(t) + tiling.inside.x;
-    const Expr dy = exact_order(f64(grad_output(column, block, row)));
-    const Expr xmu = exact_order(f64(x(column, block, row)) - r.per_column(column, block));
-    r.sweeps = {sum_rows(dy, dy * xmu, tiling)};
-    const FuncRef sums = r.sweeps[0].by_channel(k, block, t);
+    const RowTerms product = [&](const Expr &row, Type type) {
+        const Expr dy = exact_order(cast(type, grad_output(column, block, row)));
+        const Expr xmu = exact_order(cast(type, x(column, block, row)) -
+                                     cast(type, r.per_column(column, block)));
+        return std::vector<Expr>{dy, dy * xmu};
+    };
+    const auto sums = sum_rows(tiling, in_groups, product, r);
     r.tile = Func("tile_gradients");
-    r.tile(k, block, t) = Tuple(sums[0], sums[1]);
+    r.tile(k, block, t) = from_center(sums, center(k, block), mean(k, block));
 
     const FuncRef tile = r.tile(k, block, tiling.tiles.x);
     r.merged = Func("sums");
     r.merged(k, block) = Tuple(f64(0), f64(0));
     r.merged(k, block) = Tuple(r.merged(k, block)[0] + tile[0], r.merged(k, block)[1] + tile[1]);
-    r.set_walk(tiling.inside, tiling.tiles, tiling.members, column, block, k, t);
+    r.set_walk(tiling.tiles, tiling.members, column, block, k, t);
     return r;
 }
 

@@ -51,25 +51,39 @@ Expr with_plain_nan(const Expr &value);
 // mean costs bits by cancellation. The tile's first value, being one of the n, can't be further off
 // than m2 = sum((x - mean)^2) >= (pivot - mean)^2, so sum(d^2) <= (n + 1) * m2: adding it up in
 // chains of k loses at most k * (n + 1) units of 2^-53. A tile has n <= 2^15 and k <= 2^11, which
-// leaves 27 bits or more whatever the data, and usually about 50: enough for float32 and narrower
-// with one sweep over the data. For float64, and where chains are long, the pivot is the tile's
-// mean, from a sweep of its own.
-enum class Pivot { first_value, tile_mean };
+// leaves 27 bits or more whatever the data, and usually about 50: enough for float32 with one sweep
+// over the data. For float64, and where chains are long, the pivot is the tile's mean, from a sweep of
+// its own.
+//
+// float16's sums run in float32 over groups of 8 values, and in float64 over groups. The pivot is the mean
+// of k of the tile's values: it can't be further off than (pivot - mean)^2 <= m2 / k, so
+// sum(d^2) <= (1 + n / k) * m2, of which groups lose at most 11 units of 2^-24, and sum(d)^2 / n 16.
+// n / k is at most 64, which leaves 13 bits whatever the data, and usually about 20; a result has 11.
+// Gradients' sums are off by at most 9 units of 2^-24 of the sum of their magnitudes. No sum leaves
+// float32's range. bfloat16's could: its squares need float64.
+enum class Pivot { first_value, sample_mean, tile_mean };
 
 // Tensors in four dimensions, (w, h, c, n).
 struct PlaneTiling {
     Expr width, height, samples;  // the channel's extents
     Expr w, h, n;                 // extents of a whole tile
-    RDom inside;                  // w, h, n within a tile; w counts in whole vectors
     RDom tiles;                   // which tile, along w, h, n
     Var c{"c"}, tw{"tw"}, th{"th"}, tn{"tn"};
 
     PlaneTiling(const Expr &width, const Expr &height, const Expr &samples, const Expr &channels,
-                Layout layout);
+                Layout layout, bool in_groups);
 
     // The tile's element (i, j, l) of x.
     Expr at(const Func &x, const Expr &i, const Expr &j, const Expr &l) const {
         return x(tw * w + i, th * h + j, c, tn * n + l);
+    }
+    // (w, h, n) within a tile, as far as there are values.
+    RDom inside() const;
+    // The same for the few that a pivot is the mean of.
+    RDom sample() const;
+    Expr sample_count() const;
+    std::vector<Var> tile_at() const {
+        return {c, tw, th, tn};
     }
     // Extents of the tile: the last along each axis may be smaller.
     Expr tile_w() const {
@@ -85,6 +99,9 @@ struct PlaneTiling {
     // Values in a tile, and in all the tiles before it in the order of `tiles`.
     Expr count(const Expr &tw, const Expr &th, const Expr &tn) const;
     Expr count_before(const Expr &tw, const Expr &th, const Expr &tn) const;
+
+private:
+    std::vector<Expr> sample_extents() const;
 };
 
 // Tensors as rows of columns, (column, block, row), with stride 1 along columns. A block is
@@ -96,7 +113,6 @@ struct PlaneTiling {
 struct ColumnTiling {
     Expr columns, rows, plane, channels, folds;
     Expr tile_rows;  // of a whole tile
-    RDom inside;     // row within a tile
     RDom tiles;      // which tile
     RDom members;    // p, k, fold
     Var column{"column"}, block{"block"}, k{"k"}, t{"t"};
@@ -104,6 +120,11 @@ struct ColumnTiling {
     ColumnTiling(const Expr &columns, const Expr &rows, const Expr &plane, const Expr &channels,
                  Layout layout);
 
+    // Row within a tile, as far as there are rows.
+    RDom inside() const;
+    // (p, fold, row) of a channel's values in the rows that a pivot is the mean of.
+    RDom sample() const;
+    Expr sample_count() const;
     // The tile's rows: the last may have fewer.
     Expr rows_of(const Expr &t) const {
         return min(tile_rows, rows - first_row(t));
@@ -114,8 +135,11 @@ struct ColumnTiling {
     Expr first_row(const Expr &t) const {
         return (tiles.x.extent() - 1 - t) * tile_rows;
     }
+    Expr column_of(const Expr &k, const Expr &p, const Expr &fold) const {
+        return p + plane * (k + channels * fold);
+    }
     Expr member_column() const {
-        return members.x + plane * (members.y + channels * members.z);
+        return column_of(members.y, members.x, members.z);
     }
     Expr count(const Expr &t) const;
     Expr count_before(const Expr &t) const;
@@ -136,11 +160,12 @@ Moments merge(const Moments &a, const Expr &na, const Moments &b, const Expr &nb
 Reduction reduce_moments(const Func &x, const PlaneTiling &tiling, Pivot pivot);
 ColumnReduction reduce_moments(const Func &x, const ColumnTiling &tiling, Pivot pivot);
 
-// {sum of dy, sum of dy * (x - mean)}: plain sums over each tile, tiles added in order.
+// {sum of dy, sum of dy * (x - mean)}: plain sums over each tile, tiles added in order. in_groups: of
+// float32, see Pivot.
 Reduction reduce_gradients(const Func &grad_output, const Func &x, const Func &mean,
-                           const PlaneTiling &tiling);
+                           const PlaneTiling &tiling, bool in_groups);
 ColumnReduction reduce_gradients(const Func &grad_output, const Func &x, const Func &mean,
-                                 const ColumnTiling &tiling);
+                                 const ColumnTiling &tiling, bool in_groups);
 
 Expr invstd_from_variance(const Expr &variance, const Expr &eps);
 
@@ -242,7 +267,7 @@ protected:
         return {extents[0], extents[2], plane, channels, layout};
     }
     PlaneTiling plane_tiling() const {
-        return {extents[0], extents[1], extents[3], extents[2], layout};
+        return {extents[0], extents[1], extents[3], extents[2], layout, in_groups()};
     }
     // Values of a channel.
     Expr count() const {
@@ -252,7 +277,11 @@ protected:
 
     Pivot pivot() const {
         const bool exact = statistics().bits() == 64 || layout == Layout::strided;
-        return exact ? Pivot::tile_mean : Pivot::first_value;
+        return exact ? Pivot::tile_mean : in_groups() ? Pivot::sample_mean : Pivot::first_value;
+    }
+    // Whether sums run over groups of float32.
+    bool in_groups() const {
+        return Type(dtype) == Halide::Float(16) && layout != Layout::strided;
     }
 
     // The reduction's result, a Tuple of two at channel().
@@ -268,9 +297,11 @@ protected:
         Func wide_mean("wide_mean");
         wide_mean(channel()) = f64(mean);
         if (in_columns()) {
-            work.column_reductions = {reduce_gradients(grad_output, x, wide_mean, column_tiling())};
+            work.column_reductions = {
+                reduce_gradients(grad_output, x, wide_mean, column_tiling(), in_groups())};
         } else {
-            work.reductions = {reduce_gradients(grad_output, x, wide_mean, plane_tiling())};
+            work.reductions = {
+                reduce_gradients(grad_output, x, wide_mean, plane_tiling(), in_groups())};
         }
         return reduced();
     }

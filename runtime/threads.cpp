@@ -73,8 +73,9 @@ void pause() {
 #endif
 }
 
-// Some tens of microseconds: the gap between the kernels of one network's layers.
-constexpr int kSpins = 2000;
+// Some hundred microseconds: the gap between the kernels of one network's layers, and longer than it takes to
+// wake a thread, so that a loop too short to wait for one is the last of which that is true.
+constexpr int kSpins = 10000;
 
 int current_processor() {
 #ifdef __linux__

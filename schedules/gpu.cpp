@@ -28,8 +28,8 @@ void schedule_reduction(Reduction &r) {
         .reorder(thread, group, tile)
         .gpu_threads(thread)
         .gpu_blocks(group, tile);
-    for (Func &sum : r.sweeps) {
-        sum.compute_at(r.tile, thread);
+    for (Reduction::Sweep &sweep : r.sweeps) {
+        sweep.sums.compute_at(r.tile, thread);
     }
     for (Func &f : r.per_tile) {
         f.compute_at(r.tile, thread);

@@ -26,21 +26,29 @@ enum class Layout {
 // Rows of columns are summed in groups of this many.
 constexpr int row_group = 8;
 
+// Where planes are summed in groups, a group is so many values of each of so many lanes.
+constexpr int group_values = 8, group_lanes = 16;
+
 // A reduction of each channel in tiles, where tensors are (w, h, c, n). Everything but merged is at
-// (c, tw, th, tn). sweeps are sums over `inside` (w, h, n of a tile) in update 0, each reading the tile;
-// per_tile is what the last sweep needs to know first; tile is what a tile comes to, and the only thing
-// that merged(c) reads: it joins the tiles in update 0, in the order of `tiles` (tw, th, tn).
+// (c, tw, th, tn). sweeps read a tile each; per_tile is what the later ones need to know first; tile is
+// what a tile comes to, and the only thing that merged(c) reads: it joins the tiles in update 0, in the
+// order of `tiles` (tw, th, tn).
 struct Reduction {
-    std::vector<Halide::Func> sweeps;    // one or two
+    struct Sweep {
+        Halide::Func sums;
+        // What each update sums over: (w, h, n) of a tile; or (lane, w, h, n), where its values are
+        // divided among group_lanes lanes to begin with.
+        std::vector<Halide::RDom> over;
+    };
+    std::vector<Sweep> sweeps;           // one or two
     std::vector<Halide::Func> per_tile;  // none or one
     Halide::Func tile;
     Halide::Func merged;
-    Halide::RDom inside, tiles;
+    Halide::RDom tiles;
     Halide::Var c, tw, th, tn;
 
-    void set_walk(const Halide::RDom &inside_, const Halide::RDom &tiles_, const Halide::Var &c_,
-                  const Halide::Var &tw_, const Halide::Var &th_, const Halide::Var &tn_) {
-        inside = inside_;
+    void set_walk(const Halide::RDom &tiles_, const Halide::Var &c_, const Halide::Var &tw_,
+                  const Halide::Var &th_, const Halide::Var &tn_) {
         tiles = tiles_;
         c = c_;
         tw = tw_;
@@ -53,7 +61,10 @@ struct Reduction {
 // needs to know first, scattered over `members` in update 0.
 struct ColumnReduction {
     struct Sweep {
-        Halide::Func by_column;   // (column, block, t), over `inside`: a tile's rows
+        Halide::Func by_column;  // (column, block, t), absent where channels are summed at once
+        // What each of its updates sums over: rows of a tile, or groups of row_group rows.
+        std::vector<Halide::RDom> rows;
+        bool in_groups = false;   // the first update's
         Halide::Func by_channel;  // (k, block, t), over channel_columns
         Halide::RDom channel_columns;
     };
@@ -61,13 +72,12 @@ struct ColumnReduction {
     Halide::Func per_column;
     Halide::Func tile;    // (k, block, t)
     Halide::Func merged;  // (k, block), over `tiles`
-    Halide::RDom inside, tiles, members;
+    Halide::RDom tiles, members;
     Halide::Var column, block, k, t;
 
-    void set_walk(const Halide::RDom &inside_, const Halide::RDom &tiles_,
-                  const Halide::RDom &members_, const Halide::Var &column_,
-                  const Halide::Var &block_, const Halide::Var &k_, const Halide::Var &t_) {
-        inside = inside_;
+    void set_walk(const Halide::RDom &tiles_, const Halide::RDom &members_,
+                  const Halide::Var &column_, const Halide::Var &block_, const Halide::Var &k_,
+                  const Halide::Var &t_) {
         tiles = tiles_;
         members = members_;
         column = column_;

@@ -18,8 +18,8 @@ void schedule_for_any_target(ChannelPipeline p, const Target &) {
     for (Reduction &r : p.reductions) {
         r.merged.compute_at(owner, c);
         r.tile.compute_at(r.merged, r.tiles.x);
-        for (Func &sum : r.sweeps) {
-            sum.compute_at(r.merged, r.tiles.x);
+        for (Reduction::Sweep &sweep : r.sweeps) {
+            sweep.sums.compute_at(r.merged, r.tiles.x);
         }
         for (Func &f : r.per_tile) {
             f.compute_at(r.merged, r.tiles.x);

@@ -28,15 +28,24 @@ void fuse_channel_outputs(std::vector<Func> &per_channel, Func owner, const Var 
 // partial sums in vectors for the whole tile, and add them up at its end.
 template<typename Loop>
 void compute_tiles_at(Reduction &r, Func consumer, const Loop &loop, int lanes) {
-    for (Func &sum : r.sweeps) {
-        RVar step("step"), lane("lane");
-        Var partial_lane("partial_lane");
-        sum.update().split(r.inside.x, step, lane, lanes);
-        Func partial = sum.update().rfactor(lane, partial_lane);
-        partial.compute_at(consumer, loop).vectorize(partial_lane);
-        partial.update()
-            .reorder(partial_lane, step, r.inside.y, r.inside.z)
-            .vectorize(partial_lane);
+    for (Reduction::Sweep &sweep : r.sweeps) {
+        Func sum = sweep.sums;
+        for (size_t i = 0; i < sweep.over.size(); i++) {
+            const RDom &over = sweep.over[i];
+            RVar step("step"), lane("lane");
+            Var partial_lane("partial_lane");
+            std::vector<VarOrRVar> order = {partial_lane, over[1], over[2]};
+            if (over.dimensions() == 4) {
+                lane = over[0];
+                order.emplace_back(over[3]);
+            } else {
+                sum.update(int(i)).split(over[0], step, lane, lanes);
+                order.insert(order.begin() + 1, step);
+            }
+            Func partial = sum.update(int(i)).rfactor(lane, partial_lane);
+            partial.compute_at(consumer, loop).vectorize(partial_lane);
+            partial.update().reorder(order).vectorize(partial_lane);
+        }
         sum.compute_at(consumer, loop);
     }
     for (Func &f : r.per_tile) {
@@ -110,6 +119,33 @@ void schedule_spread(Func &f, const RDom &members, Layout layout,
     f.update().allow_race_conditions().vectorize(run, parameters.map_lanes, guarded);
 }
 
+// Sums of each channel's columns, `over` columns of a channel first.
+template<typename Loop>
+void compute_channel_sums_at(Func sums, const RDom &over, const ColumnReduction &r, Func consumer,
+                             const Loop &loop, const ChannelPipeline &p,
+                             const VectorParameters &parameters) {
+    sums.compute_at(consumer, loop);
+    RVar step("step"), lane("lane");
+    Var partial_lane("partial_lane");
+    std::vector<VarOrRVar> order = {over[0], over[1]};
+    if (over.dimensions() == 3) {
+        order.emplace_back(over[2]);
+    }
+    if (p.layout == Layout::rows) {
+        sums.vectorize(r.k, parameters.map_lanes, guarded);
+        order.insert(order.begin(), r.k);
+        sums.update().reorder(order).vectorize(r.k, parameters.map_lanes, guarded);
+        return;
+    }
+    // A channel's columns are a run.
+    sums.update().split(over[0], step, lane, parameters.run_lanes);
+    Func partial = sums.update().rfactor(lane, partial_lane);
+    partial.compute_at(sums, r.k).vectorize(partial_lane);
+    order[0] = step;
+    order.insert(order.begin(), partial_lane);
+    partial.update().reorder(order).vectorize(partial_lane);
+}
+
 // What is computed for each tile of a reduction, at `consumer`'s loop. Rows are taken in groups: a
 // vector of columns stays in registers through a group.
 template<typename Loop>
@@ -118,32 +154,25 @@ void compute_column_tiles_at(ColumnReduction &r, Func consumer, const Loop &loop
     schedule_spread(r.per_column, r.members, p.layout, parameters);
     r.per_column.compute_at(consumer, loop);
     for (ColumnReduction::Sweep &s : r.sweeps) {
-        RVar group("group"), row("row");
-        Var lanes("lanes");
+        compute_channel_sums_at(s.by_channel, s.channel_columns, r, consumer, loop, p, parameters);
+        if (!s.by_column.defined()) {
+            continue;
+        }
         s.by_column.compute_at(consumer, loop)
             .vectorize(r.column, parameters.column_lanes, guarded);
-        s.by_column.update()
-            .split(r.inside.x, group, row, row_group)
-            .split(r.column, r.column, lanes, parameters.column_lanes, guarded)
-            .reorder(lanes, row, r.column, group)
-            .vectorize(lanes)
-            .unroll(row);
-        s.by_channel.compute_at(consumer, loop);
-        if (p.layout == Layout::rows) {
-            s.by_channel.vectorize(r.k, parameters.map_lanes, guarded);
-            s.by_channel.update()
-                .reorder(r.k, s.channel_columns.x, s.channel_columns.y)
-                .vectorize(r.k, parameters.map_lanes, guarded);
-        } else {
-            // A channel's columns are a run.
-            RVar step("step"), lane("lane");
-            Var partial_lane("partial_lane");
-            s.by_channel.update().split(s.channel_columns.x, step, lane, parameters.run_lanes);
-            Func partial = s.by_channel.update().rfactor(lane, partial_lane);
-            partial.compute_at(s.by_channel, r.k).vectorize(partial_lane);
-            partial.update()
-                .reorder(partial_lane, step, s.channel_columns.y)
-                .vectorize(partial_lane);
+        for (size_t i = 0; i < s.rows.size(); i++) {
+            Var lanes("lanes");
+            Stage sum = s.by_column.update(int(i));
+            sum.split(r.column, r.column, lanes, parameters.column_lanes, guarded);
+            if (s.in_groups) {
+                sum.reorder(lanes, r.column, s.rows[i].x).vectorize(lanes);
+                continue;
+            }
+            RVar group("group"), row("row");
+            sum.split(s.rows[i].x, group, row, row_group)
+                .reorder(lanes, row, r.column, group)
+                .vectorize(lanes)
+                .unroll(row);
         }
     }
 }

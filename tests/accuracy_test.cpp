@@ -74,6 +74,126 @@ INSTANTIATE_TEST_SUITE_P(, HardInputs,
                                     (std::get<2>(info.param) ? "_large_parameters" : "");
                          });
 
+// float16's sums run in float32 around a pivot, bfloat16's leave float32's range: every channel has another
+// reason why its sums could go wrong.
+struct ManyChannels {
+    const char *name;
+    Layout layout;
+    Shape sizes;
+};
+
+const ManyChannels many_channels[] = {
+    {"blocks", Layout::nchw, {32, 24, 14, 14}},
+    {"blocks_of_few_rows", Layout::nchw, {9, 24, 7, 5}},
+    {"nchw", Layout::nchw, {5, 24, 37, 43}},
+    {"nchw_one_group", Layout::nchw, {2, 24, 16, 72}},
+    {"nchw_few_channels", Layout::nchw, {3, 12, 61, 73}},
+    {"rows", Layout::nhwc, {6, 24, 31, 33}},
+    {"few_rows", Layout::nhwc, {3, 12, 5, 3}},
+    {"strided", Layout::strided, {3, 12, 17, 19}},
+};
+
+class SixteenBits : public ::testing::TestWithParam<std::tuple<DType, ManyChannels>> {
+protected:
+    const DType dtype = std::get<0>(GetParam());
+    const ManyChannels p = std::get<1>(GetParam());
+    const int64_t channels = p.sizes[1];
+    const double largest = dtype == DType::float16 ? 65504 : 3.3895313892515355e38;
+    const double tiny = dtype == DType::float16 ? 6e-8 : 1e-30;
+    Normal normal{21};
+    TestTensor x{dtype, p.sizes, p.layout}, dy{dtype, p.sizes, p.layout};
+
+    double value(int64_t c, int64_t i, int64_t last) {
+        switch (c % 12) {
+        case 1:
+            return 1000;
+        case 2:
+            return normal(100);
+        case 3:
+            return i == 0 ? 60000 : normal();
+        case 4:
+            return i == last ? -60000 : normal();
+        case 5:
+            return i % 2 ? largest : -largest;
+        case 6:
+            return largest;
+        case 7:
+            return i % 7 ? normal() : largest;
+        case 8:
+            return normal(0, tiny);
+        case 9:
+            return normal() * std::pow(10.0, double(i % 9) - 4);
+        case 10:
+            return i == last ? 2 : 1;
+        default:
+            return normal();
+        }
+    }
+
+    void SetUp() override {
+        const int64_t last = p.sizes[0] * p.sizes[2] * p.sizes[3] - 1;
+        for (int64_t c = 0; c < channels; c++) {
+            int64_t i = 0;
+            x.for_each_in_channel([&](int64_t n, int64_t h, int64_t w) {
+                x.set(n, c, h, w, value(c, i, last));
+                dy.set(n, c, h, w, value(c + c / 12 + 1, i++, last));
+            });
+        }
+    }
+};
+
+TEST_P(SixteenBits, moments) {
+    const auto moments = functional::batch_norm_stats(x);
+    for (int64_t c = 0; c < channels; c++) {
+        SCOPED_TRACE(c % 12);
+        const ChannelOracle s(x, c, kEps);
+        const Real roundoff = std::ldexp(s.count, -53);
+        const Real deviation = std::sqrt(s.m2 / s.count);
+        const Real mean_bound =
+            mean_error(dtype, s.count) * deviation + roundoff * std::fabs(s.mean);
+        EXPECT_LE(std::fabs(moments.mean[c] - s.mean), mean_bound);
+        // As in variance_is_never_negative, where sums are in float64.
+        const Real values = std::min(s.count, std::ldexp(Real(1), 15)),
+                   chain = std::min(s.count, std::ldexp(Real(1), 11));
+        EXPECT_LE(
+            std::fabs(moments.m2[c] - s.m2),
+            (m2_error(dtype, s.count) + chain * (values + 1) * std::ldexp(Real(1), -53)) * s.m2 +
+                s.count * mean_bound * (2 * deviation + mean_bound));
+    }
+}
+
+TEST_P(SixteenBits, forward_training) {
+    TestTensor y{dtype, p.sizes, p.layout};
+    functional::batch_norm_forward(x, {}, {}, {}, {}, true, 0.1, 1e-60, y.view());
+    for (int64_t c = 0; c < channels; c++) {
+        SCOPED_TRACE(c % 12);
+        expect_normalized(x, y, c, ChannelOracle(x, c, 1e-60), 1, 0);
+    }
+}
+
+TEST_P(SixteenBits, gradient_sums) {
+    const auto moments = functional::batch_norm_stats(x);
+    TestVector mean{DType::float32, moments.mean};
+    TestVector invstd{DType::float32, std::vector<double>(size_t(channels), 1)};
+    const auto sums = functional::batch_norm_backward_reduce(dy, x, mean, invstd);
+    for (int64_t c = 0; c < channels; c++) {
+        SCOPED_TRACE(c % 12);
+        const ChannelOracle s(mean[c], 1, moments.count);
+        const GradientOracle g(dy, x, c, s);
+        const Real sum = plain_sum_error(dtype, s.count) + std::ldexp(s.count, -53);
+        EXPECT_LE(std::fabs(sums.sum_dy[c] - g.sum_dy), sum * g.sum_abs_dy);
+        EXPECT_LE(std::fabs(sums.sum_dy_xmu[c] - g.sum_dy_xhat), sum * g.sum_abs_dy_xhat);
+    }
+}
+
+INSTANTIATE_TEST_SUITE_P(, SixteenBits,
+                         ::testing::Combine(::testing::Values(DType::bfloat16, DType::float16),
+                                            ::testing::ValuesIn(many_channels)),
+                         [](const auto &info) {
+                             return std::string(name_of(std::get<0>(info.param))) + "_" +
+                                    std::get<1>(info.param).name;
+                         });
+
 class NotFinite : public ::testing::TestWithParam<std::tuple<DType, Layout, double>> {};
 
 TEST_P(NotFinite, stays_in_its_channel) {

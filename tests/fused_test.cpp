@@ -127,8 +127,10 @@ protected:
             const Real size =
                 std::fmax(Real(1), std::fabs(z) + std::fabs(bias_of(c)) + std::fabs(r));
             Real bound = (9 * roundoff + sum_error(p.dtype, s.count) * spread) * size;
-            if (p.dtype == DType::bfloat16 || p.dtype == DType::float16) {
-                bound += Real(unit_roundoff(p.dtype)) * expected * (1 + roundoff) +
+            if (is_16_bit(p.dtype)) {
+                const Real xhat = (Real(x.get(n, c, h, w)) - s.mean) * s.invstd;
+                bound += xhat_error(p.dtype, s, xhat) * std::fabs(weight_of(c)) +
+                         Real(unit_roundoff(p.dtype)) * expected * (1 + roundoff) +
                          Real(smallest_denormal(p.dtype));
             }
             ASSERT_LE(std::fabs(y.get(n, c, h, w) - expected), bound) << "at " << n << c << h << w;
@@ -161,8 +163,8 @@ protected:
                           const ChannelOracle &s, bool training) const {
         const GradientOracle sums(g, x, c, s);
         expect_grad_input(g, x, dx, c, s, weight_of(c), sums, training);
-        sums.expect_parameters(get(gradients.grad_weight, c), get(gradients.grad_bias, c),
-                               statistics, s.count);
+        sums.expect_parameters(get(gradients.grad_weight, c), get(gradients.grad_bias, c), p.dtype,
+                               s.count);
     }
 };
 

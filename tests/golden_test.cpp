@@ -25,6 +25,7 @@
 //
 // and for results in bfloat16 and float16 half an ulp of theirs on top.
 #include "golden.h"
+#include "oracle.h"
 #include "tensors.h"
 
 #include <hbn/batch_norm_2d.h>
@@ -388,7 +389,7 @@ protected:
             torch_bias("grad_bias beside PyTorch's");
         for (size_t c = 0; c < all.size(); c++) {
             const Channel &s = all[c];
-            const double sum = count_ * std::ldexp(1.0, -53);
+            const double sum = double(plain_sum_error(dtype_, count_));
             const double shift = training ? u_ * std::fabs(s.mean) * s.invstd : 0;
             // Without weight PyTorch has no such gradient; the sums are the same.
             const double weight =
@@ -432,7 +433,7 @@ protected:
             const double b = training ? std::fabs(s.sum_dy_xhat) / count_ : 0;
             const double sums = training ? (s.sum_abs_dy + xhat * s.sum_abs_dy_xhat) / count_ : 0;
             const double shift = (u_ + sum_) * std::fabs(s.mean) * s.invstd;
-            const double sum = count_ * std::ldexp(1.0, -53);
+            const double sum = double(plain_sum_error(dtype_, count_));
             const double size = std::fabs(dy[i]) + a + xhat * b;
             truth.expect(i, dx[i], expected[i],
                          gain * ((8 * u_ + (training ? sum_ : 0)) * size + shift * (b + xhat * a) +

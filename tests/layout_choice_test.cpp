@@ -181,8 +181,8 @@ TEST_P(LayoutChoice, backward) {
             }
             const GradientOracle g(dy, x, c, s);
             expect_grad_input(dy, x, dx, c, s, weight[c], g, training);
-            g.expect_parameters(get(gradients.grad_weight, c), get(gradients.grad_bias, c),
-                                statistics, s.count);
+            g.expect_parameters(get(gradients.grad_weight, c), get(gradients.grad_bias, c), dtype,
+                                s.count);
         }
         EXPECT_TRUE(dx.only_elements_written());
     }

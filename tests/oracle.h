@@ -30,6 +30,37 @@ struct ChannelOracle {
     }
 };
 
+// generators/batch_norm.h's bounds of what sums of `count` values of a tensor are off by, at `Pivot`: plain
+// sums, relative to the sum of magnitudes; m2, relative to itself; and a mean, relative to the deviation.
+inline bool sums_in_float32_groups(DType tensor) {
+    return tensor == DType::float16;
+}
+inline Real plain_sum_error(DType tensor, Real count) {
+    return sums_in_float32_groups(tensor) ? 9 * std::ldexp(Real(1), -24)
+                                          : count * std::ldexp(Real(1), -53);
+}
+inline Real m2_error(DType tensor, Real count) {
+    return sums_in_float32_groups(tensor)
+               ? 27 * (1 + std::min(count, Real(64))) * std::ldexp(Real(1), -24)
+               : count * std::ldexp(Real(1), -53);
+}
+inline Real mean_error(DType tensor, Real count) {
+    return sums_in_float32_groups(tensor)
+               ? 8 * std::sqrt(1 + std::min(count, Real(64))) * std::ldexp(Real(1), -24)
+               : count * std::ldexp(Real(1), -53);
+}
+
+// Of xhat, by float32 groups, where the statistics are the tensor's own and not given.
+inline Real xhat_error(DType tensor, const ChannelOracle &s, Real xhat) {
+    return s.m2 > 0 && sums_in_float32_groups(tensor)
+               ? m2_error(tensor, s.count) * std::fabs(xhat) / 2 + mean_error(tensor, s.count)
+               : 0;
+}
+
+inline bool is_16_bit(DType dtype) {
+    return dtype == DType::bfloat16 || dtype == DType::float16;
+}
+
 // Relative error that sums of `count` values in float64 may add beside the statistic type's rounding:
 // nothing for float32 and narrower, each addition's half ulp for float64.
 inline Real sum_error(DType dtype, Real count) {
@@ -49,8 +80,9 @@ inline void expect_normalized(const TestTensor &x, const TestTensor &y, int64_t 
         const Real expected = xhat * weight + bias;
         const Real size = std::fmax(Real(1), std::fabs(xhat * weight) + std::fabs(bias));
         Real bound = (8 * roundoff + sum_error(dtype, s.count) * spread) * size;
-        if (dtype == DType::bfloat16 || dtype == DType::float16) {
-            bound += Real(unit_roundoff(dtype)) * std::fabs(expected) * (1 + roundoff) +
+        if (is_16_bit(dtype)) {
+            bound += xhat_error(dtype, s, xhat) * std::fabs(weight) +
+                     Real(unit_roundoff(dtype)) * std::fabs(expected) * (1 + roundoff) +
                      Real(smallest_denormal(dtype));
         }
         const double actual = y.get(n, c, h, w);
@@ -80,11 +112,12 @@ struct GradientOracle {
         });
     }
 
-    // Sums run in float64; the result is rounded once to the statistic type, whose denormals are further apart
-    // than its relative roundoff tells.
-    void expect_parameters(double grad_weight, double grad_bias, DType dtype, Real count) const {
+    // The result is rounded once to the statistic type, whose denormals are further apart than its relative
+    // roundoff tells.
+    void expect_parameters(double grad_weight, double grad_bias, DType tensor, Real count) const {
+        const DType dtype = statistic_dtype(tensor);
         const Real roundoff = unit_roundoff(dtype);
-        const Real sum = count * std::ldexp(Real(1), -53);
+        const Real sum = plain_sum_error(tensor, count);
         const Real denormal = smallest_denormal(dtype);
         EXPECT_LE(std::fabs(grad_bias - sum_dy),
                   2 * roundoff * std::fabs(sum_dy) + sum * sum_abs_dy + denormal);
@@ -112,9 +145,9 @@ inline void expect_grad_input(const TestTensor &dy, const TestTensor &x, const T
             training ? (g.sum_abs_dy + std::fabs(xhat) * g.sum_abs_dy_xhat) / s.count : 0;
         Real bound = std::fabs(gain) * 8 * roundoff *
                          (std::fabs(direct) + std::fabs(mean_dy) + std::fabs(slope)) +
-                     std::fabs(gain) * s.count * std::ldexp(Real(1), -53) * 2 * sums +
+                     std::fabs(gain) * plain_sum_error(dtype, s.count) * 2 * sums +
                      Real(smallest_denormal(statistic_dtype(dtype)));
-        if (dtype == DType::bfloat16 || dtype == DType::float16) {
+        if (is_16_bit(dtype)) {
             bound += Real(unit_roundoff(dtype)) * std::fabs(expected) * (1 + roundoff) +
                      Real(smallest_denormal(dtype));
         }
