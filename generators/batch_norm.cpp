@@ -17,7 +17,7 @@ Expr exact_order(const Expr &e) {
     return strict_float(e);
 }
 
-// Of a >= 1. Not (a + b - 1) / b: Halide folds that, where b is such a quotient itself, into products that
+// Of a >= 0. Not (a + b - 1) / b: Halide folds that, where b is such a quotient itself, into products that
 // overflow.
 Expr ceil_div(const Expr &a, const Expr &b) {
     return (a - 1) / b + 1;
@@ -213,7 +213,7 @@ void add(Func sums, const std::vector<Var> &at, const std::vector<Expr> &terms) 
     sums(at) = Tuple(so_far[0] + f64(terms[0]), so_far[1] + f64(terms[1]));
 }
 
-// The sum of terms_of(0), ..., terms_of(group_values - 1).
+// The sum of terms_of(0), ..., terms_of(values - 1).
 std::vector<Expr> add_up(int values, const std::function<std::vector<Expr>(int)> &terms_of) {
     std::vector<Expr> sum = terms_of(0);
     for (int i = 1; i < values; i++) {
