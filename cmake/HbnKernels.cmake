@@ -43,6 +43,7 @@ set(HBN_GENERATOR_SOURCES
     schedules/schedule.cpp
     schedules/vectorized.cpp
     schedules/streaming.cpp
+    schedules/prefetching.cpp
     schedules/x86.cpp
     schedules/arm.cpp
     schedules/gpu.cpp
@@ -110,6 +111,9 @@ function(hbn_add_all_kernels library)
                 # Layouts that only matter to sums, or to speed where speed is not what float64 is for.
                 if ((layout STREQUAL "nchw_few_channels" AND NOT operation IN_LIST HBN_REDUCING_OPERATIONS)
                     OR (dtype STREQUAL "float64" AND layout MATCHES "^(nchw_few_channels|blocks)$"))
+                    continue()
+                endif ()
+                if (NOT "${operation}_${dtype}_${layout}" MATCHES "${HBN_KERNELS}")
                     continue()
                 endif ()
                 hbn_add_kernel(${library} hbn_${operation}_${dtype}_${layout} ${generator}

@@ -78,11 +78,11 @@ Expr with_plain_nan(const Expr &value) {
 }
 
 PlaneTiling::PlaneTiling(const Expr &width, const Expr &height, const Expr &samples,
-                         const Expr &channels, Layout layout, bool in_groups)
-    : width(width), height(height), samples(samples) {
+                         const Expr &channels, Layout layout, int lanes)
+    : width(width), height(height), samples(samples), lanes(lanes) {
     const Expr budget = tile_elements(channels, layout);
     // Whole groups, or vectors of any width up to 32 lanes; inside() cuts the last tile along each axis.
-    const int unit = in_groups ? group_lanes * group_values : 32;
+    const int unit = lanes > 0 ? lanes * group_values : 32;
     w = ceil_div(even_share(width, budget), unit) * unit;
     h = even_share(height, max(budget / min(w, width), 1));
     n = even_share(samples, max(budget / (min(w, width) * h), 1));
@@ -96,21 +96,23 @@ RDom PlaneTiling::inside() const {
 }
 
 std::vector<Expr> PlaneTiling::sample_extents() const {
-    const Expr values = sample_of(min(w, width) * h * n);
-    const Expr i = min(width, values), j = min(h, ceil_div(values, i));
-    return {i, j, min(n, ceil_div(values, i * j))};
+    const Expr vectors = ceil_div(sample_of(min(w, width) * h * n), lanes);
+    const Expr i = clamp(vectors, 1, max(min(w, width) / lanes, 1));
+    const Expr j = min(h, ceil_div(vectors, i));
+    return {i, j, min(n, ceil_div(vectors, i * j))};
 }
 
 RDom PlaneTiling::sample() const {
     const std::vector<Expr> e = sample_extents();
     RDom sample(0, e[0], 0, e[1], 0, e[2], "sample");
-    sample.where(sample.x < tile_w() && sample.y < tile_h() && sample.z < tile_n());
+    sample.where(sample.x < tile_w() / lanes && sample.y < tile_h() && sample.z < tile_n());
     return sample;
 }
 
 Expr PlaneTiling::sample_count() const {
     const std::vector<Expr> e = sample_extents();
-    return f64(min(e[0], tile_w()) * min(e[1], tile_h()) * min(e[2], tile_n()));
+    return f64(min(e[0], tile_w() / lanes) * min(e[1], tile_h()) * min(e[2], tile_n()) *
+               lanes);
 }
 
 Expr PlaneTiling::count(const Expr &tw, const Expr &th, const Expr &tn) const {
@@ -204,63 +206,169 @@ using PlaneTerms =
     std::function<std::vector<Expr>(const Expr &i, const Expr &j, const Expr &l, Type type)>;
 using RowTerms = std::function<std::vector<Expr>(const Expr &row, Type type)>;
 
-void start(Func sums, const std::vector<Var> &at) {
-    sums(at) = Tuple(f64(0), f64(0));
+// Whether sums over groups of such values, and of their products, may leave float32's range. They are then
+// guarded: beside both sums there is the largest magnitude that any group's had.
+bool guards(Type tensor) {
+    return tensor != Float(16);
+}
+
+void start(Func sums, const std::vector<Var> &at, bool guarded = false) {
+    std::vector<Expr> zeros = {f64(0), f64(0)};
+    if (guarded) {
+        zeros.emplace_back(uint32_t(0));
+    }
+    sums(at) = Tuple(zeros);
+}
+
+// Of float32, in the order of magnitudes, infinities and NaN the largest. As bits, since LLVM takes it that
+// arithmetic never gives those.
+Expr magnitude(const Expr &value) {
+    return reinterpret<uint32_t>(value) & Expr(uint32_t(0x7fffffff));
 }
 
 void add(Func sums, const std::vector<Var> &at, const std::vector<Expr> &terms) {
     const FuncRef so_far = sums(at);
-    sums(at) = Tuple(so_far[0] + f64(terms[0]), so_far[1] + f64(terms[1]));
+    std::vector<Expr> added = {so_far[0] + f64(terms[0]), so_far[1] + f64(terms[1])};
+    if (sums.outputs() == 3) {
+        // Terms of float64 need no guard.
+        const Expr so_far_largest = so_far[2];
+        added.push_back(terms.size() == 3 ? max(so_far_largest, terms[2])
+                        : terms[0].type() == Float(32)
+                            ? max(so_far_largest, max(magnitude(terms[0]), magnitude(terms[1])))
+                            : so_far_largest);
+    }
+    sums(at) = Tuple(added);
 }
 
-// The sum of terms_of(0), ..., terms_of(values - 1).
-std::vector<Expr> add_up(int values, const std::function<std::vector<Expr>(int)> &terms_of) {
-    std::vector<Expr> sum = terms_of(0);
-    for (int i = 1; i < values; i++) {
-        const std::vector<Expr> terms = terms_of(i);
-        sum = {sum[0] + terms[0], sum[1] + terms[1]};
-    }
-    return sum;
+// What guarded sums come to is worth nothing where a group overflowed, or where products may have lost bits
+// below float32's least normal number that matter beside their sum.
+Expr out_of_range(const FuncRef &sums) {
+    const float largest = std::ldexp(1.0f, 126);
+    const double least = std::ldexp(1.0, -100);
+    return sums[2] >= reinterpret<uint32_t>(Expr(largest)) ||
+           (sums[2] > 0 && abs(sums[1]) < Expr(least));
+}
+
+// float32 sums over one group.
+void add_up_group(Func group, const std::vector<Var> &at, const std::vector<Expr> &terms) {
+    group(at) = Tuple(0.0f, 0.0f);
+    const FuncRef so_far = group(at);
+    group(at) = Tuple(so_far[0] + terms[0], so_far[1] + terms[1]);
 }
 
 Reduction::Sweep sweep_tile(const PlaneTiling &t, const RDom &over, const PlaneTerms &terms) {
     const std::vector<Var> at = t.tile_at();
-    Reduction::Sweep sweep = {Func("tile_sums"), {over}};
+    Reduction::Sweep sweep;
+    sweep.sums = Func("tile_sums");
+    sweep.over = {over};
     start(sweep.sums, at);
     add(sweep.sums, at, terms(over.x, over.y, over.z, Float(64)));
     return sweep;
 }
 
-Reduction::Sweep sweep_tile_in_groups(const PlaneTiling &t, const PlaneTerms &terms) {
+// The same, first by lane, of vectors of t.lanes values; what `updates` add to each lane comes from the
+// function's argument.
+Reduction::Sweep sweep_tile_by_lane(const PlaneTiling &t, const std::vector<RDom> &over, bool guarded,
+                                    const std::function<std::vector<Expr>(size_t update)> &terms) {
     const std::vector<Var> at = t.tile_at();
-    const int group = group_lanes * group_values;
-    RDom whole(0, group_lanes, 0, t.w / group, 0, t.h, 0, t.n, "groups");
-    whole.where(likely(t.tw * t.w + whole.y * group + (group - 1) < t.width) &&
-                whole.z < t.tile_h() && whole.w < t.tile_n());
-    // Tiles are whole groups, but the last.
-    const Expr left = t.width % group;
-    RDom rest(0, group_lanes, 0, ceil_div(left, group_lanes), 0, t.h, 0, t.n, "rest");
-    const Expr i = t.width - left - t.tw * t.w + rest.y * group_lanes + rest.x;
-    rest.where(t.width - t.tw * t.w <= t.w && t.tw * t.w + i < t.width && rest.z < t.tile_h() &&
-               rest.w < t.tile_n());
-
-    Reduction::Sweep sweep = {Func("tile_group_sums"), {whole, rest}};
-    start(sweep.sums, at);
-    add(sweep.sums, at, add_up(group_values, [&](int value) {
-            return terms(whole.y * group + value * group_lanes + whole.x, whole.z, whole.w,
-                         Float(32));
-        }));
-    add(sweep.sums, at, terms(i, rest.z, rest.w, Float(64)));
+    Reduction::Sweep sweep;
+    sweep.sums = Func("tile_sums");
+    sweep.over = over;
+    sweep.by_lane = Func("lane_sums");
+    sweep.lane = t.lane;
+    sweep.lanes = RDom(0, t.lanes, "lanes");
+    std::vector<Var> lane_at = {t.lane};
+    lane_at.insert(lane_at.end(), at.begin(), at.end());
+    start(sweep.by_lane, lane_at, guarded);
+    for (size_t i = 0; i < over.size(); i++) {
+        add(sweep.by_lane, lane_at, terms(i));
+    }
+    start(sweep.sums, at, guarded);
+    std::vector<Expr> one_lane(lane_at.begin(), lane_at.end());
+    one_lane[0] = sweep.lanes.x;
+    const FuncRef part = sweep.by_lane(one_lane);
+    std::vector<Expr> parts;
+    for (int i = 0; i < sweep.by_lane.outputs(); i++) {
+        parts.push_back(part[i]);
+    }
+    add(sweep.sums, at, parts);
     return sweep;
 }
 
-// The tile's sums of both terms; adds the sweep that they take.
-std::vector<Expr> sum_tile(const PlaneTiling &t, bool in_groups, const PlaneTerms &terms,
+Reduction::Sweep sweep_tile_in_groups(const PlaneTiling &t, const PlaneTerms &terms, bool guarded) {
+    const int group = t.lanes * group_values;
+    RDom whole(0, t.w / group, 0, t.h, 0, t.n, "groups");
+    whole.where(likely(t.tw * t.w + whole.x * group + (group - 1) < t.width) &&
+                whole.y < t.tile_h() && whole.z < t.tile_n());
+    // Tiles are whole groups, but the last, which ends in vectors: the last of those ends where the row does,
+    // and leaves out what the one before it had.
+    const Expr left = t.width % group;
+    RDom rest(0, ceil_div(left, t.lanes), 0, t.h, 0, t.n, "rest");
+    rest.where(t.width - t.tw * t.w <= t.w && t.width >= t.lanes && rest.y < t.tile_h() &&
+               rest.z < t.tile_n());
+    const Expr due = t.width - left + rest.x * t.lanes;
+    const Expr first = min(due, t.width - t.lanes);
+    // Rows shorter than a vector.
+    RDom narrow(0, t.h, 0, t.n, "narrow");
+    narrow.where(t.width < t.lanes && t.lane < t.width && narrow.x < t.tile_h() &&
+                 narrow.y < t.tile_n());
+
+    Var i("i"), j("j"), l("l");
+    std::vector<Var> group_at = {t.lane, i, j, l};
+    std::vector<Expr> this_group = {t.lane, whole.x, whole.y, whole.z};
+    for (const Var &v : t.tile_at()) {
+        group_at.push_back(v);
+        this_group.emplace_back(v);
+    }
+    Func group_sums("group_sums");
+    const RDom values(0, group_values, "values");
+    add_up_group(group_sums, group_at,
+                 terms(i * group + values * t.lanes + t.lane, j, l, Float(32)));
+
+    Reduction::Sweep sweep = sweep_tile_by_lane(t, {whole, rest, narrow}, guarded, [&](size_t update) {
+        switch (update) {
+        case 0: {
+            const FuncRef sums = group_sums(this_group);
+            return std::vector<Expr>{sums[0], sums[1]};
+        }
+        case 1: {
+            std::vector<Expr> last = terms(first - t.tw * t.w + t.lane, rest.y, rest.z, Float(64));
+            for (Expr &term : last) {
+                term = select(first + t.lane >= due, term, f64(0));
+            }
+            return last;
+        }
+        default:
+            return terms(t.lane, narrow.x, narrow.y, Float(64));
+        }
+    });
+    sweep.group = group_sums;
+    sweep.values = values;
+    return sweep;
+}
+
+// The tile's sums of both terms, of values of this `tensor`; adds the sweeps that they take.
+std::vector<Expr> sum_tile(const PlaneTiling &t, Type tensor, const PlaneTerms &terms,
                            Reduction &r) {
-    r.sweeps.push_back(in_groups ? sweep_tile_in_groups(t, terms)
-                                 : sweep_tile(t, t.inside(), terms));
-    const FuncRef sums = r.sweeps.back().sums(t.tile_at());
-    return {sums[0], sums[1]};
+    const std::vector<Var> at = t.tile_at();
+    if (!t.in_groups()) {
+        r.sweeps.push_back(sweep_tile(t, t.inside(), terms));
+        const FuncRef sums = r.sweeps.back().sums(at);
+        return {sums[0], sums[1]};
+    }
+    r.sweeps.push_back(sweep_tile_in_groups(t, terms, guards(tensor)));
+    const FuncRef sums = r.sweeps.back().sums(at);
+    if (!guards(tensor)) {
+        return {sums[0], sums[1]};
+    }
+    Func again("again");
+    again(at) = out_of_range(sums);
+    r.per_tile.push_back(again);
+    RDom inside = t.inside();
+    inside.where(again(at));
+    r.sweeps.push_back(sweep_tile(t, inside, terms));
+    const FuncRef wide = r.sweeps.back().sums(at);
+    return {select(again(at), wide[0], sums[0]), select(again(at), wide[1], sums[1])};
 }
 
 }  // namespace
@@ -273,14 +381,20 @@ Reduction reduce_moments(const Func &x, const PlaneTiling &t, Pivot from) {
     Func pivot("pivot");
     if (from == Pivot::first_value) {
         pivot(at) = f64(t.at(x, 0, 0, 0));
-    } else {
+    } else if (from == Pivot::tile_mean) {
         const PlaneTerms value = [&](const Expr &i, const Expr &j, const Expr &l, Type type) {
             return std::vector<Expr>{cast(type, t.at(x, i, j, l)), cast(type, 0)};
         };
-        const bool all = from == Pivot::tile_mean;
-        r.sweeps = {sweep_tile(t, all ? t.inside() : t.sample(), value)};
-        const Expr sum = r.sweeps[0].sums(at)[0];
-        pivot(at) = all ? sum / n : cast<float>(sum / t.sample_count());
+        r.sweeps = {sweep_tile(t, t.inside(), value)};
+        pivot(at) = r.sweeps[0].sums(at)[0] / n;
+    } else {
+        const RDom over = t.sample();
+        r.sweeps = {sweep_tile_by_lane(t, {over}, false, [&](size_t) {
+            return std::vector<Expr>{t.at(x, over.x * t.lanes + t.lane, over.y, over.z), f64(0)};
+        })};
+        // Where there is no vector there is no group either, and any value will do.
+        pivot(at) = cast<float>(select(t.tile_w() < t.lanes, f64(t.at(x, 0, 0, 0)),
+                                       r.sweeps[0].sums(at)[0] / t.sample_count()));
     }
     r.per_tile = {pivot};
 
@@ -288,7 +402,7 @@ Reduction reduce_moments(const Func &x, const PlaneTiling &t, Pivot from) {
         const Expr d = exact_order(cast(type, t.at(x, i, j, l)) - cast(type, pivot(at)));
         return std::vector<Expr>{d, d * d};
     };
-    const auto sums = sum_tile(t, from == Pivot::sample_mean, deviation, r);
+    const auto sums = sum_tile(t, x.type(), deviation, r);
     r.tile = Func("tile_moments");
     r.tile(at) = moments_from_pivot(f64(pivot(at)), sums[0], sums[1], n);
 
@@ -304,17 +418,17 @@ Reduction reduce_moments(const Func &x, const PlaneTiling &t, Pivot from) {
 }
 
 Reduction reduce_gradients(const Func &grad_output, const Func &x, const Func &mean,
-                           const PlaneTiling &t, bool in_groups) {
+                           const PlaneTiling &t) {
     const Var &c = t.c;
     const std::vector<Var> at = t.tile_at();
-    const Expr center = in_groups ? cast<float>(mean(c)) : mean(c);
+    const Expr center = t.in_groups() ? cast<float>(mean(c)) : mean(c);
     const PlaneTerms product = [&](const Expr &i, const Expr &j, const Expr &l, Type type) {
         const Expr dy = exact_order(cast(type, t.at(grad_output, i, j, l)));
         const Expr xmu = exact_order(cast(type, t.at(x, i, j, l)) - cast(type, center));
         return std::vector<Expr>{dy, dy * xmu};
     };
     Reduction r;
-    const auto sums = sum_tile(t, in_groups, product, r);
+    const auto sums = sum_tile(t, x.type(), product, r);
     r.tile = Func("tile_gradients");
     r.tile(at) = from_center(sums, center, mean(c));
 
@@ -330,12 +444,11 @@ namespace {
 
 // Of the tile's rows in each column, then of each channel's columns.
 ColumnReduction::Sweep sweep_rows(const ColumnTiling &tiling, Func by_column,
-                                  const std::vector<RDom> &rows, bool in_groups) {
+                                  const std::vector<RDom> &rows) {
     const Var &k = tiling.k, &block = tiling.block, &t = tiling.t;
     ColumnReduction::Sweep s;
     s.by_column = std::move(by_column);
     s.rows = rows;
-    s.in_groups = in_groups;
     s.channel_columns = RDom(0, tiling.plane, 0, tiling.folds, "channel_columns");
     const FuncRef part =
         s.by_column(tiling.column_of(k, s.channel_columns.x, s.channel_columns.y), block, t);
@@ -351,7 +464,7 @@ ColumnReduction::Sweep sweep_rows(const ColumnTiling &tiling, const RDom &over,
     Func by_column("column_sums");
     start(by_column, at);
     add(by_column, at, terms(tiling.first_row(tiling.t) + over.x, Float(64)));
-    return sweep_rows(tiling, by_column, {over}, false);
+    return sweep_rows(tiling, by_column, {over});
 }
 
 ColumnReduction::Sweep sweep_rows_in_groups(const ColumnTiling &tiling, const RowTerms &terms) {
@@ -364,13 +477,21 @@ ColumnReduction::Sweep sweep_rows_in_groups(const ColumnTiling &tiling, const Ro
     RDom rest(0, left, "rest");
     rest.where(t == 0);
 
+    Var i("i");
+    Func group_sums("group_sums");
+    const RDom values(0, row_group, "values");
+    add_up_group(group_sums, {tiling.column, i, tiling.block, t},
+                 terms(tiling.first_row(t) + i * row_group + values, Float(32)));
+
     Func by_column("column_group_sums");
     start(by_column, at);
-    add(by_column, at, add_up(row_group, [&](int row) {
-            return terms(tiling.first_row(t) + whole.x * row_group + row, Float(32));
-        }));
+    const FuncRef sums = group_sums(tiling.column, whole.x, tiling.block, t);
+    add(by_column, at, {sums[0], sums[1]});
     add(by_column, at, terms(tiling.rows - left + rest.x, Float(64)));
-    return sweep_rows(tiling, by_column, {whole, rest}, true);
+    ColumnReduction::Sweep sweep = sweep_rows(tiling, by_column, {whole, rest});
+    sweep.group = group_sums;
+    sweep.values = values;
+    return sweep;
 }
 
 // The tile's sums of both terms; adds the sweep that they take.

@@ -5,6 +5,7 @@
 
 #include <Halide.h>
 
+#include <algorithm>
 #include <map>
 #include <string>
 #include <vector>
@@ -68,10 +69,15 @@ struct PlaneTiling {
     Expr width, height, samples;  // the channel's extents
     Expr w, h, n;                 // extents of a whole tile
     RDom tiles;                   // which tile, along w, h, n
-    Var c{"c"}, tw{"tw"}, th{"th"}, tn{"tn"};
+    int lanes;  // of a vector of float32, where sums run over groups of those; 0 where they do not
+    Var lane{"lane"}, c{"c"}, tw{"tw"}, th{"th"}, tn{"tn"};
 
     PlaneTiling(const Expr &width, const Expr &height, const Expr &samples, const Expr &channels,
-                Layout layout, bool in_groups);
+                Layout layout, int lanes);
+
+    bool in_groups() const {
+        return lanes > 0;
+    }
 
     // The tile's element (i, j, l) of x.
     Expr at(const Func &x, const Expr &i, const Expr &j, const Expr &l) const {
@@ -79,7 +85,7 @@ struct PlaneTiling {
     }
     // (w, h, n) within a tile, as far as there are values.
     RDom inside() const;
-    // The same for the few that a pivot is the mean of.
+    // The same for the few that a pivot is the mean of: (vector, h, n).
     RDom sample() const;
     Expr sample_count() const;
     std::vector<Var> tile_at() const {
@@ -163,7 +169,7 @@ ColumnReduction reduce_moments(const Func &x, const ColumnTiling &tiling, Pivot 
 // {sum of dy, sum of dy * (x - mean)}: plain sums over each tile, tiles added in order. in_groups: of
 // float32, see Pivot.
 Reduction reduce_gradients(const Func &grad_output, const Func &x, const Func &mean,
-                           const PlaneTiling &tiling, bool in_groups);
+                           const PlaneTiling &tiling);
 ColumnReduction reduce_gradients(const Func &grad_output, const Func &x, const Func &mean,
                                  const ColumnTiling &tiling, bool in_groups);
 
@@ -267,7 +273,8 @@ protected:
         return {extents[0], extents[2], plane, channels, layout};
     }
     PlaneTiling plane_tiling() const {
-        return {extents[0], extents[1], extents[3], extents[2], layout, in_groups()};
+        return {extents[0], extents[1], extents[3], extents[2], layout,
+                in_groups() ? std::max(4, Base::natural_vector_size(Halide::Float(32))) : 0};
     }
     // Values of a channel.
     Expr count() const {
@@ -281,7 +288,7 @@ protected:
     }
     // Whether sums run over groups of float32.
     bool in_groups() const {
-        return Type(dtype) == Halide::Float(16) && layout != Layout::strided;
+        return Type(dtype).bits() == 16 && !in_columns() && layout != Layout::strided;
     }
 
     // The reduction's result, a Tuple of two at channel().
@@ -301,7 +308,7 @@ protected:
                 reduce_gradients(grad_output, x, wide_mean, column_tiling(), in_groups())};
         } else {
             work.reductions = {
-                reduce_gradients(grad_output, x, wide_mean, plane_tiling(), in_groups())};
+                reduce_gradients(grad_output, x, wide_mean, plane_tiling())};
         }
         return reduced();
     }

@@ -26,8 +26,8 @@ enum class Layout {
 // Rows of columns are summed in groups of this many.
 constexpr int row_group = 8;
 
-// Where planes are summed in groups, a group is so many values of each of so many lanes.
-constexpr int group_values = 8, group_lanes = 16;
+// Where planes are summed in groups, a group is so many vectors.
+constexpr int group_values = 8;
 
 // A reduction of each channel in tiles, where tensors are (w, h, c, n). Everything but merged is at
 // (c, tw, th, tn). sweeps read a tile each; per_tile is what the later ones need to know first; tile is
@@ -36,9 +36,16 @@ constexpr int group_values = 8, group_lanes = 16;
 struct Reduction {
     struct Sweep {
         Halide::Func sums;
-        // What each update sums over: (w, h, n) of a tile; or (lane, w, h, n), where its values are
-        // divided among group_lanes lanes to begin with.
+        // What each of its updates sums over, or by_lane's: along w, h, n of a tile.
         std::vector<Halide::RDom> over;
+        // (lane, c, tw, th, tn), where values are divided among the lanes of a vector to begin with:
+        // sums then adds up `lanes`.
+        Halide::Func by_lane;
+        Halide::Var lane;
+        Halide::RDom lanes;
+        // Where by_lane's first update adds up groups: one group's sums, along `values`.
+        Halide::Func group;
+        Halide::RDom values;
     };
     std::vector<Sweep> sweeps;           // one or two
     std::vector<Halide::Func> per_tile;  // none or one
@@ -64,7 +71,8 @@ struct ColumnReduction {
         Halide::Func by_column;  // (column, block, t), absent where channels are summed at once
         // What each of its updates sums over: rows of a tile, or groups of row_group rows.
         std::vector<Halide::RDom> rows;
-        bool in_groups = false;   // the first update's
+        Halide::Func group;       // where the first update's are groups: one's sums, along `values`
+        Halide::RDom values;
         Halide::Func by_channel;  // (k, block, t), over channel_columns
         Halide::RDom channel_columns;
     };

@@ -24,29 +24,44 @@ void fuse_channel_outputs(std::vector<Func> &per_channel, Func owner, const Var 
     }
 }
 
+// `inner`, then the dimensions of `over`.
+std::vector<VarOrRVar> with_inner(const Var &inner, const RDom &over) {
+    std::vector<VarOrRVar> order = {inner};
+    for (int d = 0; d < over.dimensions(); d++) {
+        order.emplace_back(over[d]);
+    }
+    return order;
+}
+
 // What is computed for each tile of a reduction, at `consumer`'s loop. Sums along w keep `lanes`
 // partial sums in vectors for the whole tile, and add them up at its end.
 template<typename Loop>
 void compute_tiles_at(Reduction &r, Func consumer, const Loop &loop, int lanes) {
     for (Reduction::Sweep &sweep : r.sweeps) {
-        Func sum = sweep.sums;
-        for (size_t i = 0; i < sweep.over.size(); i++) {
-            const RDom &over = sweep.over[i];
-            RVar step("step"), lane("lane");
-            Var partial_lane("partial_lane");
-            std::vector<VarOrRVar> order = {partial_lane, over[1], over[2]};
-            if (over.dimensions() == 4) {
-                lane = over[0];
-                order.emplace_back(over[3]);
-            } else {
-                sum.update(int(i)).split(over[0], step, lane, lanes);
-                order.insert(order.begin() + 1, step);
+        sweep.sums.compute_at(consumer, loop);
+        if (sweep.by_lane.defined()) {
+            sweep.by_lane.compute_at(consumer, loop).vectorize(sweep.lane);
+            for (size_t i = 0; i < sweep.over.size(); i++) {
+                sweep.by_lane.update(int(i))
+                    .reorder(with_inner(sweep.lane, sweep.over[i]))
+                    .vectorize(sweep.lane);
             }
-            Func partial = sum.update(int(i)).rfactor(lane, partial_lane);
-            partial.compute_at(consumer, loop).vectorize(partial_lane);
-            partial.update().reorder(order).vectorize(partial_lane);
+            if (sweep.group.defined()) {
+                sweep.group.compute_at(sweep.by_lane, sweep.over[0].x).vectorize(sweep.lane);
+                sweep.group.update()
+                    .reorder(sweep.lane, sweep.values.x)
+                    .vectorize(sweep.lane)
+                    .unroll(sweep.values.x);
+            }
+            continue;
         }
-        sum.compute_at(consumer, loop);
+        const RDom &over = sweep.over[0];
+        RVar step("step"), lane("lane");
+        Var partial_lane("partial_lane");
+        sweep.sums.update().split(over[0], step, lane, lanes);
+        Func partial = sweep.sums.update().rfactor(lane, partial_lane);
+        partial.compute_at(consumer, loop).vectorize(partial_lane);
+        partial.update().reorder(partial_lane, step, over[1], over[2]).vectorize(partial_lane);
     }
     for (Func &f : r.per_tile) {
         f.compute_at(consumer, loop);
@@ -158,13 +173,21 @@ void compute_column_tiles_at(ColumnReduction &r, Func consumer, const Loop &loop
         if (!s.by_column.defined()) {
             continue;
         }
+        if (s.group.defined()) {
+            s.group.compute_at(s.by_column, r.column)
+                .vectorize(r.column, parameters.column_lanes, guarded);
+            s.group.update()
+                .reorder(r.column, s.values.x)
+                .vectorize(r.column, parameters.column_lanes, guarded)
+                .unroll(s.values.x);
+        }
         s.by_column.compute_at(consumer, loop)
             .vectorize(r.column, parameters.column_lanes, guarded);
         for (size_t i = 0; i < s.rows.size(); i++) {
             Var lanes("lanes");
             Stage sum = s.by_column.update(int(i));
             sum.split(r.column, r.column, lanes, parameters.column_lanes, guarded);
-            if (s.in_groups) {
+            if (s.group.defined()) {
                 sum.reorder(lanes, r.column, s.rows[i].x).vectorize(lanes);
                 continue;
             }

@@ -3,6 +3,7 @@
 // Everything a channel needs twice (NCHW) or a tile needs twice (NHWC) is read from L2 the second
 // time. Four vectors of float64 sums run side by side, which covers the latency of addition on all
 // three.
+#include "schedules/prefetching.h"
 #include "schedules/streaming.h"
 #include "schedules/vectorized.h"
 
@@ -21,6 +22,14 @@ void schedule_for_x86(ChannelPipeline pipeline, const Halide::Target &target) {
     for (const Halide::Func &f : pipeline.elementwise) {
         stream_stores(pipeline.pipeline, target, f, pipeline.element_type, pipeline.stream);
     }
+    const bool reduces = !pipeline.reductions.empty() || !pipeline.column_reductions.empty();
+    PrefetchParameters ahead;
+    ahead.sum_bytes = pipeline.reductions.empty() ? 0 : 4096;
+    ahead.map_bytes = reduces ? 2048 : 0;
+    ahead.map_inputs = false;
+    if (getenv("XS")) ahead.sum_bytes = ahead.sum_bytes ? atoi(getenv("XS")) : 0;
+    if (getenv("XM")) ahead.map_bytes = ahead.map_bytes ? atoi(getenv("XM")) : 0;
+    prefetch_ahead(pipeline.pipeline, target, ahead);
 }
 
 }  // namespace hbn

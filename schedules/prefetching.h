@@ -1,0 +1,24 @@
+// Prefetches for loops that read or write what no cache near the processor holds.
+#ifndef HBN_SCHEDULES_PREFETCHING_H
+#define HBN_SCHEDULES_PREFETCHING_H
+
+#include <Halide.h>
+
+namespace hbn {
+
+struct PrefetchParameters {
+    int sum_bytes;        // how far ahead of loops that only read, 0 for not at all
+    bool map_inputs;      // whether what is mapped comes from far, too: nothing was summed before
+    int map_bytes;        // how far ahead of loops that write
+};
+
+// Call from a generator's schedule(), with its get_pipeline(), after stream_stores(). Innermost loops over
+// dense vectors prefetch what they will come to that many bytes later; past a loop's end, that is where the
+// next iteration of the loop around it begins: processors foresee how a row goes on, but not where the next
+// one is. Changes no result, and reads nothing that the loops do not.
+void prefetch_ahead(Halide::Pipeline pipeline, const Halide::Target &target,
+                    const PrefetchParameters &parameters);
+
+}  // namespace hbn
+
+#endif
