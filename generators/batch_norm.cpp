@@ -240,6 +240,14 @@ void add(Func sums, const std::vector<Var> &at, const std::vector<Expr> &terms) 
     sums(at) = Tuple(added);
 }
 
+std::vector<Expr> all_of(const FuncRef &tuple, int size) {
+    std::vector<Expr> elements;
+    for (int i = 0; i < size; i++) {
+        elements.push_back(tuple[i]);
+    }
+    return elements;
+}
+
 // What guarded sums come to is worth nothing where a group overflowed, or where products may have lost bits
 // below float32's least normal number that matter beside their sum.
 Expr out_of_range(const FuncRef &sums) {
@@ -286,12 +294,7 @@ Reduction::Sweep sweep_tile_by_lane(const PlaneTiling &t, const std::vector<RDom
     start(sweep.sums, at, guarded);
     std::vector<Expr> one_lane(lane_at.begin(), lane_at.end());
     one_lane[0] = sweep.lanes.x;
-    const FuncRef part = sweep.by_lane(one_lane);
-    std::vector<Expr> parts;
-    for (int i = 0; i < sweep.by_lane.outputs(); i++) {
-        parts.push_back(part[i]);
-    }
-    add(sweep.sums, at, parts);
+    add(sweep.sums, at, all_of(sweep.by_lane(one_lane), sweep.by_lane.outputs()));
     return sweep;
 }
 
@@ -453,8 +456,8 @@ ColumnReduction::Sweep sweep_rows(const ColumnTiling &tiling, Func by_column,
     const FuncRef part =
         s.by_column(tiling.column_of(k, s.channel_columns.x, s.channel_columns.y), block, t);
     s.by_channel = Func("channel_sums");
-    start(s.by_channel, {k, block, t});
-    add(s.by_channel, {k, block, t}, {part[0], part[1]});
+    start(s.by_channel, {k, block, t}, s.by_column.outputs() == 3);
+    add(s.by_channel, {k, block, t}, all_of(part, s.by_column.outputs()));
     return s;
 }
 
@@ -467,7 +470,8 @@ ColumnReduction::Sweep sweep_rows(const ColumnTiling &tiling, const RDom &over,
     return sweep_rows(tiling, by_column, {over});
 }
 
-ColumnReduction::Sweep sweep_rows_in_groups(const ColumnTiling &tiling, const RowTerms &terms) {
+ColumnReduction::Sweep sweep_rows_in_groups(const ColumnTiling &tiling, const RowTerms &terms,
+                                            bool guarded) {
     const Var &t = tiling.t;
     const std::vector<Var> at = {tiling.column, tiling.block, t};
     RDom whole(0, tiling.tile_rows / row_group, "groups");
@@ -477,30 +481,46 @@ ColumnReduction::Sweep sweep_rows_in_groups(const ColumnTiling &tiling, const Ro
     RDom rest(0, left, "rest");
     rest.where(t == 0);
 
-    Var i("i");
-    Func group_sums("group_sums");
-    const RDom values(0, row_group, "values");
-    add_up_group(group_sums, {tiling.column, i, tiling.block, t},
-                 terms(tiling.first_row(t) + i * row_group + values, Float(32)));
-
     Func by_column("column_group_sums");
-    start(by_column, at);
-    const FuncRef sums = group_sums(tiling.column, whole.x, tiling.block, t);
-    add(by_column, at, {sums[0], sums[1]});
+    start(by_column, at, guarded);
+    std::vector<Expr> group = {0.0f, 0.0f};
+    for (int row = 0; row < row_group; row++) {
+        const std::vector<Expr> values =
+            terms(tiling.first_row(t) + whole.x * row_group + row, Float(32));
+        group = {group[0] + values[0], group[1] + values[1]};
+    }
+    add(by_column, at, group);
     add(by_column, at, terms(tiling.rows - left + rest.x, Float(64)));
     ColumnReduction::Sweep sweep = sweep_rows(tiling, by_column, {whole, rest});
-    sweep.group = group_sums;
-    sweep.values = values;
+    sweep.in_groups = true;
     return sweep;
 }
 
-// The tile's sums of both terms; adds the sweep that they take.
-std::vector<Expr> sum_rows(const ColumnTiling &tiling, bool in_groups, const RowTerms &terms,
-                           ColumnReduction &r) {
-    r.sweeps.push_back(in_groups ? sweep_rows_in_groups(tiling, terms)
+// The tile's sums of both terms, of values of this `tensor`; adds the sweeps that they take.
+std::vector<Expr> sum_rows(const ColumnTiling &tiling, bool in_groups, Type tensor,
+                           const RowTerms &terms, ColumnReduction &r) {
+    const Var &k = tiling.k, &block = tiling.block, &t = tiling.t;
+    const bool guarded = in_groups && guards(tensor);
+    r.sweeps.push_back(in_groups ? sweep_rows_in_groups(tiling, terms, guarded)
                                  : sweep_rows(tiling, tiling.inside(), terms));
-    const FuncRef sums = r.sweeps.back().by_channel(tiling.k, tiling.block, tiling.t);
-    return {sums[0], sums[1]};
+    const FuncRef sums = r.sweeps.back().by_channel(k, block, t);
+    if (!guarded) {
+        return {sums[0], sums[1]};
+    }
+    // All channels of a tile are summed again where one has to be.
+    const RDom channels(0, tiling.channels, "channels");
+    r.again = Func("again");
+    r.again(block, t) = cast<uint32_t>(0);
+    r.again(block, t) = max(
+        r.again(block, t),
+        cast<uint32_t>(out_of_range(r.sweeps.back().by_channel(channels.x, block, t))));
+    r.tile_channels = channels;
+    const Expr again = r.again(block, t) != 0;
+    RDom inside = tiling.inside();
+    inside.where(again);
+    r.sweeps.push_back(sweep_rows(tiling, inside, terms));
+    const FuncRef wide = r.sweeps.back().by_channel(k, block, t);
+    return {select(again, wide[0], sums[0]), select(again, wide[1], sums[1])};
 }
 
 }  // namespace
@@ -537,7 +557,7 @@ ColumnReduction reduce_moments(const Func &x, const ColumnTiling &tiling, Pivot 
                                    cast(type, r.per_column(column, block, t)));
         return std::vector<Expr>{d, d * d};
     };
-    const auto sums = sum_rows(tiling, from == Pivot::sample_mean, deviation, r);
+    const auto sums = sum_rows(tiling, from == Pivot::sample_mean, x.type(), deviation, r);
     r.tile = Func("tile_moments");
     r.tile(at) = moments_from_pivot(f64(pivot(at)), sums[0], sums[1], n);
 
@@ -566,7 +586,7 @@ ColumnReduction reduce_gradients(const Func &grad_output, const Func &x, const F
                                      cast(type, r.per_column(column, block)));
         return std::vector<Expr>{dy, dy * xmu};
     };
-    const auto sums = sum_rows(tiling, in_groups, product, r);
+    const auto sums = sum_rows(tiling, in_groups, x.type(), product, r);
     r.tile = Func("tile_gradients");
     r.tile(k, block, t) = from_center(sums, center(k, block), mean(k, block));
 

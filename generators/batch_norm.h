@@ -288,7 +288,7 @@ protected:
     }
     // Whether sums run over groups of float32.
     bool in_groups() const {
-        return Type(dtype).bits() == 16 && !in_columns() && layout != Layout::strided;
+        return Type(dtype).bits() == 16 && layout != Layout::strided;
     }
 
     // The reduction's result, a Tuple of two at channel().

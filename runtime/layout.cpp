@@ -90,6 +90,8 @@ Dimension every(const Dimension &d, int64_t step) {
 // and processors foresee better what will be read (512 took 1.4 times as long on Zen 4).
 constexpr int64_t kNhwcColumns = 1024;
 constexpr int64_t kBlockColumns = 1024;
+// Larger planes are summed one by one.
+constexpr int64_t kBlockPlaneToSum = 512;
 // Larger planes are mapped one by one, in the order of memory, where nothing is summed.
 constexpr int64_t kBlockPlaneToMap = 128;
 // Fewer rows than this don't pay for what is done once a column.
@@ -202,7 +204,7 @@ KernelView choose_layout(const Geometry &g, bool reduces, Layouts available) {
     if (dense_channels && has(Layout::nhwc)) {
         return four_dimensions(g, Layout::nhwc);
     }
-    if (dense_planes && g.reduced[0].size <= (reduces ? kBlockColumns : kBlockPlaneToMap) &&
+    if (dense_planes && g.reduced[0].size <= (reduces ? kBlockPlaneToSum : kBlockPlaneToMap) &&
         g.reduced[1].size >= kFewestRows && has(Layout::blocks)) {
         return blocks_of_channels(g);
     }

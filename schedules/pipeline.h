@@ -47,8 +47,8 @@ struct Reduction {
         Halide::Func group;
         Halide::RDom values;
     };
-    std::vector<Sweep> sweeps;           // one or two
-    std::vector<Halide::Func> per_tile;  // none or one
+    std::vector<Sweep> sweeps;           // one to three
+    std::vector<Halide::Func> per_tile;  // none to two
     Halide::Func tile;
     Halide::Func merged;
     Halide::RDom tiles;
@@ -71,12 +71,14 @@ struct ColumnReduction {
         Halide::Func by_column;  // (column, block, t), absent where channels are summed at once
         // What each of its updates sums over: rows of a tile, or groups of row_group rows.
         std::vector<Halide::RDom> rows;
-        Halide::Func group;       // where the first update's are groups: one's sums, along `values`
-        Halide::RDom values;
+        bool in_groups = false;   // the first update's
         Halide::Func by_channel;  // (k, block, t), over channel_columns
         Halide::RDom channel_columns;
     };
-    std::vector<Sweep> sweeps;  // one or two
+    std::vector<Sweep> sweeps;  // one to three
+    // (block, t), over tile_channels: whether the last sweep is needed; undefined where it always is.
+    Halide::Func again;
+    Halide::RDom tile_channels;
     Halide::Func per_column;
     Halide::Func tile;    // (k, block, t)
     Halide::Func merged;  // (k, block), over `tiles`

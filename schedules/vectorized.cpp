@@ -168,18 +168,14 @@ void compute_column_tiles_at(ColumnReduction &r, Func consumer, const Loop &loop
                              const ChannelPipeline &p, const VectorParameters &parameters) {
     schedule_spread(r.per_column, r.members, p.layout, parameters);
     r.per_column.compute_at(consumer, loop);
+    if (r.again.defined()) {
+        r.again.compute_at(consumer, loop);
+        r.again.update().atomic().vectorize(r.tile_channels.x, parameters.map_lanes, guarded);
+    }
     for (ColumnReduction::Sweep &s : r.sweeps) {
         compute_channel_sums_at(s.by_channel, s.channel_columns, r, consumer, loop, p, parameters);
         if (!s.by_column.defined()) {
             continue;
-        }
-        if (s.group.defined()) {
-            s.group.compute_at(s.by_column, r.column)
-                .vectorize(r.column, parameters.column_lanes, guarded);
-            s.group.update()
-                .reorder(r.column, s.values.x)
-                .vectorize(r.column, parameters.column_lanes, guarded)
-                .unroll(s.values.x);
         }
         s.by_column.compute_at(consumer, loop)
             .vectorize(r.column, parameters.column_lanes, guarded);
@@ -187,7 +183,7 @@ void compute_column_tiles_at(ColumnReduction &r, Func consumer, const Loop &loop
             Var lanes("lanes");
             Stage sum = s.by_column.update(int(i));
             sum.split(r.column, r.column, lanes, parameters.column_lanes, guarded);
-            if (s.group.defined()) {
+            if (s.in_groups) {
                 sum.reorder(lanes, r.column, s.rows[i].x).vectorize(lanes);
                 continue;
             }
