@@ -4,6 +4,7 @@
 // time. Four vectors of float64 sums run side by side, which covers the latency of addition on all
 // three.
 #include "schedules/prefetching.h"
+#include "schedules/sixteen_bits.h"
 #include "schedules/streaming.h"
 #include "schedules/vectorized.h"
 
@@ -18,7 +19,14 @@ void schedule_for_x86(ChannelPipeline pipeline, const Halide::Target &target) {
     // A whole cache line, which streaming stores leave complete, unless that takes too many registers.
     parameters.row_lanes = std::min(64 / pipeline.element_type.bytes(), 2 * parameters.map_lanes);
     parameters.rows_per_column = 1;
+    if (getenv("XC")) parameters.column_lanes = atoi(getenv("XC"));
     schedule_vectorized(pipeline, parameters);
+    if (pipeline.element_type.is_bfloat()) {
+        compute_bfloat16_in_pairs(pipeline.pipeline);
+    }
+    if (pipeline.element_type.bits() == 16 && !target.has_feature(Halide::Target::AVX512_Skylake)) {
+        store_tails_by_halves(pipeline.pipeline);
+    }
     for (const Halide::Func &f : pipeline.elementwise) {
         stream_stores(pipeline.pipeline, target, f, pipeline.element_type, pipeline.stream);
     }

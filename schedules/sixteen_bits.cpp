@@ -1,0 +1,236 @@
+#include "schedules/sixteen_bits.h"
+
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace hbn {
+
+using namespace Halide;
+using namespace Halide::Internal;
+
+namespace {
+
+// Some lanes of vectors: from `first`, every `step`th, so many. All of them are lanes that are in use, so that
+// loads need no predicate. ok() is false after an expression that it does not know.
+class Lanes : public IRMutator {
+public:
+    Lanes(const Expr &first, int step, int count) : first_(first), step_(step), count_(count) {
+    }
+
+    using IRMutator::mutate;
+
+    Expr mutate(const Expr &e) override {
+        return e.type().is_scalar() ? e : IRMutator::mutate(e);
+    }
+
+    bool ok() const {
+        return ok_;
+    }
+
+protected:
+    using IRMutator::visit;
+
+    Expr visit(const Ramp *op) override {
+        const Expr base = op->base + op->stride * cast(op->base.type(), first_);
+        return count_ == 1 ? base : Ramp::make(base, op->stride * step_, count_);
+    }
+    Expr visit(const Broadcast *op) override {
+        ok_ = ok_ && op->value.type().is_scalar();
+        return count_ == 1 ? op->value : Broadcast::make(op->value, count_);
+    }
+    Expr visit(const Load *op) override {
+        return Load::make(op->type.with_lanes(count_), op->name, mutate(op->index), op->image,
+                          op->param, const_true(count_), ModulusRemainder());
+    }
+    Expr visit(const Cast *op) override {
+        return Cast::make(op->type.with_lanes(count_), mutate(op->value));
+    }
+    Expr visit(const Reinterpret *op) override {
+        ok_ = ok_ && op->type.lanes() == op->value.type().lanes();
+        return Reinterpret::make(op->type.with_lanes(count_), mutate(op->value));
+    }
+    Expr visit(const Call *op) override {
+        ok_ = ok_ && op->is_pure();
+        std::vector<Expr> arguments;
+        for (const Expr &argument : op->args) {
+            arguments.push_back(mutate(argument));
+        }
+        return Call::make(op->type.with_lanes(count_), op->name, arguments, op->call_type);
+    }
+    Expr visit(const Variable *op) override {
+        return unknown(op);
+    }
+    Expr visit(const Let *op) override {
+        return unknown(op);
+    }
+    Expr visit(const Shuffle *op) override {
+        return unknown(op);
+    }
+    Expr visit(const VectorReduce *op) override {
+        return unknown(op);
+    }
+
+    Expr unknown(const Expr &e) {
+        ok_ = false;
+        return make_zero(e.type().with_lanes(count_));
+    }
+
+    const Expr first_;
+    const int step_, count_;
+    bool ok_ = true;
+};
+
+// Even or odd lanes, where bfloat16 comes from halves of words.
+class HalvesOfWords : public Lanes {
+public:
+    HalvesOfWords(int lanes, bool odd) : Lanes(odd ? 1 : 0, 2, lanes / 2), odd_(odd) {
+    }
+
+protected:
+    using Lanes::visit;
+
+    Expr visit(const Cast *op) override {
+        const Load *load = op->value.as<Load>();
+        if (op->type.element_of() != Float(32) || !load || load->type.element_of() != BFloat(16)) {
+            return Lanes::visit(op);
+        }
+        const Ramp *index = load->index.as<Ramp>();
+        if (!index || !is_const_one(index->stride) || !is_const_one(load->predicate)) {
+            return unknown(op);
+        }
+        const Expr words = Reinterpret::make(UInt(32, count_), load);
+        return Reinterpret::make(Float(32, count_), odd_ ? words & upper_half(count_) : words << 16);
+    }
+    // Vectors of anything else would have to be shuffled.
+    Expr visit(const Load *op) override {
+        return unknown(op);
+    }
+
+public:
+    static Expr upper_half(int lanes) {
+        return Broadcast::make(Expr(uint32_t(0xffff0000)), lanes);
+    }
+
+private:
+    const bool odd_;
+};
+
+// Statements that consist of vectors' names and one store, as the store alone.
+class MutateStores : public IRMutator {
+protected:
+    using IRMutator::visit;
+
+    // A statement to take the store's place, or an undefined one.
+    virtual Stmt replace(const Store *op) = 0;
+
+    Stmt visit(const LetStmt *op) override {
+        if (op->value.type().is_scalar()) {
+            return IRMutator::visit(op);
+        }
+        lets_.emplace_back(op->name, op->value);
+        const Stmt body = mutate(op->body);
+        lets_.pop_back();
+        // Still needed, unless all of the body was replaced: then nothing uses the name.
+        return body.same_as(op->body) ? Stmt(op)
+               : stmt_uses_var(body, op->name) ? LetStmt::make(op->name, op->value, body)
+                                               : body;
+    }
+
+    Stmt visit(const Store *op) override {
+        if (op->value.type().is_scalar() || op->value.type().bits() != 16 || !op->param.defined()) {
+            return op;
+        }
+        Expr value = op->value;
+        for (auto let = lets_.rbegin(); let != lets_.rend(); ++let) {
+            value = substitute(let->first, let->second, value);
+        }
+        value = substitute_in_all_lets(value);
+        const Stmt whole = Store::make(op->name, value, op->index, op->param, op->predicate, op->alignment);
+        const Stmt replaced = replace(whole.as<Store>());
+        return replaced.defined() ? common_subexpression_elimination(replaced) : Stmt(op);
+    }
+
+private:
+    std::vector<std::pair<std::string, Expr>> lets_;
+};
+
+class PairBFloat16 : public MutateStores {
+protected:
+    Stmt replace(const Store *op) override {
+        const int lanes = op->value.type().lanes();
+        // The upper halves of words, as round_to_bfloat16() has it.
+        const Reinterpret *bits = op->value.as<Reinterpret>();
+        const Cast *narrowed = bits ? bits->value.as<Cast>() : nullptr;
+        const Call *shifted = narrowed ? narrowed->value.as<Call>() : nullptr;
+        const Ramp *index = op->index.as<Ramp>();
+        if (op->value.type().element_of() != BFloat(16) || lanes % 2 != 0 || !index ||
+            !is_const_one(index->stride) || !is_const_one(op->predicate) || !shifted ||
+            !shifted->is_intrinsic(Call::shift_right) || shifted->type != UInt(32, lanes) ||
+            !can_prove(shifted->args[1] == Broadcast::make(cast(shifted->args[1].type().element_of(), 16), lanes))) {
+            return Stmt();
+        }
+        HalvesOfWords even(lanes, false), odd(lanes, true);
+        const Expr lower = even.mutate(shifted->args[0]), upper = odd.mutate(shifted->args[0]);
+        if (!even.ok() || !odd.ok()) {
+            return Stmt();
+        }
+        const Expr words = (lower >> 16) | (upper & HalvesOfWords::upper_half(lanes / 2));
+        return Store::make(op->name, Reinterpret::make(op->value.type(), words), op->index, op->param,
+                           op->predicate, op->alignment);
+    }
+};
+
+class HalveTails : public MutateStores {
+protected:
+    Stmt replace(const Store *op) override {
+        const int lanes = op->value.type().lanes();
+        if (is_const_one(op->predicate) || (lanes & (lanes - 1)) != 0) {
+            return Stmt();
+        }
+        // Predicates are those of GuardWithIf: the first lanes are in use.
+        std::vector<std::pair<std::string, Expr>> firsts;
+        std::vector<std::pair<Expr, Stmt>> steps;
+        Expr first = 0;
+        for (int count = lanes / 2; count > 0; count /= 2) {
+            if (!add_step(op, first, count, &steps)) {
+                return Stmt();
+            }
+            firsts.emplace_back(unique_name("first"), first + select(steps.back().first, count, 0));
+            first = Variable::make(Int(32), firsts.back().first);
+        }
+        // The last one, where all lanes are in use.
+        if (!add_step(op, first, 1, &steps)) {
+            return Stmt();
+        }
+        Stmt result;
+        for (size_t i = steps.size(); i-- > 0;) {
+            const Stmt step = IfThenElse::make(steps[i].first, steps[i].second);
+            result = result.defined() ? Block::make(step, LetStmt::make(firsts[i].first, firsts[i].second, result)) : step;
+        }
+        return result;
+    }
+
+private:
+    static bool add_step(const Store *op, const Expr &first, int count,
+                         std::vector<std::pair<Expr, Stmt>> *steps) {
+        Lanes chosen(first, 1, count), last(first + (count - 1), 1, 1);
+        const Expr value = chosen.mutate(op->value), index = chosen.mutate(op->index);
+        const Expr in_use = last.mutate(op->predicate);
+        steps->emplace_back(in_use, Store::make(op->name, value, index, op->param, const_true(count),
+                                                ModulusRemainder()));
+        return chosen.ok() && last.ok();
+    }
+};
+
+}  // namespace
+
+void compute_bfloat16_in_pairs(Pipeline pipeline) {
+    pipeline.add_custom_lowering_pass(new PairBFloat16);
+}
+
+void store_tails_by_halves(Pipeline pipeline) {
+    pipeline.add_custom_lowering_pass(new HalveTails);
+}
+
+}  // namespace hbn
