@@ -118,7 +118,8 @@ function(hbn_add_all_kernels library)
                     continue()
                 endif ()
                 hbn_add_kernel(${library} hbn_${operation}_${dtype}_${layout} ${generator}
-                               "${HBN_HALIDE_TARGETS}" dtype=${dtype} layout=${layout} ${parameters})
+                               "${HBN_HALIDE_TARGETS}" dtype=${dtype} layout=${layout}
+                               ${HBN_TENSOR_PARAMS} ${parameters})
                 string(APPEND lines "HBN_TENSOR_KERNEL(${operation}, ${dtype}, ${layout})\n")
             endforeach ()
         endforeach ()

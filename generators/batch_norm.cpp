@@ -23,17 +23,6 @@ Expr ceil_div(const Expr &a, const Expr &b) {
     return (a - 1) / b + 1;
 }
 
-// Of the fewest parts that have at most `most` each: a last part that is much smaller than the others
-// would cost as much.
-Expr even_share(const Expr &all, const Expr &most) {
-    return ceil_div(all, ceil_div(all, most));
-}
-
-// Values of a tile. Where channels are dense a tile is rows of all channels.
-Expr tile_elements(const Expr &channels, Layout layout) {
-    return layout == Layout::nhwc ? max(65536 / channels, 16) : Expr(32768);
-}
-
 // What the sums over a tile's n values come to, d being the distance from its pivot.
 Tuple moments_from_pivot(const Expr &pivot, const Expr &sum_d, const Expr &sum_dd, const Expr &n) {
     const Expr mean_d = sum_d / n;
@@ -77,42 +66,30 @@ Expr with_plain_nan(const Expr &value) {
     return select(is_nan(value), Expr(std::numeric_limits<float>::quiet_NaN()), value);
 }
 
-PlaneTiling::PlaneTiling(const Expr &width, const Expr &height, const Expr &samples,
-                         const Expr &channels, Layout layout, int lanes)
-    : width(width), height(height), samples(samples), lanes(lanes) {
-    const Expr budget = tile_elements(channels, layout);
-    // Whole groups, or vectors of any width up to 32 lanes; inside() cuts the last tile along each axis.
-    const int unit = lanes > 0 ? lanes * group_values : 32;
-    w = ceil_div(even_share(width, budget), unit) * unit;
-    h = even_share(height, max(budget / min(w, width), 1));
-    n = even_share(samples, max(budget / (min(w, width) * h), 1));
-    tiles = RDom(0, ceil_div(width, w), 0, ceil_div(height, h), 0, ceil_div(samples, n), "tiles");
-}
-
-RDom PlaneTiling::inside() const {
-    RDom inside(0, w, 0, h, 0, n, "inside");
-    inside.where(likely(tw * w + inside.x < width) && inside.y < tile_h() && inside.z < tile_n());
-    return inside;
-}
-
-std::vector<Expr> PlaneTiling::sample_extents() const {
-    const Expr vectors = ceil_div(sample_of(min(w, width) * h * n), lanes);
-    const Expr i = clamp(vectors, 1, max(min(w, width) / lanes, 1));
-    const Expr j = min(h, ceil_div(vectors, i));
-    return {i, j, min(n, ceil_div(vectors, i * j))};
+PlaneTiling::PlaneTiling(const Expr &width, const Expr &height, const Expr &samples, const Cut &cut,
+                         int lanes, bool in_groups)
+    : width(width),
+      height(height),
+      samples(samples),
+      cut(cut),
+      w(cut.units * Cut::unit),
+      h(cut.h),
+      n(cut.n),
+      tiles(0, cut.tiles_w, 0, cut.tiles_h, 0, cut.tiles_n, "tiles"),
+      lanes(lanes),
+      in_groups(in_groups) {
 }
 
 RDom PlaneTiling::sample() const {
-    const std::vector<Expr> e = sample_extents();
-    RDom sample(0, e[0], 0, e[1], 0, e[2], "sample");
+    RDom sample(0, cut.sample_units * (Cut::sample_unit / lanes), 0, cut.sample_h, 0, cut.sample_n,
+                "sample");
     sample.where(sample.x < tile_w() / lanes && sample.y < tile_h() && sample.z < tile_n());
     return sample;
 }
 
 Expr PlaneTiling::sample_count() const {
-    const std::vector<Expr> e = sample_extents();
-    return f64(min(e[0], tile_w() / lanes) * min(e[1], tile_h()) * min(e[2], tile_n()) *
-               lanes);
+    return f64(min(cut.sample_units * (Cut::sample_unit / lanes), tile_w() / lanes) *
+               min(cut.sample_h, tile_h()) * min(cut.sample_n, tile_n()) * lanes);
 }
 
 Expr PlaneTiling::count(const Expr &tw, const Expr &th, const Expr &tn) const {
@@ -128,19 +105,15 @@ Expr PlaneTiling::count_before(const Expr &tw, const Expr &th, const Expr &tn) c
 }
 
 ColumnTiling::ColumnTiling(const Expr &columns, const Expr &rows, const Expr &plane,
-                           const Expr &channels, Layout layout)
+                           const Expr &channels, const Expr &folds, const Cut &cut)
     : columns(columns),
       rows(rows),
       plane(plane),
       channels(channels),
-      folds(columns / (plane * channels)) {
-    // Enough rows to outweigh what is done once for each column of a tile; where tiles are what
-    // runs in parallel, few enough to have many.
-    const Expr enough =
-        layout == Layout::rows ? max(65536 / columns, 128) : max(1048576 / columns, 512);
-    tile_rows = ceil_div(even_share(rows, enough), row_group) * row_group;
-    tiles = RDom(0, ceil_div(rows, tile_rows), "tiles");
-    members = RDom(0, plane, 0, channels, 0, folds, "members");
+      folds(folds),
+      tile_rows(cut.units * row_group),
+      tiles(0, cut.tiles_w, "tiles"),
+      members(0, plane, 0, channels, 0, folds, "members") {
 }
 
 RDom ColumnTiling::inside() const {
@@ -264,20 +237,9 @@ void add_up_group(Func group, const std::vector<Var> &at, const std::vector<Expr
     group(at) = Tuple(so_far[0] + terms[0], so_far[1] + terms[1]);
 }
 
-Reduction::Sweep sweep_tile(const PlaneTiling &t, const RDom &over, const PlaneTerms &terms) {
-    const std::vector<Var> at = t.tile_at();
-    Reduction::Sweep sweep;
-    sweep.sums = Func("tile_sums");
-    sweep.over = {over};
-    start(sweep.sums, at);
-    add(sweep.sums, at, terms(over.x, over.y, over.z, Float(64)));
-    return sweep;
-}
-
-// The same, first by lane, of vectors of t.lanes values; what `updates` add to each lane comes from the
-// function's argument.
-Reduction::Sweep sweep_tile_by_lane(const PlaneTiling &t, const std::vector<RDom> &over, bool guarded,
-                                    const std::function<std::vector<Expr>(size_t update)> &terms) {
+// By lane, then over lanes; what `over`'s updates add to each lane comes from the function's argument.
+Reduction::Sweep sweep_by_lane(const PlaneTiling &t, const std::vector<RDom> &over, bool guarded,
+                               const std::function<std::vector<Expr>(size_t update)> &terms) {
     const std::vector<Var> at = t.tile_at();
     Reduction::Sweep sweep;
     sweep.sums = Func("tile_sums");
@@ -298,23 +260,26 @@ Reduction::Sweep sweep_tile_by_lane(const PlaneTiling &t, const std::vector<RDom
     return sweep;
 }
 
-Reduction::Sweep sweep_tile_in_groups(const PlaneTiling &t, const PlaneTerms &terms, bool guarded) {
-    const int group = t.lanes * group_values;
-    RDom whole(0, t.w / group, 0, t.h, 0, t.n, "groups");
-    whole.where(likely(t.tw * t.w + whole.x * group + (group - 1) < t.width) &&
-                whole.y < t.tile_h() && whole.z < t.tile_n());
-    // Tiles are whole groups, but the last, which ends in vectors: the last of those ends where the row does,
+// Over a tile: in groups, of float32, or in float64. It is summed again, as it were, `where` this holds.
+Reduction::Sweep sweep_tile(const PlaneTiling &t, bool in_groups, bool guarded, const Expr &where,
+                            const PlaneTerms &terms) {
+    // What one step along w takes of each lane.
+    const int values = in_groups ? group_values : 1, step = t.lanes * values;
+    RDom whole(0, t.cut.units * (Cut::unit / step), 0, t.h, 0, t.n, "whole");
+    whole.where(likely(t.tw * t.w + whole.x * step + (step - 1) < t.width) &&
+                whole.y < t.tile_h() && whole.z < t.tile_n() && where);
+    // Tiles are whole steps, but the last, which ends in vectors: the last of those ends where the row does,
     // and leaves out what the one before it had.
-    const Expr left = t.width % group;
+    const Expr left = t.width % step;
     RDom rest(0, ceil_div(left, t.lanes), 0, t.h, 0, t.n, "rest");
     rest.where(t.width - t.tw * t.w <= t.w && t.width >= t.lanes && rest.y < t.tile_h() &&
-               rest.z < t.tile_n());
+               rest.z < t.tile_n() && where);
     const Expr due = t.width - left + rest.x * t.lanes;
     const Expr first = min(due, t.width - t.lanes);
     // Rows shorter than a vector.
     RDom narrow(0, t.h, 0, t.n, "narrow");
     narrow.where(t.width < t.lanes && t.lane < t.width && narrow.x < t.tile_h() &&
-                 narrow.y < t.tile_n());
+                 narrow.y < t.tile_n() && where);
 
     Var i("i"), j("j"), l("l");
     std::vector<Var> group_at = {t.lane, i, j, l};
@@ -324,13 +289,20 @@ Reduction::Sweep sweep_tile_in_groups(const PlaneTiling &t, const PlaneTerms &te
         this_group.emplace_back(v);
     }
     Func group_sums("group_sums");
-    const RDom values(0, group_values, "values");
-    add_up_group(group_sums, group_at,
-                 terms(i * group + values * t.lanes + t.lane, j, l, Float(32)));
-
-    Reduction::Sweep sweep = sweep_tile_by_lane(t, {whole, rest, narrow}, guarded, [&](size_t update) {
+    const RDom in_group(0, values, "in_group");
+    if (in_groups) {
+        add_up_group(group_sums, group_at,
+                     terms(i * step + in_group * t.lanes + t.lane, j, l, Float(32)));
+    }
+    // Without one lane more than a row has, nothing is left, and no row is too short.
+    const std::vector<RDom> over =
+        step == 1 ? std::vector<RDom>{whole} : std::vector<RDom>{whole, rest, narrow};
+    Reduction::Sweep sweep = sweep_by_lane(t, over, guarded, [&](size_t update) {
         switch (update) {
         case 0: {
+            if (!in_groups) {
+                return terms(whole.x * step + t.lane, whole.y, whole.z, Float(64));
+            }
             const FuncRef sums = group_sums(this_group);
             return std::vector<Expr>{sums[0], sums[1]};
         }
@@ -345,8 +317,10 @@ Reduction::Sweep sweep_tile_in_groups(const PlaneTiling &t, const PlaneTerms &te
             return terms(t.lane, narrow.x, narrow.y, Float(64));
         }
     });
-    sweep.group = group_sums;
-    sweep.values = values;
+    if (in_groups) {
+        sweep.group = group_sums;
+        sweep.in_group = in_group;
+    }
     return sweep;
 }
 
@@ -354,22 +328,16 @@ Reduction::Sweep sweep_tile_in_groups(const PlaneTiling &t, const PlaneTerms &te
 std::vector<Expr> sum_tile(const PlaneTiling &t, Type tensor, const PlaneTerms &terms,
                            Reduction &r) {
     const std::vector<Var> at = t.tile_at();
-    if (!t.in_groups()) {
-        r.sweeps.push_back(sweep_tile(t, t.inside(), terms));
-        const FuncRef sums = r.sweeps.back().sums(at);
-        return {sums[0], sums[1]};
-    }
-    r.sweeps.push_back(sweep_tile_in_groups(t, terms, guards(tensor)));
+    const bool guarded = t.in_groups && guards(tensor);
+    r.sweeps.push_back(sweep_tile(t, t.in_groups, guarded, Internal::const_true(), terms));
     const FuncRef sums = r.sweeps.back().sums(at);
-    if (!guards(tensor)) {
+    if (!guarded) {
         return {sums[0], sums[1]};
     }
     Func again("again");
     again(at) = out_of_range(sums);
     r.per_tile.push_back(again);
-    RDom inside = t.inside();
-    inside.where(again(at));
-    r.sweeps.push_back(sweep_tile(t, inside, terms));
+    r.sweeps.push_back(sweep_tile(t, false, false, again(at), terms));
     const FuncRef wide = r.sweeps.back().sums(at);
     return {select(again(at), wide[0], sums[0]), select(again(at), wide[1], sums[1])};
 }
@@ -388,11 +356,11 @@ Reduction reduce_moments(const Func &x, const PlaneTiling &t, Pivot from) {
         const PlaneTerms value = [&](const Expr &i, const Expr &j, const Expr &l, Type type) {
             return std::vector<Expr>{cast(type, t.at(x, i, j, l)), cast(type, 0)};
         };
-        r.sweeps = {sweep_tile(t, t.inside(), value)};
+        r.sweeps = {sweep_tile(t, false, false, Internal::const_true(), value)};
         pivot(at) = r.sweeps[0].sums(at)[0] / n;
     } else {
         const RDom over = t.sample();
-        r.sweeps = {sweep_tile_by_lane(t, {over}, false, [&](size_t) {
+        r.sweeps = {sweep_by_lane(t, {over}, false, [&](size_t) {
             return std::vector<Expr>{t.at(x, over.x * t.lanes + t.lane, over.y, over.z), f64(0)};
         })};
         // Where there is no vector there is no group either, and any value will do.
@@ -424,7 +392,7 @@ Reduction reduce_gradients(const Func &grad_output, const Func &x, const Func &m
                            const PlaneTiling &t) {
     const Var &c = t.c;
     const std::vector<Var> at = t.tile_at();
-    const Expr center = t.in_groups() ? cast<float>(mean(c)) : mean(c);
+    const Expr center = t.in_groups ? cast<float>(mean(c)) : mean(c);
     const PlaneTerms product = [&](const Expr &i, const Expr &j, const Expr &l, Type type) {
         const Expr dy = exact_order(cast(type, t.at(grad_output, i, j, l)));
         const Expr xmu = exact_order(cast(type, t.at(x, i, j, l)) - cast(type, center));
@@ -507,7 +475,7 @@ std::vector<Expr> sum_rows(const ColumnTiling &tiling, bool in_groups, Type tens
     if (!guarded) {
         return {sums[0], sums[1]};
     }
-    // All channels of a tile are summed again where one has to be.
+    // All columns of a tile are summed again where a channel has to be, but none of the others is changed.
     const RDom channels(0, tiling.channels, "channels");
     r.again = Func("again");
     r.again(block, t) = cast<uint32_t>(0);
@@ -515,9 +483,9 @@ std::vector<Expr> sum_rows(const ColumnTiling &tiling, bool in_groups, Type tens
         r.again(block, t),
         cast<uint32_t>(out_of_range(r.sweeps.back().by_channel(channels.x, block, t))));
     r.tile_channels = channels;
-    const Expr again = r.again(block, t) != 0;
     RDom inside = tiling.inside();
-    inside.where(again);
+    inside.where(r.again(block, t) != 0);
+    const Expr again = out_of_range(sums);
     r.sweeps.push_back(sweep_rows(tiling, inside, terms));
     const FuncRef wide = r.sweeps.back().by_channel(k, block, t);
     return {select(again, wide[0], sums[0]), select(again, wide[1], sums[1])};

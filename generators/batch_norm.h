@@ -64,28 +64,34 @@ Expr with_plain_nan(const Expr &value);
 // float32's range. bfloat16's could: its squares need float64.
 enum class Pivot { first_value, sample_mean, tile_mean };
 
+// How the caller cuts channels into tiles, each about as large as the others: runtime/layout.cpp. Where tensors
+// are in columns, a unit is row_group rows, and `h` and `n` are 1.
+struct Cut {
+    static constexpr int unit = 128, sample_unit = 16;
+
+    Expr units, h, n;                     // extents of a whole tile, along w in units
+    Expr tiles_w, tiles_h, tiles_n;       // how many there are along each axis
+    Expr sample_units, sample_h, sample_n;  // of a sample of its values, along w in sample_units
+};
+
 // Tensors in four dimensions, (w, h, c, n).
 struct PlaneTiling {
     Expr width, height, samples;  // the channel's extents
-    Expr w, h, n;                 // extents of a whole tile
-    RDom tiles;                   // which tile, along w, h, n
-    int lanes;  // of a vector of float32, where sums run over groups of those; 0 where they do not
+    Cut cut;
+    Expr w, h, n;  // extents of a whole tile
+    RDom tiles;    // which tile, along w, h, n
+    int lanes;     // partial sums side by side along w; a power of two, no more than a sample_unit in groups
+    bool in_groups;
     Var lane{"lane"}, c{"c"}, tw{"tw"}, th{"th"}, tn{"tn"};
 
-    PlaneTiling(const Expr &width, const Expr &height, const Expr &samples, const Expr &channels,
-                Layout layout, int lanes);
-
-    bool in_groups() const {
-        return lanes > 0;
-    }
+    PlaneTiling(const Expr &width, const Expr &height, const Expr &samples, const Cut &cut,
+                int lanes, bool in_groups);
 
     // The tile's element (i, j, l) of x.
     Expr at(const Func &x, const Expr &i, const Expr &j, const Expr &l) const {
         return x(tw * w + i, th * h + j, c, tn * n + l);
     }
-    // (w, h, n) within a tile, as far as there are values.
-    RDom inside() const;
-    // The same for the few that a pivot is the mean of: (vector, h, n).
+    // (vector, h, n) of the values that a pivot is the mean of.
     RDom sample() const;
     Expr sample_count() const;
     std::vector<Var> tile_at() const {
@@ -105,9 +111,6 @@ struct PlaneTiling {
     // Values in a tile, and in all the tiles before it in the order of `tiles`.
     Expr count(const Expr &tw, const Expr &th, const Expr &tn) const;
     Expr count_before(const Expr &tw, const Expr &th, const Expr &tn) const;
-
-private:
-    std::vector<Expr> sample_extents() const;
 };
 
 // Tensors as rows of columns, (column, block, row), with stride 1 along columns. A block is
@@ -124,7 +127,7 @@ struct ColumnTiling {
     Var column{"column"}, block{"block"}, k{"k"}, t{"t"};
 
     ColumnTiling(const Expr &columns, const Expr &rows, const Expr &plane, const Expr &channels,
-                 Layout layout);
+                 const Expr &folds, const Cut &cut);
 
     // Row within a tile, as far as there are rows.
     RDom inside() const;
@@ -224,8 +227,15 @@ public:
     Halide::GeneratorParam<Type> dtype{"dtype", Halide::Float(32)};  // of the tensors
     Halide::GeneratorParam<Layout> layout{"layout", Layout::nchw, layout_names};
 
+    // Partial sums side by side where planes are summed, for the target's vectors if 0.
+    Halide::GeneratorParam<int> lanes{"lanes", 0};
+
     // ColumnTiling's; 1 in other layouts.
-    Input<int32_t> plane{"plane"};
+    Input<int32_t> plane{"plane"}, folds{"folds"};
+    // A Cut; not read where nothing is summed.
+    Input<int32_t> tile_units{"tile_units"}, tile_h{"tile_h"}, tile_n{"tile_n"};
+    Input<int32_t> tiles_w{"tiles_w"}, tiles_h{"tiles_h"}, tiles_n{"tiles_n"};
+    Input<int32_t> sample_units{"sample_units"}, sample_h{"sample_h"}, sample_n{"sample_n"};
     // Whether the output will not stay in cache, so that stores had better not fetch its lines. The
     // caller then promises rows that start on whole lines.
     Input<bool> stream{"stream"};
@@ -269,16 +279,21 @@ protected:
         }
         channels = vector.dim(0).extent();
     }
+    Cut cut() const {
+        return {tile_units, tile_h,  tile_n,       tiles_w,  tiles_h,
+                tiles_n,    sample_units, sample_h, sample_n};
+    }
     ColumnTiling column_tiling() const {
-        return {extents[0], extents[2], plane, channels, layout};
+        return {extents[0], extents[2], plane, channels, folds, cut()};
     }
     PlaneTiling plane_tiling() const {
-        return {extents[0], extents[1], extents[3], extents[2], layout,
-                in_groups() ? std::max(4, Base::natural_vector_size(Halide::Float(32))) : 0};
+        const int vector = std::max(4, Base::natural_vector_size(Halide::Float(32)));
+        const int natural = layout == Layout::strided ? 1 : in_groups() ? vector : 2 * vector;
+        return {extents[0], extents[1], extents[3], cut(), lanes > 0 ? int(lanes) : natural, in_groups()};
     }
     // Values of a channel.
     Expr count() const {
-        return in_columns() ? f64(extents[0] / channels) * f64(extents[2])
+        return in_columns() ? f64(plane) * f64(folds) * f64(extents[2])
                             : f64(extents[0]) * f64(extents[1]) * f64(extents[3]);
     }
 

@@ -129,7 +129,7 @@ constexpr int64_t kSerialElements = 16384;
 // The text of halide_error() during this thread's current call.
 thread_local char halide_message[256] = "";
 
-constexpr int kMostArguments = 18;
+constexpr int kMostArguments = 28;
 
 // A kernel's argument list in Halide's uniform form.
 class ArgumentList {
@@ -149,8 +149,13 @@ public:
     // Of an operation over (N, C, H, W): first come the inputs that all their kernels share.
     ArgumentList(std::initializer_list<Argument> arguments, const KernelView &view) {
         plane_ = int32_t(view.plane);
+        folds_ = int32_t(view.folds);
+        cut_ = view.cut;
         stream_ = view.stream;
-        args_[count_++] = &plane_;
+        for (int32_t *shared : {&plane_, &folds_, &cut_.units, &cut_.h, &cut_.n, &cut_.tiles_w, &cut_.tiles_h,
+                                &cut_.tiles_n, &cut_.sample_units, &cut_.sample_h, &cut_.sample_n}) {
+            args_[count_++] = shared;
+        }
         args_[count_++] = &stream_;
         int tensors = 0;
         for (const Argument &a : arguments) {
@@ -224,7 +229,8 @@ private:
     int count_ = 0;
     void *args_[kMostArguments];
     bool output_[kMostArguments] = {};
-    int32_t plane_ = 1;
+    int32_t plane_ = 1, folds_ = 1;
+    Cut cut_;
     bool stream_ = false;
     double scalars_[kMostArguments];
     halide_buffer_t buffers_[kMostArguments] = {};

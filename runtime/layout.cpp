@@ -139,6 +139,7 @@ KernelView rows_of_channels(const Geometry &g) {
             std::min(kNhwcColumns / g.channels.size, g.reduced[0].size / kFewestFoldedRows);
         const int64_t folds =
             largest_divisor(g.reduced[0].size, most, g.channels.size * g.element_bytes);
+        view.folds = folds;
         view.dimensions[0].size *= folds;
         view.dimensions[2] = every(g.reduced[0], folds);
     }
@@ -215,6 +216,67 @@ KernelView choose_layout(const Geometry &g, bool reduces, Layouts available) {
     return four_dimensions(g, dense_w && has(Layout::nchw) ? Layout::nchw : Layout::strided);
 }
 
+// ---- cuts. They depend on the shape alone, never on the number of threads: that keeps results bitwise the same.
+// How accurate sums are depends on how large tiles are: generators/batch_norm.h, Pivot.
+
+constexpr int64_t kTileElements = 32768;
+// Where a tile is rows of all channels, rather than of one.
+constexpr int64_t kTileElementsOfAllChannels = 65536;
+// As in generators/: Cut and row_group.
+constexpr int64_t kUnit = 128, kSampleUnit = 16, kRowGroup = 8;
+// One in so many of a tile's values is in its sample, at least.
+constexpr int64_t kSampled = 64;
+
+int64_t ceil_div(int64_t a, int64_t b) {
+    return (a + b - 1) / b;
+}
+
+// Of the fewest parts that have at most `most` each: a last part that is much smaller than the others would
+// cost as much.
+int64_t even_share(int64_t all, int64_t most) {
+    return all <= most ? all : ceil_div(all, ceil_div(all, most));
+}
+
+Cut cut_planes(const KernelView &view) {
+    const int64_t width = view.dimensions[0].size, height = view.dimensions[1].size,
+                  samples = view.dimensions[3].size;
+    const int64_t budget =
+        view.layout == Layout::nhwc
+            ? std::max<int64_t>(kTileElementsOfAllChannels / view.dimensions[2].size, 16)
+            : kTileElements;
+    const int64_t units = ceil_div(even_share(width, budget), kUnit);
+    const int64_t w = std::min(units * kUnit, width);
+    const int64_t h = even_share(height, std::max<int64_t>(budget / w, 1));
+    const int64_t n = even_share(samples, std::max<int64_t>(budget / (w * h), 1));
+    const int64_t sampled = ceil_div(ceil_div(w * h * n, kSampled), kSampleUnit);
+    const int64_t sample_units =
+        std::min(sampled, std::max<int64_t>(w / kSampleUnit, 1));
+    const int64_t sample_h = std::min(h, ceil_div(sampled, sample_units));
+    const int64_t sample_n = std::min(n, ceil_div(sampled, sample_units * sample_h));
+    return {int32_t(units),
+            int32_t(h),
+            int32_t(n),
+            int32_t(ceil_div(width, units * kUnit)),
+            int32_t(ceil_div(height, h)),
+            int32_t(ceil_div(samples, n)),
+            int32_t(sample_units),
+            int32_t(sample_h),
+            int32_t(sample_n)};
+}
+
+Cut cut_rows(const KernelView &view) {
+    const int64_t columns = view.dimensions[0].size, rows = view.dimensions[2].size;
+    // Enough rows to outweigh what is done once for each column of a tile; where tiles are what runs in
+    // parallel, few enough to have many.
+    const int64_t enough = view.layout == Layout::rows
+                               ? std::max<int64_t>(kTileElementsOfAllChannels / columns, 128)
+                               : std::max<int64_t>((1 << 20) / columns, 512);
+    Cut cut;
+    cut.units = int32_t(ceil_div(even_share(rows, enough), kRowGroup));
+    cut.tiles_w = int32_t(ceil_div(rows, cut.units * kRowGroup));
+    return cut;
+}
+
 }  // namespace
 
 KernelView choose_view(const hbn_tensor *tensors, int count, std::bitset<kMostTensors> streamable,
@@ -228,6 +290,9 @@ KernelView choose_view(const hbn_tensor *tensors, int count, std::bitset<kMostTe
     view.stream = streamable.any() && bytes > kCachedBytes;
     for (int i = 0; i < count; i++) {
         view.stream = view.stream && (!streamable[i] || aligned(view, tensors[i], i));
+    }
+    if (reduces) {
+        view.cut = view.in_columns() ? cut_rows(view) : cut_planes(view);
     }
     last = view;
     return view;

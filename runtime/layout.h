@@ -16,6 +16,14 @@ constexpr int kMostTensors = 5;
 
 using Layouts = std::bitset<kLayouts>;
 
+// How each channel is cut into tiles, the unit of summing; what generators/batch_norm.h calls a Cut. Extents are
+// of a whole tile: the last along each axis may be smaller.
+struct Cut {
+    int32_t units = 1, h = 1, n = 1;
+    int32_t tiles_w = 1, tiles_h = 1, tiles_n = 1;
+    int32_t sample_units = 1, sample_h = 1, sample_n = 1;
+};
+
 // The dimensions that a kernel is given, innermost first: (w, h, c, n), or (column, block, row) in
 // columns. Strides are in elements, one for each tensor of the call.
 struct KernelView {
@@ -28,6 +36,8 @@ struct KernelView {
     Dimension dimensions[4];
     int64_t plane = 1;     // in columns: neighbouring columns of one channel
     int64_t channels = 1;  // in columns: of a block
+    int64_t folds = 1;     // in columns: of a block's channels
+    Cut cut;               // where the operation takes sums
     bool stream = false;   // whether the output outgrows the cache
 
     bool in_columns() const {

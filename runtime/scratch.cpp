@@ -11,7 +11,7 @@ namespace {
 
 // The widest vector a kernel stores to scratch, and room for the header before it.
 constexpr size_t kAlignment = 128;
-constexpr int kMostBlocks = 16;
+constexpr int kMostBlocks = 32;
 constexpr size_t kMostBytes = size_t(4) << 20;  // of a block that is kept
 
 struct Header {

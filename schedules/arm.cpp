@@ -9,7 +9,6 @@ namespace hbn {
 void schedule_for_arm(ChannelPipeline pipeline, const Halide::Target &) {
     VectorParameters parameters;
     parameters.map_lanes = 8;
-    parameters.sum_lanes = 8;
     parameters.column_lanes = 8;
     parameters.run_lanes = 4;
     parameters.row_lanes = 8;

@@ -30,6 +30,7 @@ void schedule_reduction(Reduction &r) {
         .gpu_blocks(group, tile);
     for (Reduction::Sweep &sweep : r.sweeps) {
         sweep.sums.compute_at(r.tile, thread);
+        sweep.by_lane.compute_at(r.tile, thread);
     }
     for (Func &f : r.per_tile) {
         f.compute_at(r.tile, thread);

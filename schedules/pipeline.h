@@ -35,17 +35,14 @@ constexpr int group_values = 8;
 // order of `tiles` (tw, th, tn).
 struct Reduction {
     struct Sweep {
-        Halide::Func sums;
-        // What each of its updates sums over, or by_lane's: along w, h, n of a tile.
-        std::vector<Halide::RDom> over;
-        // (lane, c, tw, th, tn), where values are divided among the lanes of a vector to begin with:
-        // sums then adds up `lanes`.
-        Halide::Func by_lane;
-        Halide::Var lane;
+        Halide::Func sums;  // adds up `lanes` of by_lane
         Halide::RDom lanes;
-        // Where by_lane's first update adds up groups: one group's sums, along `values`.
+        Halide::Func by_lane;  // (lane, c, tw, th, tn): partial sums side by side along w
+        Halide::Var lane;
+        std::vector<Halide::RDom> over;  // what each of by_lane's updates sums over
+        // Where by_lane's first update adds up groups of vectors, one group's sums, along in_group.
         Halide::Func group;
-        Halide::RDom values;
+        Halide::RDom in_group;
     };
     std::vector<Sweep> sweeps;           // one to three
     std::vector<Halide::Func> per_tile;  // none to two

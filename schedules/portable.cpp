@@ -20,8 +20,9 @@ void schedule_for_any_target(ChannelPipeline p, const Target &) {
         r.tile.compute_at(r.merged, r.tiles.x);
         for (Reduction::Sweep &sweep : r.sweeps) {
             sweep.sums.compute_at(r.merged, r.tiles.x);
-            if (sweep.by_lane.defined()) {
-                sweep.by_lane.compute_at(r.merged, r.tiles.x);
+            sweep.by_lane.compute_at(r.merged, r.tiles.x);
+            for (size_t i = 0; i < sweep.over.size(); i++) {
+                sweep.by_lane.update(int(i)).reorder(sweep.lane, sweep.over[i].x);
             }
             if (sweep.group.defined()) {
                 sweep.group.compute_at(sweep.by_lane, sweep.over[0].x);

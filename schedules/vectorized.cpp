@@ -33,35 +33,25 @@ std::vector<VarOrRVar> with_inner(const Var &inner, const RDom &over) {
     return order;
 }
 
-// What is computed for each tile of a reduction, at `consumer`'s loop. Sums along w keep `lanes`
-// partial sums in vectors for the whole tile, and add them up at its end.
+// What is computed for each tile of a reduction, at `consumer`'s loop. Partial sums stay in vectors for the
+// whole tile.
 template<typename Loop>
-void compute_tiles_at(Reduction &r, Func consumer, const Loop &loop, int lanes) {
+void compute_tiles_at(Reduction &r, Func consumer, const Loop &loop) {
     for (Reduction::Sweep &sweep : r.sweeps) {
         sweep.sums.compute_at(consumer, loop);
-        if (sweep.by_lane.defined()) {
-            sweep.by_lane.compute_at(consumer, loop).vectorize(sweep.lane);
-            for (size_t i = 0; i < sweep.over.size(); i++) {
-                sweep.by_lane.update(int(i))
-                    .reorder(with_inner(sweep.lane, sweep.over[i]))
-                    .vectorize(sweep.lane);
-            }
-            if (sweep.group.defined()) {
-                sweep.group.compute_at(sweep.by_lane, sweep.over[0].x).vectorize(sweep.lane);
-                sweep.group.update()
-                    .reorder(sweep.lane, sweep.values.x)
-                    .vectorize(sweep.lane)
-                    .unroll(sweep.values.x);
-            }
-            continue;
+        sweep.by_lane.compute_at(consumer, loop).vectorize(sweep.lane);
+        for (size_t i = 0; i < sweep.over.size(); i++) {
+            sweep.by_lane.update(int(i))
+                .reorder(with_inner(sweep.lane, sweep.over[i]))
+                .vectorize(sweep.lane);
         }
-        const RDom &over = sweep.over[0];
-        RVar step("step"), lane("lane");
-        Var partial_lane("partial_lane");
-        sweep.sums.update().split(over[0], step, lane, lanes);
-        Func partial = sweep.sums.update().rfactor(lane, partial_lane);
-        partial.compute_at(consumer, loop).vectorize(partial_lane);
-        partial.update().reorder(partial_lane, step, over[1], over[2]).vectorize(partial_lane);
+        if (sweep.group.defined()) {
+            sweep.group.compute_at(sweep.by_lane, sweep.over[0].x).vectorize(sweep.lane);
+            sweep.group.update()
+                .reorder(sweep.lane, sweep.in_group.x)
+                .vectorize(sweep.lane)
+                .unroll(sweep.in_group.x);
+        }
     }
     for (Func &f : r.per_tile) {
         f.compute_at(consumer, loop);
@@ -86,7 +76,7 @@ void schedule_channel_after_channel(ChannelPipeline &p, const VectorParameters &
     Reduction &r = p.reductions[0];
     r.merged.compute_at(owner, c);
     r.tile.compute_at(r.merged, r.tiles.x);
-    compute_tiles_at(r, r.merged, r.tiles.x, parameters.sum_lanes);
+    compute_tiles_at(r, r.merged, r.tiles.x);
     for (Func &f : p.coefficients) {
         f.compute_at(owner, c);
     }
@@ -105,7 +95,7 @@ void schedule_all_channels(ChannelPipeline &p, const VectorParameters &parameter
             .fuse(task, r.c, task)
             .fuse(task, r.tn, task)
             .parallel(task);
-        compute_tiles_at(r, r.tile, task, parameters.sum_lanes);
+        compute_tiles_at(r, r.tile, task);
         r.merged.compute_root();
     }
     for (Func &f : p.coefficients) {

@@ -8,7 +8,6 @@ namespace hbn {
 
 struct VectorParameters {
     int map_lanes;     // elements a vector of the elementwise map
-    int sum_lanes;     // float64 accumulators side by side in a reduction along w
     int column_lanes;  // columns whose float64 accumulators stay in registers over a row group
     int run_lanes;     // columns of one channel added up side by side
     int row_lanes;     // columns mapped at a time, in as many rows as:

@@ -13,7 +13,6 @@ namespace hbn {
 void schedule_for_x86(ChannelPipeline pipeline, const Halide::Target &target) {
     VectorParameters parameters;
     parameters.map_lanes = target.natural_vector_size(Halide::Float(32));
-    parameters.sum_lanes = 4 * target.natural_vector_size(Halide::Float(64));
     parameters.column_lanes = 2 * target.natural_vector_size(Halide::Float(32));
     parameters.run_lanes = 2 * target.natural_vector_size(Halide::Float(64));
     // A whole cache line, which streaming stores leave complete, unless that takes too many registers.

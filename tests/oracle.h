@@ -33,7 +33,7 @@ struct ChannelOracle {
 // generators/batch_norm.h's bounds of what sums of `count` values of a tensor are off by, at `Pivot`: plain
 // sums, relative to the sum of magnitudes; m2, relative to itself; and a mean, relative to the deviation.
 inline bool sums_in_float32_groups(DType tensor) {
-    return tensor == DType::float16;
+    return tensor == DType::float16 || tensor == DType::bfloat16;
 }
 inline Real plain_sum_error(DType tensor, Real count) {
     return sums_in_float32_groups(tensor) ? 9 * std::ldexp(Real(1), -24)
