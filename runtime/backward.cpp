@@ -168,19 +168,18 @@ struct Backward {
             return fail(HBN_UNSUPPORTED, text::fused_too_large, "a fused backward pass");
         }
         if (fused() || (grad_input.data && one && (is_training || wants_parameters()))) {
-            return require(is_training ? training_operation() : inference_operation(),
-                           {grad_output, x, grad_input});
+            return require(is_training ? training_operation() : inference_operation(), grad_output);
         }
         if (wants_parameters() || is_training) {
-            HBN_TRY(require(Operation::backward_reduce, {grad_output, x}));
+            HBN_TRY(require(Operation::backward_reduce, grad_output));
             if (!is_training) {
                 HBN_TRY(require(Operation::invstd_from_variance, dtype()));
             }
         }
         if (grad_input.data) {
             return is_training
-                       ? require(Operation::backward_elemt, {grad_output, x, grad_input})
-                       : require(Operation::backward_inference_input, {grad_output, grad_input});
+                       ? require(Operation::backward_elemt, grad_output)
+                       : require(Operation::backward_inference_input, grad_output);
         }
         return HBN_OK;
     }
@@ -336,7 +335,7 @@ extern "C" hbn_status hbn_batch_norm_backward_reduce(const hbn_tensor *grad_outp
         return HBN_OK;
     }
     const hbn_dtype dtype = statistic_dtype(x->dtype);
-    HBN_TRY(require(Operation::backward_reduce, {*grad_output, *x}));
+    HBN_TRY(require(Operation::backward_reduce, *grad_output));
     HBN_TRY(require_conversions({grad_weight, grad_bias}, dtype));
     const int64_t per_block =
         channels_per_block({*grad_output, *x}, {mean, invstd, grad_weight, grad_bias});
@@ -382,7 +381,7 @@ extern "C" hbn_status hbn_batch_norm_backward_elemt(const hbn_tensor *grad_outpu
     }
     HBN_TRY(check_count(count));
     const hbn_dtype dtype = statistic_dtype(x->dtype);
-    HBN_TRY(require(Operation::backward_elemt, {*grad_output, *x, *grad_input}));
+    HBN_TRY(require(Operation::backward_elemt, *grad_output));
     HBN_TRY(require_conversions({weight}, dtype));
     const int64_t per_block =
         channels_per_block({*grad_output, *x, *grad_input}, {mean, invstd, weight});

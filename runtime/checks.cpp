@@ -106,22 +106,6 @@ const char *device_name(hbn_device device) {
     return "unknown";
 }
 
-int element_size(hbn_dtype dtype) {
-    switch (dtype) {
-    case HBN_FLOAT32:
-        return 4;
-    case HBN_FLOAT64:
-    case HBN_INT64:
-        return 8;
-    case HBN_BFLOAT16:
-    case HBN_FLOAT16:
-        return 2;
-    case HBN_UINT8:
-        return 1;
-    }
-    return 1;
-}
-
 hbn_status check_tensor(const NamedTensor &named) {
     const char *name = named.name;
     if (!named.tensor) {
@@ -333,6 +317,7 @@ Footprint::Footprint(const NamedTensor &t) : name(t.name), dimensions(4) {
         element_bytes = element_size(t.tensor->dtype);
         std::copy_n(t.tensor->sizes, 4, sizes);
         std::copy_n(t.tensor->strides, 4, strides);
+        find_end();
     }
 }
 
@@ -342,6 +327,7 @@ Footprint::Footprint(const NamedVector &v) : name(v.name), dimensions(1) {
         element_bytes = element_size(v.vector->dtype);
         sizes[0] = v.vector->size;
         strides[0] = v.vector->stride;
+        find_end();
     }
 }
 
@@ -350,18 +336,19 @@ Footprint::Footprint(const char *name, const double *values, int64_t size)
     data = size > 0 ? reinterpret_cast<const char *>(values) : nullptr;
     sizes[0] = size;
     strides[0] = 1;
+    find_end();
+}
+
+void Footprint::find_end() {
+    int64_t last = 0;
+    for (int d = 0; d < dimensions; d++) {
+        last += sizes[d] > 1 ? (sizes[d] - 1) * strides[d] : 0;
+    }
+    begin = reinterpret_cast<uintptr_t>(data);
+    end = begin + uintptr_t((last + 1) * element_bytes);
 }
 
 namespace {
-
-// Bytes from the first to the end of the last element.
-int64_t span_of(const Footprint &f) {
-    int64_t last = 0;
-    for (int d = 0; d < f.dimensions; d++) {
-        last += f.sizes[d] > 1 ? (f.sizes[d] - 1) * f.strides[d] : 0;
-    }
-    return (last + 1) * f.element_bytes;
-}
 
 // True unless every element surely has memory of its own: sorted by stride, each step must leap
 // over all that the smaller strides reach.
@@ -413,15 +400,7 @@ bool may_reach(const Step *steps, int count, int64_t distance) {
     return false;
 }
 
-bool overlap(const Footprint &a, const Footprint &b) {
-    if (!a.data || !b.data) {
-        return false;
-    }
-    const uintptr_t a0 = reinterpret_cast<uintptr_t>(a.data);
-    const uintptr_t b0 = reinterpret_cast<uintptr_t>(b.data);
-    if (a0 + uintptr_t(span_of(a)) <= b0 || b0 + uintptr_t(span_of(b)) <= a0) {
-        return false;
-    }
+bool elements_overlap(const Footprint &a, const Footprint &b) {
     // A byte of an element of a is one of b's when sum(i * stride) - sum(j * stride) = b0 - a0.
     // Equal strides share one unknown, i - j.
     Step steps[9];
@@ -448,7 +427,11 @@ bool overlap(const Footprint &a, const Footprint &b) {
         }
     }
     small_sort(steps, count, [](const Step &l, const Step &r) { return l.stride > r.stride; });
-    return may_reach(steps, count, int64_t(b0) - int64_t(a0));
+    return may_reach(steps, count, int64_t(b.begin) - int64_t(a.begin));
+}
+
+bool overlap(const Footprint &a, const Footprint &b) {
+    return a.data && b.data && a.begin < b.end && b.begin < a.end && elements_overlap(a, b);
 }
 
 bool same_view(const Footprint &a, const Footprint &b) {

@@ -82,7 +82,21 @@ const char *spell(double value, char (&buffer)[32]);
 
 const char *dtype_name(hbn_dtype dtype);
 const char *device_name(hbn_device device);
-int element_size(hbn_dtype dtype);
+inline int element_size(hbn_dtype dtype) {
+    switch (dtype) {
+    case HBN_FLOAT32:
+        return 4;
+    case HBN_FLOAT64:
+    case HBN_INT64:
+        return 8;
+    case HBN_BFLOAT16:
+    case HBN_FLOAT16:
+        return 2;
+    case HBN_UINT8:
+        return 1;
+    }
+    return 1;
+}
 
 // float64 beside float64 tensors, float32 beside all others.
 inline hbn_dtype statistic_dtype(hbn_dtype tensor) {
@@ -141,14 +155,18 @@ hbn_status check_moments(const hbn_moments *moments, const char *name, bool may_
 struct Footprint {
     const char *name = nullptr;
     const char *data = nullptr;  // null: absent or empty, overlaps nothing
+    uintptr_t begin = 0, end = 0;
     int element_bytes = 1;
-    int dimensions = 0;
-    int64_t sizes[4] = {};
-    int64_t strides[4] = {};  // in elements
+    int dimensions;
+    int64_t sizes[4];
+    int64_t strides[4];  // in elements
 
     explicit Footprint(const NamedTensor &t);
     explicit Footprint(const NamedVector &v);
     Footprint(const char *name, const double *data, int64_t size);
+
+private:
+    void find_end();
 };
 
 // Refuses outputs that overlap themselves, each other or an input. The only exception: the output

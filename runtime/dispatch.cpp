@@ -61,13 +61,15 @@ const char *const kOperationNames[kOperations] = {
 // Null where the kernel was left out of the build.
 struct Kernels {
     Kernel tensor[kOperations][kDTypes][kLayouts] = {};
+    Layouts layouts[kOperations][kDTypes];  // that `tensor` has kernels for
     Kernel channel[kOperations][kDTypes] = {};
     Kernel conversion[kDTypes][kDTypes] = {};
 
     Kernels() {
 #define HBN_TENSOR_KERNEL(operation, dtype, layout)                               \
     tensor[int(Operation::operation)][dtype_named(#dtype)][int(Layout::layout)] = \
-        hbn_##operation##_##dtype##_##layout##_argv;
+        hbn_##operation##_##dtype##_##layout##_argv;                               \
+    layouts[int(Operation::operation)][dtype_named(#dtype)].set(size_t(Layout::layout));
 #define HBN_CHANNEL_KERNEL(operation, dtype) \
     add_channel_kernel(Operation::operation, #dtype, hbn_##operation##_##dtype##_argv);
 #include <hbn_kernels.h>
@@ -129,7 +131,7 @@ constexpr int64_t kSerialElements = 16384;
 // The text of halide_error() during this thread's current call.
 thread_local char halide_message[256] = "";
 
-constexpr int kMostArguments = 28;
+constexpr int kMostArguments = 28, kMostBuffers = 16, kMostScalars = 4;
 
 // A kernel's argument list in Halide's uniform form.
 class ArgumentList {
@@ -137,52 +139,49 @@ public:
     // Of an operation over (C).
     explicit ArgumentList(std::initializer_list<Argument> arguments) {
         for (const Argument &a : arguments) {
-            if (a.kind == Argument::Kind::vector) {
-                set(a.vector.data, a.vector.dtype, a.output);
-                set_dims({{a.vector.size, a.vector.stride}});
+            if (a.kind == Argument::Kind::scalar) {
+                add_scalar(a.scalar);
             } else {
-                set(a);
+                add_buffer(a.vector->data, a.vector->dtype, a.output);
+                add_dim(a.vector->size, a.vector->stride);
             }
         }
     }
 
     // Of an operation over (N, C, H, W): first come the inputs that all their kernels share.
-    ArgumentList(std::initializer_list<Argument> arguments, const KernelView &view) {
-        plane_ = int32_t(view.plane);
-        folds_ = int32_t(view.folds);
-        cut_ = view.cut;
-        stream_ = view.stream;
-        for (int32_t *shared : {&plane_, &folds_, &cut_.units, &cut_.h, &cut_.n, &cut_.tiles_w, &cut_.tiles_h,
-                                &cut_.tiles_n, &cut_.sample_units, &cut_.sample_h, &cut_.sample_n}) {
+    ArgumentList(std::initializer_list<Argument> arguments, const KernelView &view)
+        : plane_(int32_t(view.plane)),
+          folds_(int32_t(view.folds)),
+          cut_(view.cut),
+          stream_(view.stream) {
+        for (int32_t *shared :
+             {&plane_, &folds_, &cut_.units, &cut_.h, &cut_.n, &cut_.tiles_w, &cut_.tiles_h,
+              &cut_.tiles_n, &cut_.sample_units, &cut_.sample_h, &cut_.sample_n}) {
             args_[count_++] = shared;
         }
         args_[count_++] = &stream_;
         int tensors = 0;
+        const int dimensions = view.in_columns() ? 3 : 4;
         for (const Argument &a : arguments) {
-            if (a.absent()) {
+            if (a.kind == Argument::Kind::scalar) {
+                add_scalar(a.scalar);
+            } else if (a.absent()) {
                 continue;
-            }
-            switch (a.kind) {
-            case Argument::Kind::scalar:
-                set(a);
-                break;
-            case Argument::Kind::vector:
-                set(a.vector.data, a.vector.dtype, a.output);
-                if (view.in_columns()) {
-                    set_dims({{view.channels, a.vector.stride},
-                              {a.vector.size / view.channels, view.channels * a.vector.stride}});
-                } else {
-                    set_dims({{a.vector.size, a.vector.stride}});
-                }
-                break;
-            case Argument::Kind::tensor:
-                set(a.tensor.data, a.tensor.dtype, a.output);
-                const int dimensions = view.in_columns() ? 3 : 4;
+            } else if (a.kind == Argument::Kind::tensor) {
+                add_buffer(a.tensor->data, a.tensor->dtype, a.output);
                 for (int d = 0; d < dimensions; d++) {
                     add_dim(view.dimensions[d].size, view.dimensions[d].strides[tensors]);
                 }
                 tensors++;
-                break;
+            } else {
+                const hbn_vector &v = *a.vector;
+                add_buffer(v.data, v.dtype, a.output);
+                if (view.in_columns()) {
+                    add_dim(view.channels, v.stride);
+                    add_dim(v.size / view.channels, view.channels * v.stride);
+                } else {
+                    add_dim(v.size, v.stride);
+                }
             }
         }
     }
@@ -192,53 +191,46 @@ public:
     ArgumentList &operator=(const ArgumentList &) = delete;
 
     int run(Kernel kernel) {
-        return run_kernel(kernel, args_, buffers_, output_, count_);
+        return run_kernel(kernel, args_, buffers_, output_, num_buffers_);
     }
 
 private:
-    struct Dim {
-        int64_t size, stride;
-    };
-
-    void set(const Argument &scalar) {
-        scalars_[count_] = scalar.scalar;
-        args_[count_] = &scalars_[count_];
-        count_++;
+    void add_scalar(double scalar) {
+        scalars_[num_scalars_] = scalar;
+        args_[count_++] = &scalars_[num_scalars_++];
     }
 
-    void set(void *data, hbn_dtype dtype, bool output) {
-        halide_buffer_t &buffer = buffers_[count_];
+    void add_buffer(void *data, hbn_dtype dtype, bool output) {
+        halide_buffer_t &buffer = buffers_[num_buffers_];
+        buffer = {};
         buffer.host = static_cast<uint8_t *>(data);
         buffer.type = halide_type(dtype);
-        buffer.dim = dims_[count_];
-        args_[count_] = &buffer;
-        output_[count_++] = output;
+        buffer.dim = dims_[num_buffers_];
+        output_[num_buffers_++] = output;
+        args_[count_++] = &buffer;
     }
 
-    // Of the buffer set last.
+    // Of the buffer added last.
     void add_dim(int64_t size, int64_t stride) {
-        halide_buffer_t &buffer = buffers_[count_ - 1];
+        halide_buffer_t &buffer = buffers_[num_buffers_ - 1];
         buffer.dim[buffer.dimensions++] = {0, int32_t(size), size > 1 ? int32_t(stride) : 1};
     }
-    void set_dims(std::initializer_list<Dim> dims) {
-        for (const Dim &d : dims) {
-            add_dim(d.size, d.stride);
-        }
-    }
 
-    int count_ = 0;
-    void *args_[kMostArguments];
-    bool output_[kMostArguments] = {};
+    int count_ = 0, num_buffers_ = 0, num_scalars_ = 0;
     int32_t plane_ = 1, folds_ = 1;
     Cut cut_;
     bool stream_ = false;
-    double scalars_[kMostArguments];
-    halide_buffer_t buffers_[kMostArguments] = {};
-    halide_dimension_t dims_[kMostArguments][4];
+    // What is not counted is not initialized: an object of this class costs no more than a call needs.
+    void *args_[kMostArguments];
+    double scalars_[kMostScalars];
+    bool output_[kMostBuffers];
+    halide_buffer_t buffers_[kMostBuffers];
+    halide_dimension_t dims_[kMostBuffers][4];
 };
 
-hbn_status run(Kernel kernel, const char *name, int64_t elements, ArgumentList &&list) {
-    SerialScope serial(elements < kSerialElements);
+hbn_status run(Kernel kernel, const char *name, int64_t elements, bool streams,
+               ArgumentList &&list) {
+    const KernelScope scope(elements < kSerialElements, streams);
     halide_message[0] = '\0';
     const int code = list.run(kernel);
     // Kernels have no assertions: what a device's runtime complained of shows in the message alone.
@@ -249,15 +241,6 @@ hbn_status run(Kernel kernel, const char *name, int64_t elements, ArgumentList &
         code == halide_error_code_out_of_memory ? HBN_OUT_OF_MEMORY : HBN_DEVICE_ERROR;
     return fail(status, text::kernel_failed, name, code, halide_message[0] ? ": " : "",
                 halide_message);
-}
-
-// Which of this library's layouts exist for the operation.
-Layouts available(Operation operation, hbn_dtype dtype) {
-    Layouts layouts;
-    for (int i = 0; i < kLayouts; i++) {
-        layouts.set(i, find_kernel(operation, dtype, Layout(i)) != nullptr);
-    }
-    return layouts;
 }
 
 bool reduces(Operation operation) {
@@ -282,10 +265,9 @@ hbn_status no_kernel(Operation operation, hbn_dtype dtype) {
 
 }  // namespace
 
-hbn_status require(Operation operation, std::initializer_list<hbn_tensor> tensors) {
-    const hbn_dtype dtype = tensors.begin()->dtype;
+hbn_status require(Operation operation, const hbn_tensor &x) {
     // The strided kernel serves any layout.
-    return find_kernel(operation, dtype, Layout::strided) ? HBN_OK : no_kernel(operation, dtype);
+    return find_kernel(operation, x.dtype, Layout::strided) ? HBN_OK : no_kernel(operation, x.dtype);
 }
 
 hbn_status require(Operation operation, hbn_dtype dtype) {
@@ -298,31 +280,33 @@ hbn_status require_conversion(hbn_dtype from, hbn_dtype to) {
 }
 
 hbn_status call(Operation operation, std::initializer_list<Argument> arguments) {
-    hbn_tensor tensors[kMostTensors];
+    const hbn_tensor *tensors[kMostTensors];
     int count = 0;
     std::bitset<kMostTensors> streamable;
     for (const Argument &a : arguments) {
         if (a.kind == Argument::Kind::tensor && !a.absent()) {
-            streamable.set(count, a.output && a.tensor.dtype != HBN_UINT8);
+            streamable.set(count, a.output && a.tensor->dtype != HBN_UINT8);
             tensors[count++] = a.tensor;
         }
     }
-    const hbn_dtype dtype = tensors[0].dtype;
-    const int64_t *sizes = tensors[0].sizes;
+    const hbn_dtype dtype = tensors[0]->dtype;
+    const int64_t *sizes = tensors[0]->sizes;
     const int64_t elements = sizes[0] * sizes[1] * sizes[2] * sizes[3];
-    const KernelView view =
-        choose_view(tensors, count, streamable, reduces(operation), available(operation, dtype));
+    KernelView view;
+    choose_view(tensors, count, streamable, reduces(operation),
+                kernels().layouts[int(operation)][dtype], &view);
     const Kernel kernel = find_kernel(operation, dtype, view.layout);
     if (!kernel) {
         return no_kernel(operation, dtype);
     }
-    return run(kernel, kOperationNames[int(operation)], elements, ArgumentList(arguments, view));
+    return run(kernel, kOperationNames[int(operation)], elements, view.stream,
+               ArgumentList(arguments, view));
 }
 
 hbn_status call(Operation operation, hbn_dtype dtype, std::initializer_list<Argument> arguments) {
     HBN_TRY(require(operation, dtype));
     return run(kernels().channel[int(operation)][dtype], kOperationNames[int(operation)],
-               arguments.begin()->vector.size, ArgumentList(arguments));
+               arguments.begin()->vector->size, false, ArgumentList(arguments));
 }
 
 hbn_status convert(const hbn_vector &from, const hbn_vector &to) {
@@ -338,7 +322,7 @@ hbn_status convert(const hbn_vector &from, const hbn_vector &to) {
         return HBN_OK;
     }
     HBN_TRY(require_conversion(from.dtype, to.dtype));
-    return run(kernels().conversion[from.dtype][to.dtype], "convert", from.size,
+    return run(kernels().conversion[from.dtype][to.dtype], "convert", from.size, false,
                ArgumentList({in(from), out(to)}));
 }
 

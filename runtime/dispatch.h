@@ -39,38 +39,47 @@ enum class Operation {
     convert,
 };
 
-// One argument of a kernel, in the order of its signature. One without data is not there.
+// One argument of a kernel, in the order of its signature. One without data is not there. Lends: for use within
+// the call that it is written in.
 struct Argument {
     enum class Kind { tensor, vector, scalar } kind;
     bool output;
-    hbn_tensor tensor;
-    hbn_vector vector;
-    double scalar;
+    union {
+        const hbn_tensor *tensor;
+        const hbn_vector *vector;
+        double scalar;
+    };
 
     bool absent() const {
-        return (kind == Kind::tensor && !tensor.data) || (kind == Kind::vector && !vector.data);
+        return (kind == Kind::tensor && !tensor->data) || (kind == Kind::vector && !vector->data);
     }
 };
 
 inline Argument in(const hbn_tensor &t) {
-    return {Argument::Kind::tensor, false, t, {}, 0};
-}
-inline Argument out(const hbn_tensor &t) {
-    return {Argument::Kind::tensor, true, t, {}, 0};
+    Argument a{Argument::Kind::tensor, false, {}};
+    a.tensor = &t;
+    return a;
 }
 inline Argument in(const hbn_vector &v) {
-    return {Argument::Kind::vector, false, {}, v, 0};
-}
-inline Argument out(const hbn_vector &v) {
-    return {Argument::Kind::vector, true, {}, v, 0};
+    Argument a{Argument::Kind::vector, false, {}};
+    a.vector = &v;
+    return a;
 }
 inline Argument in(double scalar) {
-    return {Argument::Kind::scalar, false, {}, {}, scalar};
+    Argument a{Argument::Kind::scalar, false, {}};
+    a.scalar = scalar;
+    return a;
+}
+template<typename T>
+Argument out(const T &tensor_or_vector) {
+    Argument a = in(tensor_or_vector);
+    a.output = true;
+    return a;
 }
 
-// HBN_UNSUPPORTED unless call() will find a kernel for these tensors. Asked before anything is
+// HBN_UNSUPPORTED unless call() will find a kernel for tensors like x. Asked before anything is
 // written.
-hbn_status require(Operation operation, std::initializer_list<hbn_tensor> tensors);
+hbn_status require(Operation operation, const hbn_tensor &x);
 hbn_status require(Operation operation, hbn_dtype dtype);
 hbn_status require_conversion(hbn_dtype from, hbn_dtype to);
 

@@ -73,15 +73,15 @@ struct Forward {
 
     hbn_status require_kernels(bool batch_statistics) const {
         if (!batch_statistics) {
-            return require(inference_operation(activation, mask.data), {x, y});
+            return require(inference_operation(activation, mask.data), x);
         }
         if (pieces().one()) {
-            HBN_TRY(require(training_operation(activation), {x, y}));
+            HBN_TRY(require(training_operation(activation), x));
         } else if (activation != Activation::none) {
             return fail(HBN_UNSUPPORTED, text::fused_too_large, "a fused forward pass");
         } else {
             HBN_TRY(require_moments(x));
-            HBN_TRY(require(Operation::normalize, {x, y}));
+            HBN_TRY(require(Operation::normalize, x));
         }
         HBN_TRY(require(Operation::finalize_moments, saved_dtype()));
         return require(Operation::finalize_moments, dtype());
@@ -258,7 +258,7 @@ extern "C" hbn_status hbn_batch_norm_normalize(const hbn_tensor *x, const hbn_mo
         return HBN_OK;
     }
     const hbn_dtype dtype = statistic_dtype(x->dtype);
-    HBN_TRY(require(Operation::normalize, {*x, *y}));
+    HBN_TRY(require(Operation::normalize, *x));
     HBN_TRY(require_conversions({weight, bias}, dtype));
     const int64_t per_block = channels_per_block({*x, *y}, {weight, bias});
     HBN_TRY(Workspace::begin(kWorkspaceVectors, per_block));

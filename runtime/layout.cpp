@@ -10,7 +10,7 @@ namespace hbn::internal {
 
 namespace {
 
-thread_local KernelView last;
+thread_local Choice last;
 
 using Dimension = KernelView::Dimension;
 
@@ -23,20 +23,26 @@ struct Geometry {
     int num_reduced = 0;
     Dimension channels;
     int64_t elements = 1, element_bytes;
+    int64_t bytes = 0;  // of all tensors
 
-    Geometry(const hbn_tensor *all, int count)
-        : tensors(count), element_bytes(element_size(all[0].dtype)) {
+    Geometry(const hbn_tensor *const *all, int count)
+        : tensors(count), element_bytes(element_size(all[0]->dtype)) {
         static const int kReduced[3] = {3, 2, 0};
         for (int i = 0; i < count; i++) {
-            channels.size = all[i].sizes[1];
-            channels.strides[i] = all[i].strides[1];
+            channels.strides[i] = all[i]->strides[1];
             for (int d = 0; d < 3; d++) {
-                reduced[d].size = all[i].sizes[kReduced[d]];
-                reduced[d].strides[i] = all[i].strides[kReduced[d]];
+                reduced[d].strides[i] = all[i]->strides[kReduced[d]];
             }
         }
+        channels.size = all[0]->sizes[1];
+        for (int d = 0; d < 3; d++) {
+            reduced[d].size = all[0]->sizes[kReduced[d]];
+        }
         for (int d = 0; d < 4; d++) {
-            elements *= all[0].sizes[d];
+            elements *= all[0]->sizes[d];
+        }
+        for (int i = 0; i < count; i++) {
+            bytes += elements * element_size(all[i]->dtype);
         }
         simplify();
     }
@@ -74,11 +80,11 @@ private:
 };
 
 // The same dimension in steps of `step`.
-Dimension every(const Dimension &d, int64_t step) {
+Dimension every(const Dimension &d, int64_t step, int tensors) {
     Dimension stepped = d;
     stepped.size = d.size / step;
-    for (int64_t &stride : stepped.strides) {
-        stride *= step;
+    for (int i = 0; i < tensors; i++) {
+        stepped.strides[i] *= step;
     }
     return stepped;
 }
@@ -90,10 +96,15 @@ Dimension every(const Dimension &d, int64_t step) {
 // and processors foresee better what will be read (512 took 1.4 times as long on Zen 4).
 constexpr int64_t kNhwcColumns = 1024;
 constexpr int64_t kBlockColumns = 1024;
-// Larger planes are summed one by one.
-constexpr int64_t kBlockPlaneToSum = 512;
+constexpr int64_t kBlockBytesToStream = 4096;
+// Larger planes are summed one by one, and so are those of tensors so small that what is done once a column
+// counts; 16-bit planes have less to gain from whole vectors.
+constexpr int64_t kBlockPlaneToSum = 256, kNarrowBlockPlaneToSum = 128;
+constexpr int64_t kFewBlockElements = 16384;
 // Larger planes are mapped one by one, in the order of memory, where nothing is summed.
 constexpr int64_t kBlockPlaneToMap = 128;
+// Unless what is written had better bypass the cache.
+constexpr int64_t kBlockPlaneToStream = 512;
 // Fewer rows than this don't pay for what is done once a column.
 constexpr int64_t kFewestRows = 8;
 constexpr int64_t kFewestFoldedRows = 32;
@@ -121,8 +132,8 @@ int64_t largest_divisor(int64_t n, int64_t most, int64_t bytes) {
 }
 
 // Dense channels as rows of columns.
-KernelView rows_of_channels(const Geometry &g) {
-    KernelView view;
+void rows_of_channels(const Geometry &g, KernelView *out) {
+    KernelView &view = *out;
     view.layout = Layout::rows;
     view.channels = g.channels.size;
     view.dimensions[0] = g.channels;
@@ -132,7 +143,7 @@ KernelView rows_of_channels(const Geometry &g) {
     if (g.channels.size > kNhwcColumns) {
         view.channels = largest_divisor(g.channels.size, kNhwcColumns, g.element_bytes);
         view.dimensions[0].size = view.channels;
-        view.dimensions[1] = every(g.channels, view.channels);
+        view.dimensions[1] = every(g.channels, view.channels, g.tensors);
     } else if (g.num_reduced == 1 && g.continues(g.reduced[0], g.channels)) {
         // Several pixels side by side.
         const int64_t most =
@@ -141,27 +152,27 @@ KernelView rows_of_channels(const Geometry &g) {
             largest_divisor(g.reduced[0].size, most, g.channels.size * g.element_bytes);
         view.folds = folds;
         view.dimensions[0].size *= folds;
-        view.dimensions[2] = every(g.reduced[0], folds);
+        view.dimensions[2] = every(g.reduced[0], folds, g.tensors);
     }
-    return view;
 }
 
 // Small dense planes as rows of columns: whole channels side by side.
-KernelView blocks_of_channels(const Geometry &g) {
-    KernelView view;
+void blocks_of_channels(const Geometry &g, bool reduces, KernelView *out) {
+    KernelView &view = *out;
+    const int64_t most =
+        !reduces && g.bytes > kCachedBytes ? kBlockBytesToStream / g.element_bytes : kBlockColumns;
     view.layout = Layout::blocks;
     view.plane = g.reduced[0].size;
     view.channels =
-        largest_divisor(g.channels.size, kBlockColumns / view.plane, view.plane * g.element_bytes);
+        largest_divisor(g.channels.size, most / view.plane, view.plane * g.element_bytes);
     view.dimensions[0] = g.reduced[0];
     view.dimensions[0].size *= view.channels;
-    view.dimensions[1] = every(g.channels, view.channels);
+    view.dimensions[1] = every(g.channels, view.channels, g.tensors);
     view.dimensions[2] = g.reduced[1];
-    return view;
 }
 
-KernelView four_dimensions(const Geometry &g, Layout layout) {
-    KernelView view;
+void four_dimensions(const Geometry &g, Layout layout, KernelView *out) {
+    KernelView &view = *out;
     view.layout = layout;
     if (g.num_reduced > 0) {
         view.dimensions[0] = g.reduced[0];
@@ -173,7 +184,6 @@ KernelView four_dimensions(const Geometry &g, Layout layout) {
     if (g.num_reduced > 1) {
         view.dimensions[3] = g.reduced[g.num_reduced - 1];
     }
-    return view;
 }
 
 }  // namespace
@@ -193,27 +203,39 @@ bool aligned(const KernelView &view, const hbn_tensor &output, int index) {
     return all % kLine == 0;
 }
 
-KernelView choose_layout(const Geometry &g, bool reduces, Layouts available) {
+// Whether whole channels side by side are faster than one after the other, for dense planes.
+bool sums_in_blocks(const Geometry &g) {
+    return g.elements > kFewBlockElements &&
+           g.reduced[0].size <= (g.element_bytes == 2 ? kNarrowBlockPlaneToSum : kBlockPlaneToSum);
+}
+bool maps_in_blocks(const Geometry &g) {
+    const int64_t plane = g.reduced[0].size;
+    // A line that two planes share can't be streamed, unless they are side by side.
+    const bool stream = g.bytes > kCachedBytes && plane * g.element_bytes % kLine != 0;
+    return plane <= (stream ? kBlockPlaneToStream : kBlockPlaneToMap);
+}
+
+void choose_layout(const Geometry &g, bool reduces, Layouts available, KernelView *view) {
     const auto has = [&](Layout layout) { return available[size_t(layout)]; };
     const bool dense_channels = g.channels.size > 1 && g.unit_stride(g.channels);
     const bool dense_w = g.num_reduced == 0 || g.unit_stride(g.reduced[0]);
     const bool dense_planes =
         dense_w && g.num_reduced == 2 && g.continues(g.channels, g.reduced[0]);
     if (dense_channels && g.num_reduced <= 1 && has(Layout::rows)) {
-        return rows_of_channels(g);
+        return rows_of_channels(g, view);
     }
     if (dense_channels && has(Layout::nhwc)) {
-        return four_dimensions(g, Layout::nhwc);
+        return four_dimensions(g, Layout::nhwc, view);
     }
-    if (dense_planes && g.reduced[0].size <= (reduces ? kBlockPlaneToSum : kBlockPlaneToMap) &&
-        g.reduced[1].size >= kFewestRows && has(Layout::blocks)) {
-        return blocks_of_channels(g);
+    if (dense_planes && g.reduced[1].size >= kFewestRows && has(Layout::blocks) &&
+        (reduces ? sums_in_blocks(g) : maps_in_blocks(g))) {
+        return blocks_of_channels(g, reduces, view);
     }
     if (dense_w && reduces && g.channels.size < kFewChannels && g.elements > kFewElements &&
         has(Layout::nchw_few_channels)) {
-        return four_dimensions(g, Layout::nchw_few_channels);
+        return four_dimensions(g, Layout::nchw_few_channels, view);
     }
-    return four_dimensions(g, dense_w && has(Layout::nchw) ? Layout::nchw : Layout::strided);
+    four_dimensions(g, dense_w && has(Layout::nchw) ? Layout::nchw : Layout::strided, view);
 }
 
 // ---- cuts. They depend on the shape alone, never on the number of threads: that keeps results bitwise the same.
@@ -279,26 +301,21 @@ Cut cut_rows(const KernelView &view) {
 
 }  // namespace
 
-KernelView choose_view(const hbn_tensor *tensors, int count, std::bitset<kMostTensors> streamable,
-                       bool reduces, Layouts available) {
+void choose_view(const hbn_tensor *const *tensors, int count, std::bitset<kMostTensors> streamable,
+                 bool reduces, Layouts available, KernelView *view) {
     const Geometry g(tensors, count);
-    KernelView view = choose_layout(g, reduces, available);
-    int64_t bytes = 0;
+    choose_layout(g, reduces, available, view);
+    view->stream = streamable.any() && g.bytes > kCachedBytes;
     for (int i = 0; i < count; i++) {
-        bytes += g.elements * element_size(tensors[i].dtype);
-    }
-    view.stream = streamable.any() && bytes > kCachedBytes;
-    for (int i = 0; i < count; i++) {
-        view.stream = view.stream && (!streamable[i] || aligned(view, tensors[i], i));
+        view->stream = view->stream && (!streamable[i] || aligned(*view, *tensors[i], i));
     }
     if (reduces) {
-        view.cut = view.in_columns() ? cut_rows(view) : cut_planes(view);
+        view->cut = view->in_columns() ? cut_rows(*view) : cut_planes(*view);
     }
-    last = view;
-    return view;
+    last = {view->layout, view->stream};
 }
 
-const KernelView &last_view() {
+Choice last_view() {
     return last;
 }
 

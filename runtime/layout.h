@@ -29,7 +29,7 @@ struct Cut {
 struct KernelView {
     struct Dimension {
         int64_t size = 1;
-        int64_t strides[kMostTensors] = {1, 1, 1, 1, 1};
+        int64_t strides[kMostTensors];  // any where size is 1
     };
 
     Layout layout = Layout::strided;
@@ -47,12 +47,16 @@ struct KernelView {
 
 // For tensors of one shape. The choice depends on the shape, strides and dtype alone, so that a
 // result does not depend on the machine. `reduces`: whether the operation takes sums over channels.
-// `streamable` are the tensors that are written and may bypass the cache.
-KernelView choose_view(const hbn_tensor *tensors, int count, std::bitset<kMostTensors> streamable,
-                       bool reduces, Layouts available);
+// `streamable` are the tensors that are written and may bypass the cache. `view` is as constructed.
+void choose_view(const hbn_tensor *const *tensors, int count, std::bitset<kMostTensors> streamable,
+                 bool reduces, Layouts available, KernelView *view);
 
-// This thread's last choice, for tests.
-const KernelView &last_view();
+// What this thread chose last, for tests.
+struct Choice {
+    Layout layout;
+    bool stream;
+};
+Choice last_view();
 
 }  // namespace hbn::internal
 

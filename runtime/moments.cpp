@@ -23,7 +23,7 @@ hbn_status merge(const hbn_vector &mean, const hbn_vector &m2, double count,
 }  // namespace
 
 hbn_status require_moments(const hbn_tensor &x) {
-    HBN_TRY(require(Operation::stats, {x}));
+    HBN_TRY(require(Operation::stats, x));
     return require(Operation::merge_moments, HBN_FLOAT64);
 }
 

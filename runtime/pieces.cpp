@@ -31,18 +31,6 @@ int64_t max_elements_per_kernel() {
     return limit;
 }
 
-hbn_tensor slice(hbn_tensor t, int dimension, int64_t begin, int64_t size) {
-    t.data = static_cast<char *>(t.data) + begin * t.strides[dimension] * element_size(t.dtype);
-    t.sizes[dimension] = size;
-    return t;
-}
-
-hbn_vector slice(hbn_vector v, int64_t begin, int64_t size) {
-    v.data = static_cast<char *>(v.data) + begin * v.stride * element_size(v.dtype);
-    v.size = size;
-    return v;
-}
-
 // Half of the reach is the channels', half is left to the pieces.
 int64_t channels_per_block(std::initializer_list<hbn_tensor> tensors,
                            std::initializer_list<const hbn_vector *> vectors) {
@@ -88,12 +76,18 @@ Pieces::Pieces(std::initializer_list<hbn_tensor> tensors) {
         }
         sizes_[longest] = (sizes_[longest] + 1) / 2;
     }
+    one_ = true;
     for (int d = 0; d < 3; d++) {
-        counts_[d] = (shape.sizes[kReduced[d]] + sizes_[d] - 1) / sizes_[d];
+        const int64_t size = shape.sizes[kReduced[d]];
+        counts_[d] = size == sizes_[d] ? 1 : (size + sizes_[d] - 1) / sizes_[d];
+        one_ = one_ && counts_[d] == 1;
     }
 }
 
 hbn_tensor Pieces::cut(const hbn_tensor &t, int64_t n, int64_t h, int64_t w) const {
+    if (one_) {
+        return t;
+    }
     const int64_t index[3] = {n, h, w};
     hbn_tensor piece = t;
     for (int d = 0; d < 3; d++) {

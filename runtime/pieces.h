@@ -10,8 +10,16 @@
 
 namespace hbn::internal {
 
-hbn_tensor slice(hbn_tensor t, int dimension, int64_t begin, int64_t size);
-hbn_vector slice(hbn_vector v, int64_t begin, int64_t size);
+inline hbn_tensor slice(hbn_tensor t, int dimension, int64_t begin, int64_t size) {
+    t.data = static_cast<char *>(t.data) + begin * t.strides[dimension] * element_size(t.dtype);
+    t.sizes[dimension] = size;
+    return t;
+}
+inline hbn_vector slice(hbn_vector v, int64_t begin, int64_t size) {
+    v.data = static_cast<char *>(v.data) + begin * v.stride * element_size(v.dtype);
+    v.size = size;
+    return v;
+}
 
 // Absent stays absent.
 inline hbn_vector slice(const hbn_vector *v, int64_t begin, int64_t size) {
@@ -42,7 +50,7 @@ public:
     explicit Pieces(std::initializer_list<hbn_tensor> tensors);
 
     bool one() const {
-        return counts_[0] * counts_[1] * counts_[2] == 1;
+        return one_;
     }
 
     // Calls run(cut) for each piece, in a fixed order; cut(tensor) is the tensor's part in it.
@@ -63,6 +71,7 @@ private:
 
     int64_t sizes_[3];   // of a piece along N, H, W; the last of each may be smaller
     int64_t counts_[3];  // number of pieces
+    bool one_;
 };
 
 }  // namespace hbn::internal

@@ -18,19 +18,23 @@ struct Header {
     size_t capacity;
 };
 
+// Constant-initialized and trivially destroyed: an access costs no more than finding it.
 struct Cache {
     Header *blocks[kMostBlocks];
-    int count = 0;
-
-    // Static objects' destructors may still call hbn after this one.
-    ~Cache() {
-        while (count > 0) {
-            std::free(blocks[--count]);
-        }
-    }
+    int count;
+    bool freed_at_exit;
 };
 
 thread_local Cache cache;
+
+// Static objects' destructors may still call hbn after this one.
+struct FreeAtExit {
+    ~FreeAtExit() {
+        while (cache.count > 0) {
+            std::free(cache.blocks[--cache.count]);
+        }
+    }
+};
 
 void *data_of(Header *header) {
     return reinterpret_cast<char *>(header) + kAlignment;
@@ -51,20 +55,24 @@ extern "C" int hbn_stream_fence() {
 }
 
 extern "C" void *halide_malloc(void *, size_t bytes) {
+    Cache &mine = cache;
     const size_t capacity = (bytes + kAlignment - 1) / kAlignment * kAlignment;
     // The smallest that is large enough, lest a larger request find none.
     int best = -1;
-    for (int i = cache.count - 1; i >= 0; i--) {
-        const size_t offered = cache.blocks[i]->capacity;
-        if (offered >= capacity && offered <= 4 * capacity &&
-            (best < 0 || offered < cache.blocks[best]->capacity)) {
+    size_t best_capacity = 4 * capacity + 1;
+    for (int i = mine.count - 1; i >= 0 && best_capacity > capacity; i--) {
+        const size_t offered = mine.blocks[i]->capacity;
+        if (offered >= capacity && offered < best_capacity) {
             best = i;
+            best_capacity = offered;
         }
     }
     if (best >= 0) {
-        Header *block = cache.blocks[best];
-        std::copy(cache.blocks + best + 1, cache.blocks + cache.count, cache.blocks + best);
-        cache.count--;
+        Header *block = mine.blocks[best];
+        mine.count--;
+        for (int i = best; i < mine.count; i++) {
+            mine.blocks[i] = mine.blocks[i + 1];
+        }
         return data_of(block);
     }
     auto *block = static_cast<Header *>(std::aligned_alloc(kAlignment, capacity + kAlignment));
@@ -86,11 +94,17 @@ extern "C" void halide_free(void *, void *data) {
         std::free(block);
         return;
     }
-    if (cache.count == kMostBlocks) {
-        // The one that has not been asked for in the longest time.
-        std::free(cache.blocks[0]);
-        std::copy(cache.blocks + 1, cache.blocks + cache.count, cache.blocks);
-        cache.count--;
+    Cache &mine = cache;
+    if (!mine.freed_at_exit) {
+        mine.freed_at_exit = true;
+        static thread_local FreeAtExit at_exit;
+        (void)at_exit;
     }
-    cache.blocks[cache.count++] = block;
+    if (mine.count == kMostBlocks) {
+        // The one that has not been asked for in the longest time.
+        std::free(mine.blocks[0]);
+        mine.count--;
+        std::copy(mine.blocks + 1, mine.blocks + kMostBlocks, mine.blocks);
+    }
+    mine.blocks[mine.count++] = block;
 }

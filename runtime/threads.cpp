@@ -29,21 +29,30 @@ namespace hbn::internal {
 
 namespace {
 
-// Set in pool threads, in tasks, and by SerialScope.
-thread_local bool run_serially = false;
+// Of a thread's parallel loops; set in pool threads, in tasks, and by KernelScope.
+struct Mode {
+    bool serial, streams;
+};
+thread_local Mode mode{false, false};
 
 struct Loop {
     halide_task_t task;
     void *user_context;
     int min, size;
     uint8_t *closure;
+    const bool streams;
     std::atomic<int> next{0};
     std::atomic<int> result{0};
     std::atomic<int> workers_inside{0};  // written under the pool's mutex
     int run = 1;                         // how many tasks a thread claims at a time
 
-    Loop(halide_task_t task, void *user_context, int min, int size, uint8_t *closure)
-        : task(task), user_context(user_context), min(min), size(size), closure(closure) {
+    Loop(halide_task_t task, void *user_context, int min, int size, uint8_t *closure, bool streams)
+        : task(task),
+          user_context(user_context),
+          min(min),
+          size(size),
+          closure(closure),
+          streams(streams) {
     }
 
     void run_one(int i) {
@@ -61,7 +70,14 @@ struct Loop {
                 run_one(j);
             }
         }
-        hbn_stream_fence();
+        fence();
+    }
+
+    // Once this thread's share is done.
+    void fence() const {
+        if (streams) {
+            hbn_stream_fence();
+        }
     }
 };
 
@@ -183,7 +199,7 @@ private:
     }
 
     void work() {
-        run_serially = true;
+        mode.serial = true;
         Elsewhere elsewhere;
         uint64_t seen = 0;
         while (true) {
@@ -275,20 +291,24 @@ hbn_parallel_for custom_parallel_for = nullptr;
 void *custom_context = nullptr;
 
 // Runs on whatever thread the caller's executor has.
-void run_custom_task(void *loop, int i) {
-    SerialScope nested(true);
-    static_cast<Loop *>(loop)->run_one(i);
-    hbn_stream_fence();
+void run_custom_task(void *context, int i) {
+    Loop &loop = *static_cast<Loop *>(context);
+    const KernelScope nested(true, loop.streams);
+    loop.run_one(i);
+    loop.fence();
 }
 
 }  // namespace
 
-SerialScope::SerialScope(bool serial) : before_(run_serially) {
-    run_serially = run_serially || serial;
+KernelScope::KernelScope(bool serial, bool streams) {
+    Mode &mine = mode;
+    serial_before_ = mine.serial;
+    streams_before_ = mine.streams;
+    mine = {serial || mine.serial, streams};
 }
 
-SerialScope::~SerialScope() {
-    run_serially = before_;
+KernelScope::~KernelScope() {
+    mode = {serial_before_, streams_before_};
 }
 
 }  // namespace hbn::internal
@@ -320,21 +340,26 @@ int halide_do_task(void *user_context, halide_task_t f, int index, uint8_t *clos
 }
 
 int halide_do_par_for(void *user_context, halide_task_t task, int min, int size, uint8_t *closure) {
-    Loop loop(task, user_context, min, size, closure);
-    if (size > 1 && !run_serially) {
+    const Mode mine = mode;
+    Loop loop(task, user_context, min, size, closure, mine.streams);
+    if (size > 1 && !mine.serial) {
         if (custom_parallel_for) {
             custom_parallel_for(custom_context, size, run_custom_task, &loop);
             return loop.result;
         }
         const int threads = hbn_get_num_threads();
-        SerialScope nested(true);
         loop.run = tasks_per_claim(size, threads);
+        const KernelScope nested(true, mine.streams);
         if (threads > 1 && pool().run(loop, threads)) {
             return loop.result;
         }
     }
-    SerialScope nested(true);
-    loop.run_available();
+    if (mine.serial) {
+        loop.run_available();
+    } else {
+        const KernelScope nested(true, mine.streams);
+        loop.run_available();
+    }
     return loop.result;
 }
 

@@ -6,16 +6,17 @@ extern "C" int hbn_stream_fence();
 
 namespace hbn::internal {
 
-// While one lives, this thread's parallel loops run serially: for problems too small to share out.
-class SerialScope {
+// While one lives, this thread's parallel loops run serially if `serial`: for problems too small to share out.
+// `streams`: whether kernels use streaming stores.
+class KernelScope {
 public:
-    explicit SerialScope(bool serial);
-    ~SerialScope();
-    SerialScope(const SerialScope &) = delete;
-    SerialScope &operator=(const SerialScope &) = delete;
+    KernelScope(bool serial, bool streams);
+    ~KernelScope();
+    KernelScope(const KernelScope &) = delete;
+    KernelScope &operator=(const KernelScope &) = delete;
 
 private:
-    bool before_;
+    bool serial_before_, streams_before_;
 };
 
 }  // namespace hbn::internal

@@ -138,7 +138,7 @@ protected:
     }
 
     Stmt visit(const Store *op) override {
-        if (op->value.type().is_scalar() || op->value.type().bits() != 16 || !op->param.defined()) {
+        if (op->value.type().is_scalar() || !op->param.defined()) {
             return op;
         }
         Expr value = op->value;

@@ -15,15 +15,16 @@ void schedule_for_x86(ChannelPipeline pipeline, const Halide::Target &target) {
     parameters.map_lanes = target.natural_vector_size(Halide::Float(32));
     parameters.column_lanes = 2 * target.natural_vector_size(Halide::Float(32));
     parameters.run_lanes = 2 * target.natural_vector_size(Halide::Float(64));
-    // A whole cache line, which streaming stores leave complete, unless that takes too many registers.
-    parameters.row_lanes = std::min(64 / pipeline.element_type.bytes(), 2 * parameters.map_lanes);
+    // A whole cache line, which streaming stores leave complete.
+    parameters.row_lanes = 64 / pipeline.element_type.bytes();
     parameters.rows_per_column = 1;
+    if (getenv("XR")) parameters.rows_per_column = atoi(getenv("XR"));
     if (getenv("XC")) parameters.column_lanes = atoi(getenv("XC"));
     schedule_vectorized(pipeline, parameters);
     if (pipeline.element_type.is_bfloat()) {
         compute_bfloat16_in_pairs(pipeline.pipeline);
     }
-    if (pipeline.element_type.bits() == 16 && !target.has_feature(Halide::Target::AVX512_Skylake)) {
+    if (!target.has_feature(Halide::Target::AVX512_Skylake)) {
         store_tails_by_halves(pipeline.pipeline);
     }
     for (const Halide::Func &f : pipeline.elementwise) {
@@ -32,8 +33,8 @@ void schedule_for_x86(ChannelPipeline pipeline, const Halide::Target &target) {
     const bool reduces = !pipeline.reductions.empty() || !pipeline.column_reductions.empty();
     PrefetchParameters ahead;
     ahead.sum_bytes = pipeline.reductions.empty() ? 0 : 4096;
-    ahead.map_bytes = reduces ? 2048 : 0;
-    ahead.map_inputs = false;
+    ahead.map_bytes = reduces || pipeline.layout == Layout::blocks ? 2048 : 0;
+    ahead.map_inputs = !reduces;
     if (getenv("XS")) ahead.sum_bytes = ahead.sum_bytes ? atoi(getenv("XS")) : 0;
     if (getenv("XM")) ahead.map_bytes = ahead.map_bytes ? atoi(getenv("XM")) : 0;
     prefetch_ahead(pipeline.pipeline, target, ahead);
