@@ -26,8 +26,8 @@ public:
         const auto at = element(), ch = channel();
         const auto coefficients =
             once_a_channel(input_gradient_coefficients(mean(ch), invstd(ch), weight(ch), sum_dy(ch),
-                                                       sum_dy_xmu(ch), total_count, statistics()));
-        grad_input(at) = rounded(input_gradient(grad_output(at), x(at), coefficients));
+                                                       sum_dy_xmu(ch), total_count, dtype));
+        grad_input(at) = rounded(input_gradient(grad_output(at), x(at), coefficients, dtype));
     }
 
     void schedule() {

@@ -571,6 +571,8 @@ Expr invstd_from_variance(const Expr &variance, const Expr &eps) {
     return exact_order(f64(1) / sqrt(variance + eps));
 }
 
+namespace {
+
 Expr range_scale(const Expr &invstd) {
     // Clearing the significand of a positive float64 leaves the power of two at or below it.
     const Expr exponent = cast<uint64_t>(Expr(uint64_t(0x7ff0000000000000)));
@@ -578,28 +580,46 @@ Expr range_scale(const Expr &invstd) {
     return select(power < f64(1), power, f64(1));
 }
 
+// x - mean, to scale; the coefficients are those that come first.
+std::vector<Expr> deviation_coefficients(const Expr &mean, const Expr &scale, Type tensor) {
+    const Expr rounded = cast(statistic_type(tensor), mean);
+    const Expr rounded_scale = cast(statistic_type(tensor), scale);
+    return deviation_size(tensor) == 1 ? std::vector<Expr>{rounded}
+                                       : std::vector<Expr>{rounded_scale * rounded, rounded_scale};
+}
+
+Expr deviation(const Expr &x, const std::vector<Expr> &k, Type tensor) {
+    const Expr wide = cast(k[0].type(), x);
+    return exact_order((deviation_size(tensor) == 1 ? wide : wide * k[1]) - k[0]);
+}
+
+Expr scale_of(const Expr &invstd, Type tensor) {
+    return deviation_size(tensor) == 1 ? f64(1) : range_scale(invstd);
+}
+
+}  // namespace
+
 std::vector<Expr> normalization_coefficients(const Expr &mean, const Expr &invstd,
-                                             const Expr &weight, const Expr &bias,
-                                             Type compute_type) {
-    const auto rounded = [&](const Expr &e) { return cast(compute_type, e); };
-    const Expr scale = range_scale(invstd);
+                                             const Expr &weight, const Expr &bias, Type tensor) {
+    const auto rounded = [&](const Expr &e) { return cast(statistic_type(tensor), e); };
+    const Expr scale = scale_of(invstd, tensor);
     const Expr gain = f64(weight) * invstd;
     // The mean as a pair: x - mean_high is exact near the mean. What is left, at most |x -
     // mean_high| itself since mean_high is the float nearest to the mean, goes into the bias.
-    const Expr mean_high = rounded(mean);
-    const Expr mean_low = exact_order(mean - f64(mean_high));
-    return {rounded(scale), rounded(scale) * mean_high, rounded(gain / scale),
-            rounded(exact_order(f64(bias) - mean_low * gain))};
+    const Expr mean_low = exact_order(mean - f64(rounded(mean)));
+    std::vector<Expr> coefficients = deviation_coefficients(mean, scale, tensor);
+    coefficients.push_back(rounded(gain / scale));
+    coefficients.push_back(rounded(exact_order(f64(bias) - mean_low * gain)));
+    return coefficients;
 }
 
-Expr normalize(const Expr &x, const std::vector<Expr> &k) {
-    const Expr scale = k[0], mean = k[1];
-    const Expr deviation = exact_order(cast(scale.type(), x) * scale - mean);
-    return deviation * k[2] + k[3];
+Expr normalize(const Expr &x, const std::vector<Expr> &k, Type tensor) {
+    const int next = deviation_size(tensor);
+    return deviation(x, k, tensor) * k[next] + k[next + 1];
 }
 
-Expr normalize_in_exact_order(const Expr &x, const std::vector<Expr> &k) {
-    return exact_order(normalize(x, k));
+Expr normalize_in_exact_order(const Expr &x, const std::vector<Expr> &k, Type tensor) {
+    return exact_order(normalize(x, k, tensor));
 }
 
 Expr relu_stops(const Expr &z, Type tensor) {
@@ -621,28 +641,30 @@ Expr zero_where(const Expr &condition, const Expr &value) {
 std::vector<Expr> input_gradient_coefficients(const Expr &mean, const Expr &invstd,
                                               const Expr &weight, const Expr &sum_dy,
                                               const Expr &sum_dy_xmu, const Expr &count,
-                                              Type compute_type) {
-    const auto rounded = [&](const Expr &e) { return cast(compute_type, e); };
+                                              Type tensor) {
+    const auto rounded = [&](const Expr &e) { return cast(statistic_type(tensor), e); };
     const Expr wide_invstd = f64(invstd);
-    const Expr scale = range_scale(wide_invstd);
+    const Expr scale = scale_of(wide_invstd, tensor);
     const Expr mean_dy_xhat = sum_dy_xmu * wide_invstd / count;
     Expr mean_dy = sum_dy / count;
-    if (mean.type().bits() > compute_type.bits()) {
+    if (mean.type().bits() > statistic_type(tensor).bits()) {
         // What rounding the mean leaves of it.
         const Expr mean_low = exact_order(mean - f64(rounded(mean)));
         mean_dy -= mean_dy_xhat * wide_invstd * mean_low;
     }
-    return {rounded(scale), rounded(scale) * rounded(mean),
-            rounded(mean_dy_xhat * (wide_invstd / scale)), rounded(mean_dy),
-            rounded(f64(weight) * wide_invstd)};
+    std::vector<Expr> coefficients = deviation_coefficients(mean, scale, tensor);
+    coefficients.push_back(rounded(mean_dy_xhat * (wide_invstd / scale)));
+    coefficients.push_back(rounded(mean_dy));
+    coefficients.push_back(rounded(f64(weight) * wide_invstd));
+    return coefficients;
 }
 
-Expr input_gradient(const Expr &grad_output, const Expr &x, const std::vector<Expr> &k) {
-    const Expr scale = k[0], mean = k[1], mean_dy = k[3];
-    const Expr deviation = exact_order(cast(scale.type(), x) * scale - mean);
-    const Expr centred = exact_order(cast(scale.type(), grad_output) - mean_dy);
+Expr input_gradient(const Expr &grad_output, const Expr &x, const std::vector<Expr> &k,
+                    Type tensor) {
+    const int next = deviation_size(tensor);
+    const Expr centred = exact_order(cast(k[0].type(), grad_output) - k[next + 1]);
     // In this order wherever it is compiled: an output's bits don't depend on how it is stored.
-    return exact_order((centred - deviation * k[2]) * k[4]);
+    return exact_order((centred - deviation(x, k, tensor) * k[next]) * k[next + 2]);
 }
 
 }  // namespace hbn

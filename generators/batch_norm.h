@@ -178,18 +178,19 @@ ColumnReduction reduce_gradients(const Func &grad_output, const Func &x, const F
 
 Expr invstd_from_variance(const Expr &variance, const Expr &eps);
 
-// The power of two that brings a channel of this invstd to a spread near 1, at most 1: x *
-// range_scale is exact, cannot overflow, and neither can (x - mean) * range_scale, even for values
-// of 1e38.
-Expr range_scale(const Expr &invstd);
+// How many coefficients it takes to say how far x is from the mean: the mean, and for tensors whose range is
+// float32's own (or more), range_scale: the power of two that brings a channel to a spread near 1, at most 1. x *
+// range_scale is exact and cannot overflow, and neither can (x - mean) * range_scale, even for values of 1e38.
+inline int deviation_size(Type tensor) {
+    return tensor == Halide::Float(16) ? 1 : 2;
+}
 
 // y = (x - mean) * (weight * invstd) + bias, for every finite x. The coefficients are computed once
 // a channel; `normalize` is the work per element, in their type.
 std::vector<Expr> normalization_coefficients(const Expr &mean, const Expr &invstd,
-                                             const Expr &weight, const Expr &bias,
-                                             Type compute_type);
-Expr normalize(const Expr &x, const std::vector<Expr> &coefficients);
-Expr normalize_in_exact_order(const Expr &x, const std::vector<Expr> &coefficients);
+                                             const Expr &weight, const Expr &bias, Type tensor);
+Expr normalize(const Expr &x, const std::vector<Expr> &coefficients, Type tensor);
+Expr normalize_in_exact_order(const Expr &x, const std::vector<Expr> &coefficients, Type tensor);
 
 // What a fused ReLU makes of z = normalize(), in the tensors' type: z where it is positive, or NaN, once
 // rounded to that type; 0 elsewhere. Forward and backward decide alike, bit for bit, from the same
@@ -210,8 +211,9 @@ Expr zero_where(const Expr &condition, const Expr &value);
 std::vector<Expr> input_gradient_coefficients(const Expr &mean, const Expr &invstd,
                                               const Expr &weight, const Expr &sum_dy,
                                               const Expr &sum_dy_xmu, const Expr &count,
-                                              Type compute_type);
-Expr input_gradient(const Expr &grad_output, const Expr &x, const std::vector<Expr> &coefficients);
+                                              Type tensor);
+Expr input_gradient(const Expr &grad_output, const Expr &x, const std::vector<Expr> &coefficients,
+                    Type tensor);
 
 // What all generators of (N, C, H, W) tensors have in common: the tensors' layout, and the walks
 // over it.
@@ -475,10 +477,10 @@ protected:
                         const std::vector<Expr> &coefficients) {
         const auto at = Base::element();
         if (activation == Activation::none) {
-            y(at) = Base::rounded(normalize(x(at), coefficients));
+            y(at) = Base::rounded(normalize(x(at), coefficients, Base::dtype));
             return;
         }
-        Expr z = normalize_in_exact_order(x(at), coefficients);
+        Expr z = normalize_in_exact_order(x(at), coefficients, Base::dtype);
         if (residual) {
             z += Halide::cast(z.type(), (*residual)(at));
         }
@@ -517,22 +519,23 @@ protected:
             gradient(at) = zero_where((*mask)(at) == 0, grad_output(at));
         } else {
             z_coefficients = Base::once_a_channel(normalization_coefficients(
-                mean, invstd, weight, (*bias)(Base::channel()), Base::statistics()));
-            const Expr z = normalize_in_exact_order(x(at), z_coefficients);
+                mean, invstd, weight, (*bias)(Base::channel()), Base::dtype));
+            const Expr z = normalize_in_exact_order(x(at), z_coefficients, Base::dtype);
             gradient(at) = zero_where(relu_stops(z, Base::dtype), grad_output(at));
         }
         return gradient;
     }
 
-    // Of input_gradient(); after gradient_of_z(), since the first two are z's, too.
+    // Of input_gradient(); after gradient_of_z(), since the first are z's, too.
     std::vector<Expr> gradient_coefficients(std::vector<Expr> values) {
         if (z_coefficients.empty()) {
             return Base::once_a_channel(values);
         }
-        values.erase(values.begin(), values.begin() + 2);
+        const int shared = deviation_size(Base::dtype);
+        values.erase(values.begin(), values.begin() + shared);
         std::vector<Expr> coefficients = Base::once_a_channel(values);
         coefficients.insert(coefficients.begin(), z_coefficients.begin(),
-                            z_coefficients.begin() + 2);
+                            z_coefficients.begin() + shared);
         return coefficients;
     }
 

@@ -24,7 +24,7 @@ public:
         const auto ch = channel();
         const Expr invstd = invstd_from_variance(f64(running_var(ch)), eps);
         const auto coefficients = once_a_channel(normalization_coefficients(
-            f64(running_mean(ch)), invstd, weight(ch), bias(ch), statistics()));
+            f64(running_mean(ch)), invstd, weight(ch), bias(ch), dtype));
         define_forward(y, x, coefficients);
     }
 

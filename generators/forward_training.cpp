@@ -30,7 +30,7 @@ public:
 
         const Expr invstd = invstd_from_variance(moments[1] / count(), eps);
         const auto coefficients = once_a_channel(
-            normalization_coefficients(moments[0], invstd, weight(ch), bias(ch), statistics()));
+            normalization_coefficients(moments[0], invstd, weight(ch), bias(ch), dtype));
         define_forward(y, x, coefficients);
     }
 

@@ -102,7 +102,7 @@ constexpr int64_t kBlockBytesToStream = 4096;
 constexpr int64_t kBlockPlaneToSum = 256, kNarrowBlockPlaneToSum = 128;
 constexpr int64_t kFewBlockElements = 16384;
 // Larger planes are mapped one by one, in the order of memory, where nothing is summed.
-constexpr int64_t kBlockPlaneToMap = 128;
+constexpr int64_t kBlockPlaneToMap = 63;
 // Unless what is written had better bypass the cache.
 constexpr int64_t kBlockPlaneToStream = 512;
 // Fewer rows than this don't pay for what is done once a column.

@@ -102,13 +102,16 @@ void schedule_all_channels(ChannelPipeline &p, const VectorParameters &parameter
         f.compute_root();
     }
     for (Func &f : p.elementwise) {
-        Var part("part");
+        Var part("part"), channel("channel");
         // Even parts, in whole vectors; in a form that Halide does not fold into products that overflow.
         const int lanes = parameters.row_lanes;
         const Expr parts = (p.row_elements - 1) / task_elements + 1;
         const Expr part_elements = ((p.row_elements - 1) / (parts * lanes) + 1) * lanes;
+        // Of small planes several, one after the other as they lie in memory.
+        const Expr channels = max(task_elements / p.row_elements, 1);
         f.split(w, part, w, part_elements, guarded)
-            .reorder(w, h, part, c, n)
+            .split(c, c, channel, channels, guarded)
+            .reorder(w, h, channel, part, c, n)
             .fuse(part, c, task)
             .fuse(task, n, task)
             .parallel(task);
