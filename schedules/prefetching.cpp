@@ -203,26 +203,30 @@ protected:
             around_ = outer;
             return result;
         }
-        std::vector<FindAccesses::Access> wanted;
-        int bytes = parameters_.sum_bytes;
-        if (found.streams || !found.stores.empty()) {
-            bytes = parameters_.map_bytes;
-            wanted = found.stores;
-            if (parameters_.map_inputs) {
-                wanted.insert(wanted.end(), found.loads.begin(), found.loads.end());
-            }
-        } else {
-            wanted = found.loads;
-        }
-        if (op->for_type != ForType::Serial || bytes == 0 || wanted.empty()) {
+        if (op->for_type != ForType::Serial) {
             return op;
         }
-        return with_prefetches(op, wanted, bytes);
+        Stmt result = op;
+        if (found.streams || !found.stores.empty()) {
+            result = with_prefetches(result, found.loads, parameters_.inputs);
+            result = with_prefetches(result, found.stores, found.streams ? 0 : parameters_.outputs);
+        } else {
+            result = with_prefetches(result, found.loads, parameters_.sums);
+        }
+        return result;
     }
 
 private:
-    Stmt with_prefetches(const For *op, const std::vector<FindAccesses::Access> &accesses,
+    // A loop, in such lets as this has put around it, with one prefetch more for each line accessed.
+    Stmt with_prefetches(const Stmt &loop, const std::vector<FindAccesses::Access> &accesses,
                          int bytes) const {
+        if (bytes == 0 || accesses.empty()) {
+            return loop;
+        }
+        if (const LetStmt *let = loop.as<LetStmt>()) {
+            return LetStmt::make(let->name, let->value, with_prefetches(let->body, accesses, bytes));
+        }
+        const For *op = loop.as<For>();
         struct Buffer {
             Expr first;   // of its accesses
             Expr offset;  // to what is prefetched, in elements

@@ -6,10 +6,11 @@
 
 namespace hbn {
 
+// In bytes ahead; 0 for not at all.
 struct PrefetchParameters {
-    int sum_bytes;        // how far ahead of loops that only read, 0 for not at all
-    bool map_inputs;      // whether what is mapped comes from far, too: nothing was summed before
-    int map_bytes;        // how far ahead of loops that write
+    int sums;     // what loops that only read are about to read
+    int inputs;   // what loops that write are about to read
+    int outputs;  // what they are about to write, unless they stream
 };
 
 // Call from a generator's schedule(), with its get_pipeline(), after stream_stores(). Innermost loops over

@@ -10,6 +10,30 @@
 
 namespace hbn {
 
+namespace {
+
+void prefetch(const ChannelPipeline &pipeline, const Halide::Target &target) {
+    // Within a page processors foresee what is read, and rows of columns are summed eight at a time, each in a
+    // page of its own: enough for them.
+    constexpr int a_page = 4096, half_a_page = 2048;
+    const bool reduces = !pipeline.reductions.empty() || !pipeline.column_reductions.empty();
+    PrefetchParameters ahead{};
+    ahead.sums = pipeline.reductions.empty() ? 0 : a_page;
+    // Where nothing is summed before, rows that follow each other in memory are foreseen as they come, unless
+    // arithmetic leaves time to do better.
+    const bool jumps = pipeline.layout == Layout::blocks ||
+                       (pipeline.layout == Layout::rows && pipeline.element_type.bytes() == 2);
+    if (reduces || jumps) {
+        ahead.outputs = half_a_page;
+    }
+    if (!reduces && jumps) {
+        ahead.inputs = half_a_page;
+    }
+    prefetch_ahead(pipeline.pipeline, target, ahead);
+}
+
+}  // namespace
+
 void schedule_for_x86(ChannelPipeline pipeline, const Halide::Target &target) {
     VectorParameters parameters;
     parameters.map_lanes = target.natural_vector_size(Halide::Float(32));
@@ -18,8 +42,6 @@ void schedule_for_x86(ChannelPipeline pipeline, const Halide::Target &target) {
     // A whole cache line, which streaming stores leave complete.
     parameters.row_lanes = 64 / pipeline.element_type.bytes();
     parameters.rows_per_column = 1;
-    if (getenv("XR")) parameters.rows_per_column = atoi(getenv("XR"));
-    if (getenv("XC")) parameters.column_lanes = atoi(getenv("XC"));
     schedule_vectorized(pipeline, parameters);
     if (pipeline.element_type.is_bfloat()) {
         compute_bfloat16_in_pairs(pipeline.pipeline);
@@ -30,14 +52,7 @@ void schedule_for_x86(ChannelPipeline pipeline, const Halide::Target &target) {
     for (const Halide::Func &f : pipeline.elementwise) {
         stream_stores(pipeline.pipeline, target, f, pipeline.element_type, pipeline.stream);
     }
-    const bool reduces = !pipeline.reductions.empty() || !pipeline.column_reductions.empty();
-    PrefetchParameters ahead;
-    ahead.sum_bytes = pipeline.reductions.empty() ? 0 : 4096;
-    ahead.map_bytes = reduces || pipeline.layout == Layout::blocks ? 2048 : 0;
-    ahead.map_inputs = !reduces;
-    if (getenv("XS")) ahead.sum_bytes = ahead.sum_bytes ? atoi(getenv("XS")) : 0;
-    if (getenv("XM")) ahead.map_bytes = ahead.map_bytes ? atoi(getenv("XM")) : 0;
-    prefetch_ahead(pipeline.pipeline, target, ahead);
+    prefetch(pipeline, target);
 }
 
 }  // namespace hbn
