@@ -544,6 +544,7 @@ ColumnReduction reduce_gradients(const Func &grad_output, const Func &x, const F
                                  const ColumnTiling &tiling, bool in_groups) {
     const Var &column = tiling.column, &block = tiling.block, &k = tiling.k, &t = tiling.t;
     ColumnReduction r;
+    r.tensors = 2;
     Func center("center");
     center(k, block) = in_groups ? cast<float>(mean(k, block)) : mean(k, block);
     r.per_column = tiling.spread(center, "column_mean");

@@ -345,7 +345,16 @@ protected:
         const Func spread = tiling.spread(coefficients, "spread_coefficients");
         work.members = tiling.members;
         work.spread_coefficients.push_back(spread);
-        return elements_of(spread(w, c), values.size());
+        if (!Type(dtype).is_bfloat() || !pairs_bfloat16(Base::get_target())) {
+            return elements_of(spread(w, c), values.size());
+        }
+        // Those of even columns, then those of odd ones.
+        Var pair("pair"), odd("odd");
+        Func paired("paired_coefficients");
+        std::vector<Expr> elements = elements_of(spread(2 * pair + odd, c), values.size());
+        paired(pair, odd, c) = Halide::Tuple(elements);
+        work.paired_coefficients.push_back(paired);
+        return elements_of(paired(w / 2, w % 2, c), values.size());
     }
 
     // An output's element.

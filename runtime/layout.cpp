@@ -104,7 +104,7 @@ constexpr int64_t kFewBlockElements = 16384;
 // Larger planes are mapped one by one, in the order of memory, where nothing is summed.
 constexpr int64_t kBlockPlaneToMap = 63;
 // Unless what is written had better bypass the cache.
-constexpr int64_t kBlockPlaneToStream = 512;
+constexpr int64_t kBlockPlaneToStream = 1024;
 // Fewer rows than this don't pay for what is done once a column.
 constexpr int64_t kFewestRows = 8;
 constexpr int64_t kFewestFoldedRows = 32;
@@ -157,10 +157,10 @@ void rows_of_channels(const Geometry &g, KernelView *out) {
 }
 
 // Small dense planes as rows of columns: whole channels side by side.
-void blocks_of_channels(const Geometry &g, bool reduces, KernelView *out) {
+void blocks_of_channels(const Geometry &g, KernelView *out) {
     KernelView &view = *out;
     const int64_t most =
-        !reduces && g.bytes > kCachedBytes ? kBlockBytesToStream / g.element_bytes : kBlockColumns;
+        g.bytes > kCachedBytes ? kBlockBytesToStream / g.element_bytes : kBlockColumns;
     view.layout = Layout::blocks;
     view.plane = g.reduced[0].size;
     view.channels =
@@ -204,15 +204,17 @@ bool aligned(const KernelView &view, const hbn_tensor &output, int index) {
 }
 
 // Whether whole channels side by side are faster than one after the other, for dense planes.
-bool sums_in_blocks(const Geometry &g) {
-    return g.elements > kFewBlockElements &&
-           g.reduced[0].size <= (g.element_bytes == 2 ? kNarrowBlockPlaneToSum : kBlockPlaneToSum);
-}
-bool maps_in_blocks(const Geometry &g) {
+bool suits_blocks(const Geometry &g, bool reduces) {
     const int64_t plane = g.reduced[0].size;
     // A line that two planes share can't be streamed, unless they are side by side.
-    const bool stream = g.bytes > kCachedBytes && plane * g.element_bytes % kLine != 0;
-    return plane <= (stream ? kBlockPlaneToStream : kBlockPlaneToMap);
+    if (g.bytes > kCachedBytes && plane * g.element_bytes % kLine != 0) {
+        return plane <= (reduces ? kBlockPlaneToSum : kBlockPlaneToStream);
+    }
+    if (!reduces) {
+        return plane <= kBlockPlaneToMap;
+    }
+    return g.elements > kFewBlockElements &&
+           plane <= (g.element_bytes == 2 ? kNarrowBlockPlaneToSum : kBlockPlaneToSum);
 }
 
 void choose_layout(const Geometry &g, bool reduces, Layouts available, KernelView *view) {
@@ -228,8 +230,8 @@ void choose_layout(const Geometry &g, bool reduces, Layouts available, KernelVie
         return four_dimensions(g, Layout::nhwc, view);
     }
     if (dense_planes && g.reduced[1].size >= kFewestRows && has(Layout::blocks) &&
-        (reduces ? sums_in_blocks(g) : maps_in_blocks(g))) {
-        return blocks_of_channels(g, reduces, view);
+        suits_blocks(g, reduces)) {
+        return blocks_of_channels(g, view);
     }
     if (dense_w && reduces && g.channels.size < kFewChannels && g.elements > kFewElements &&
         has(Layout::nchw_few_channels)) {

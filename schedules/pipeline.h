@@ -73,6 +73,7 @@ struct ColumnReduction {
         Halide::RDom channel_columns;
     };
     std::vector<Sweep> sweeps;  // one to three
+    int tensors = 1;            // that sweeps read
     // (block, t), over tile_channels: whether the last sweep is needed; undefined where it always is.
     Halide::Func again;
     Halide::RDom tile_channels;
@@ -102,6 +103,7 @@ struct ChannelPipeline {
     std::vector<ColumnReduction> column_reductions;  // none or one
     std::vector<Halide::Func> coefficients;          // at channel, read by elementwise; none or one
     std::vector<Halide::Func> spread_coefficients;   // (column, block), scattered in update 0
+    std::vector<Halide::Func> paired_coefficients;   // (pair, odd, block), where pairs_bfloat16()
     Halide::RDom members;                            // of the scatter, as in ColumnReduction
     std::vector<Halide::Func> elementwise;           // at element, an output; none or one
     std::vector<Halide::Func> per_channel;  // at channel, outputs derived from the reduction
@@ -117,6 +119,9 @@ void schedule(ChannelPipeline pipeline, const Halide::Target &target);
 
 // Whether the target has an instruction that rounds float32 to float16, which keeps NaN.
 bool rounds_float16(const Halide::Target &target);
+
+// Whether even and odd columns of bfloat16 are computed apart.
+bool pairs_bfloat16(const Halide::Target &target);
 
 void schedule_for_x86(ChannelPipeline pipeline, const Halide::Target &target);
 void schedule_for_arm(ChannelPipeline pipeline, const Halide::Target &target);

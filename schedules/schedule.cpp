@@ -23,4 +23,8 @@ bool rounds_float16(const Target &target) {
     return target.arch == Target::X86 && target.has_feature(Target::F16C);
 }
 
+bool pairs_bfloat16(const Target &target) {
+    return target.arch == Target::X86 && target.has_feature(Target::SSE41);
+}
+
 }  // namespace hbn

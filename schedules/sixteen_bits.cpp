@@ -1,5 +1,6 @@
 #include "schedules/sixteen_bits.h"
 
+#include <algorithm>
 #include <string>
 #include <utility>
 #include <vector>
@@ -32,8 +33,8 @@ protected:
     using IRMutator::visit;
 
     Expr visit(const Ramp *op) override {
-        const Expr base = op->base + op->stride * cast(op->base.type(), first_);
-        return count_ == 1 ? base : Ramp::make(base, op->stride * step_, count_);
+        const Expr base = simplify(op->base + op->stride * cast(op->base.type(), first_));
+        return count_ == 1 ? base : Ramp::make(base, simplify(op->stride * step_), count_);
     }
     Expr visit(const Broadcast *op) override {
         ok_ = ok_ && op->value.type().is_scalar();
@@ -64,8 +65,15 @@ protected:
     Expr visit(const Let *op) override {
         return unknown(op);
     }
+    // Of two vectors in turn, as Halide has paired coefficients. first is even, unless it is the only one.
     Expr visit(const Shuffle *op) override {
-        return unknown(op);
+        if (!op->is_interleave() || op->vectors.size() != 2 || step_ != 1) {
+            return unknown(op);
+        }
+        Lanes half(simplify(first_ / 2), 1, std::max(count_ / 2, 1));
+        const Expr even = half.mutate(op->vectors[0]), odd = half.mutate(op->vectors[1]);
+        ok_ = ok_ && half.ok();
+        return count_ == 1 ? select(first_ % 2 == 0, even, odd) : Shuffle::make_interleave({even, odd});
     }
     Expr visit(const VectorReduce *op) override {
         return unknown(op);
@@ -102,9 +110,18 @@ protected:
         const Expr words = Reinterpret::make(UInt(32, count_), load);
         return Reinterpret::make(Float(32, count_), odd_ ? words & upper_half(count_) : words << 16);
     }
-    // Vectors of anything else would have to be shuffled.
+    // What Halide made of paired coefficients. Vectors of anything else would have to be shuffled.
+    Expr visit(const Shuffle *op) override {
+        return op->is_interleave() && op->vectors.size() == 2 ? op->vectors[odd_] : unknown(op);
+    }
     Expr visit(const Load *op) override {
-        return unknown(op);
+        const Expr index = simplify(mutate(op->index));
+        const Ramp *ramp = index.as<Ramp>();
+        if (!ramp || !is_const_one(ramp->stride) || !is_const_one(op->predicate)) {
+            return unknown(op);
+        }
+        return Load::make(op->type.with_lanes(count_), op->name, index, op->image, op->param,
+                          const_true(count_), ModulusRemainder());
     }
 
 public:
@@ -141,21 +158,27 @@ protected:
         if (op->value.type().is_scalar() || !op->param.defined()) {
             return op;
         }
-        Expr value = op->value;
-        for (auto let = lets_.rbegin(); let != lets_.rend(); ++let) {
-            value = substitute(let->first, let->second, value);
-        }
-        value = substitute_in_all_lets(value);
-        const Stmt whole = Store::make(op->name, value, op->index, op->param, op->predicate, op->alignment);
+        const Stmt whole = Store::make(op->name, without_names(op->value), without_names(op->index),
+                                       op->param, without_names(op->predicate), op->alignment);
         const Stmt replaced = replace(whole.as<Store>());
         return replaced.defined() ? common_subexpression_elimination(replaced) : Stmt(op);
     }
 
 private:
+    Expr without_names(Expr e) const {
+        for (auto let = lets_.rbegin(); let != lets_.rend(); ++let) {
+            e = substitute(let->first, let->second, e);
+        }
+        return substitute_in_all_lets(e);
+    }
+
     std::vector<std::pair<std::string, Expr>> lets_;
 };
 
 class PairBFloat16 : public MutateStores {
+    // Lanes are a power of two.
+    static constexpr int least_lanes = 8;
+
 protected:
     Stmt replace(const Store *op) override {
         const int lanes = op->value.type().lanes();
@@ -164,7 +187,7 @@ protected:
         const Cast *narrowed = bits ? bits->value.as<Cast>() : nullptr;
         const Call *shifted = narrowed ? narrowed->value.as<Call>() : nullptr;
         const Ramp *index = op->index.as<Ramp>();
-        if (op->value.type().element_of() != BFloat(16) || lanes % 2 != 0 || !index ||
+        if (op->value.type().element_of() != BFloat(16) || lanes < least_lanes || !index ||
             !is_const_one(index->stride) || !is_const_one(op->predicate) || !shifted ||
             !shifted->is_intrinsic(Call::shift_right) || shifted->type != UInt(32, lanes) ||
             !can_prove(shifted->args[1] == Broadcast::make(cast(shifted->args[1].type().element_of(), 16), lanes))) {
@@ -188,25 +211,26 @@ protected:
         if (is_const_one(op->predicate) || (lanes & (lanes - 1)) != 0) {
             return Stmt();
         }
-        // Predicates are those of GuardWithIf: the first lanes are in use.
-        std::vector<std::pair<std::string, Expr>> firsts;
+        // Predicates are those of GuardWithIf: the first lanes are in use. What was stored so far is a multiple
+        // of twice the lanes that come next, and is written as such: pairs stay pairs.
+        std::vector<std::pair<std::string, Expr>> multiples;
         std::vector<std::pair<Expr, Stmt>> steps;
-        Expr first = 0;
+        Expr multiple = 0;
         for (int count = lanes / 2; count > 0; count /= 2) {
-            if (!add_step(op, first, count, &steps)) {
+            if (!add_step(op, multiple * (2 * count), count, &steps)) {
                 return Stmt();
             }
-            firsts.emplace_back(unique_name("first"), first + select(steps.back().first, count, 0));
-            first = Variable::make(Int(32), firsts.back().first);
+            multiples.emplace_back(unique_name("multiple"), multiple * 2 + select(steps.back().first, 1, 0));
+            multiple = Variable::make(Int(32), multiples.back().first);
         }
         // The last one, where all lanes are in use.
-        if (!add_step(op, first, 1, &steps)) {
+        if (!add_step(op, multiple, 1, &steps)) {
             return Stmt();
         }
         Stmt result;
         for (size_t i = steps.size(); i-- > 0;) {
             const Stmt step = IfThenElse::make(steps[i].first, steps[i].second);
-            result = result.defined() ? Block::make(step, LetStmt::make(firsts[i].first, firsts[i].second, result)) : step;
+            result = result.defined() ? Block::make(step, LetStmt::make(multiples[i].first, multiples[i].second, result)) : step;
         }
         return result;
     }

@@ -181,7 +181,8 @@ void compute_column_tiles_at(ColumnReduction &r, Func consumer, const Loop &loop
                 continue;
             }
             RVar group("group"), row("row");
-            sum.split(s.rows[i].x, group, row, row_group)
+            // Two tensors' rows share cache sets where they are likely a multiple of 4 KB apart.
+            sum.split(s.rows[i].x, group, row, row_group / r.tensors)
                 .reorder(lanes, row, r.column, group)
                 .vectorize(lanes)
                 .unroll(row);
@@ -224,6 +225,9 @@ void schedule_block_after_block(ChannelPipeline &p, const VectorParameters &para
         schedule_spread(f, p.members, p.layout, parameters);
         f.compute_at(owner, block);
     }
+    for (Func &f : p.paired_coefficients) {
+        f.compute_at(owner, block).vectorize(f.args()[0], parameters.map_lanes);
+    }
     fuse_channel_outputs(p.per_channel, owner, block);
 }
 
@@ -247,6 +251,9 @@ void schedule_rows(ChannelPipeline &p, const VectorParameters &parameters) {
     for (Func &f : p.spread_coefficients) {
         schedule_spread(f, p.members, p.layout, parameters);
         f.compute_root();
+    }
+    for (Func &f : p.paired_coefficients) {
+        f.compute_root().vectorize(f.args()[0], parameters.map_lanes);
     }
     for (Func &f : p.elementwise) {
         const Var column = p.element[0], block = p.element[1], row = p.element[2];

@@ -43,11 +43,11 @@ void schedule_for_x86(ChannelPipeline pipeline, const Halide::Target &target) {
     parameters.row_lanes = 64 / pipeline.element_type.bytes();
     parameters.rows_per_column = 1;
     schedule_vectorized(pipeline, parameters);
-    if (pipeline.element_type.is_bfloat()) {
-        compute_bfloat16_in_pairs(pipeline.pipeline);
-    }
     if (!target.has_feature(Halide::Target::AVX512_Skylake)) {
         store_tails_by_halves(pipeline.pipeline);
+    }
+    if (pipeline.element_type.is_bfloat() && pairs_bfloat16(target)) {
+        compute_bfloat16_in_pairs(pipeline.pipeline);
     }
     for (const Halide::Func &f : pipeline.elementwise) {
         stream_stores(pipeline.pipeline, target, f, pipeline.element_type, pipeline.stream);
