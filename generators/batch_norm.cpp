@@ -479,9 +479,9 @@ std::vector<Expr> sum_rows(const ColumnTiling &tiling, bool in_groups, Type tens
     const RDom channels(0, tiling.channels, "channels");
     r.again = Func("again");
     r.again(block, t) = cast<uint32_t>(0);
-    r.again(block, t) = max(
-        r.again(block, t),
-        cast<uint32_t>(out_of_range(r.sweeps.back().by_channel(channels.x, block, t))));
+    r.again(block, t) =
+        max(r.again(block, t),
+            cast<uint32_t>(out_of_range(r.sweeps.back().by_channel(channels.x, block, t))));
     r.tile_channels = channels;
     RDom inside = tiling.inside();
     inside.where(r.again(block, t) != 0);

@@ -45,8 +45,7 @@ Expr round_to(Type type, const Expr &value);
 Expr round_to_bfloat16(const Expr &value);
 Expr with_plain_nan(const Expr &value);
 
-// A channel cut into tiles, whose sums are merged in order. The cut depends on the shape alone,
-// never on the number of threads: that keeps results bitwise the same.
+// A channel is cut into tiles, whose sums are merged in order.
 //
 // Sums run over d = x - pivot, in float64, and m2 = sum(d^2) - sum(d)^2 / n. A pivot far from the
 // mean costs bits by cancellation. The tile's first value, being one of the n, can't be further off
@@ -56,12 +55,16 @@ Expr with_plain_nan(const Expr &value);
 // over the data. For float64, and where chains are long, the pivot is the tile's mean, from a sweep of
 // its own.
 //
-// float16's sums run in float32 over groups of 8 values, and in float64 over groups. The pivot is the mean
-// of k of the tile's values: it can't be further off than (pivot - mean)^2 <= m2 / k, so
+// Sums of 16-bit tensors run in float32 over groups of 8 values, and in float64 over groups. The pivot is the
+// mean of k of the tile's values: it can't be further off than (pivot - mean)^2 <= m2 / k, so
 // sum(d^2) <= (1 + n / k) * m2, of which groups lose at most 11 units of 2^-24, and sum(d)^2 / n 16.
-// n / k is at most 64, which leaves 13 bits whatever the data, and usually about 20; a result has 11.
-// Gradients' sums are off by at most 9 units of 2^-24 of the sum of their magnitudes. No sum leaves
-// float32's range. bfloat16's could: its squares need float64.
+// n / k is at most 64, which leaves 13 bits whatever the data, and usually about 20; a float16 has 11, a bfloat16
+// 8. Gradients' sums are off by at most 9 units of 2^-24 of the sum of their magnitudes.
+//
+// float16's sums can't leave float32's range; bfloat16's can. They are guarded: a tile is summed again in float64
+// where a group's sum came near to overflow, or where sum(d^2), or the sum of products, is so small (2^-100) that
+// terms below float32's least normal number may count. Then terms that vanished altogether, beside groups that
+// all add up to zero, are the one thing lost: n * 2^-150 at most.
 enum class Pivot { first_value, sample_mean, tile_mean };
 
 // How the caller cuts channels into tiles, each about as large as the others: runtime/layout.cpp. Where tensors
@@ -69,8 +72,8 @@ enum class Pivot { first_value, sample_mean, tile_mean };
 struct Cut {
     static constexpr int unit = 128, sample_unit = 16;
 
-    Expr units, h, n;                     // extents of a whole tile, along w in units
-    Expr tiles_w, tiles_h, tiles_n;       // how many there are along each axis
+    Expr units, h, n;                       // extents of a whole tile, along w in units
+    Expr tiles_w, tiles_h, tiles_n;         // how many there are along each axis
     Expr sample_units, sample_h, sample_n;  // of a sample of its values, along w in sample_units
 };
 
@@ -80,7 +83,7 @@ struct PlaneTiling {
     Cut cut;
     Expr w, h, n;  // extents of a whole tile
     RDom tiles;    // which tile, along w, h, n
-    int lanes;     // partial sums side by side along w; a power of two, no more than a sample_unit in groups
+    int lanes;  // partial sums side by side along w; a power of two, no more than a sample_unit in groups
     bool in_groups;
     Var lane{"lane"}, c{"c"}, tw{"tw"}, th{"th"}, tn{"tn"};
 
@@ -282,7 +285,7 @@ protected:
         channels = vector.dim(0).extent();
     }
     Cut cut() const {
-        return {tile_units, tile_h,  tile_n,       tiles_w,  tiles_h,
+        return {tile_units, tile_h,       tile_n,   tiles_w, tiles_h,
                 tiles_n,    sample_units, sample_h, sample_n};
     }
     ColumnTiling column_tiling() const {
@@ -291,7 +294,8 @@ protected:
     PlaneTiling plane_tiling() const {
         const int vector = std::max(4, Base::natural_vector_size(Halide::Float(32)));
         const int natural = layout == Layout::strided ? 1 : in_groups() ? vector : 2 * vector;
-        return {extents[0], extents[1], extents[3], cut(), lanes > 0 ? int(lanes) : natural, in_groups()};
+        return {extents[0], extents[1], extents[3], cut(), lanes > 0 ? int(lanes) : natural,
+                in_groups()};
     }
     // Values of a channel.
     Expr count() const {
@@ -324,8 +328,7 @@ protected:
             work.column_reductions = {
                 reduce_gradients(grad_output, x, wide_mean, column_tiling(), in_groups())};
         } else {
-            work.reductions = {
-                reduce_gradients(grad_output, x, wide_mean, plane_tiling())};
+            work.reductions = {reduce_gradients(grad_output, x, wide_mean, plane_tiling())};
         }
         return reduced();
     }

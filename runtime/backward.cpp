@@ -177,9 +177,8 @@ struct Backward {
             }
         }
         if (grad_input.data) {
-            return is_training
-                       ? require(Operation::backward_elemt, grad_output)
-                       : require(Operation::backward_inference_input, grad_output);
+            return is_training ? require(Operation::backward_elemt, grad_output)
+                               : require(Operation::backward_inference_input, grad_output);
         }
         return HBN_OK;
     }

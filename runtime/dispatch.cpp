@@ -68,7 +68,7 @@ struct Kernels {
     Kernels() {
 #define HBN_TENSOR_KERNEL(operation, dtype, layout)                               \
     tensor[int(Operation::operation)][dtype_named(#dtype)][int(Layout::layout)] = \
-        hbn_##operation##_##dtype##_##layout##_argv;                               \
+        hbn_##operation##_##dtype##_##layout##_argv;                              \
     layouts[int(Operation::operation)][dtype_named(#dtype)].set(size_t(Layout::layout));
 #define HBN_CHANNEL_KERNEL(operation, dtype) \
     add_channel_kernel(Operation::operation, #dtype, hbn_##operation##_##dtype##_argv);
@@ -267,7 +267,8 @@ hbn_status no_kernel(Operation operation, hbn_dtype dtype) {
 
 hbn_status require(Operation operation, const hbn_tensor &x) {
     // The strided kernel serves any layout.
-    return find_kernel(operation, x.dtype, Layout::strided) ? HBN_OK : no_kernel(operation, x.dtype);
+    return find_kernel(operation, x.dtype, Layout::strided) ? HBN_OK
+                                                            : no_kernel(operation, x.dtype);
 }
 
 hbn_status require(Operation operation, hbn_dtype dtype) {

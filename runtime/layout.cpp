@@ -273,8 +273,7 @@ Cut cut_planes(const KernelView &view) {
     const int64_t h = even_share(height, std::max<int64_t>(budget / w, 1));
     const int64_t n = even_share(samples, std::max<int64_t>(budget / (w * h), 1));
     const int64_t sampled = ceil_div(ceil_div(w * h * n, kSampled), kSampleUnit);
-    const int64_t sample_units =
-        std::min(sampled, std::max<int64_t>(w / kSampleUnit, 1));
+    const int64_t sample_units = std::min(sampled, std::max<int64_t>(w / kSampleUnit, 1));
     const int64_t sample_h = std::min(h, ceil_div(sampled, sample_units));
     const int64_t sample_n = std::min(n, ceil_div(sampled, sample_units * sample_h));
     return {int32_t(units),

@@ -163,7 +163,8 @@ private:
         lets_.pop_back();
     }
 
-    void add(std::vector<Access> *accesses, const std::string &buffer, Type type, const Expr &index) const {
+    void add(std::vector<Access> *accesses, const std::string &buffer, Type type,
+             const Expr &index) const {
         const Ramp *ramp = index.as<Ramp>();
         if (conditional_ == 0 && ramp && is_const_one(ramp->stride)) {
             accesses->push_back({buffer, type.element_of(), in_terms_of_outer(lets_, ramp->base)});
@@ -224,7 +225,8 @@ private:
             return loop;
         }
         if (const LetStmt *let = loop.as<LetStmt>()) {
-            return LetStmt::make(let->name, let->value, with_prefetches(let->body, accesses, bytes));
+            return LetStmt::make(let->name, let->value,
+                                 with_prefetches(let->body, accesses, bytes));
         }
         const For *op = loop.as<For>();
         struct Buffer {
@@ -250,15 +252,17 @@ private:
             Buffer &buffer = buffers[access.buffer];
             if (!buffer.first.defined()) {
                 buffer.first = first;
-                const Expr row_bytes = cast<int64_t>(op->extent) * Expr(int64_t(*elements * element_bytes));
+                const Expr row_bytes =
+                    cast<int64_t>(op->extent) * Expr(int64_t(*elements * element_bytes));
                 const Expr next_row = to_next_row(first);
                 const Expr in_row = Expr(int64_t(bytes / element_bytes));
-                buffer.offset = define(
-                    "offset",
-                    next_row.defined() && !expr_uses_var(next_row, op->name)
-                        ? select(next_row != 0 && row_bytes <= Expr(short_row_bytes), next_row, in_row)
-                        : in_row,
-                    &around_loop);
+                buffer.offset =
+                    define("offset",
+                           next_row.defined() && !expr_uses_var(next_row, op->name)
+                               ? select(next_row != 0 && row_bytes <= Expr(short_row_bytes),
+                                        next_row, in_row)
+                               : in_row,
+                           &around_loop);
             }
             const auto distance =
                 as_const_int(simplify(Widen().widen(first) - Widen().widen(buffer.first)));
@@ -277,8 +281,9 @@ private:
             return op;
         }
         prefetches.push_back(op->body);
-        return with_lets(around_loop, For::make(op->name, op->min, op->extent, op->for_type,
-                                                op->partition_policy, op->device_api, Block::make(prefetches)));
+        return with_lets(around_loop,
+                         For::make(op->name, op->min, op->extent, op->for_type,
+                                   op->partition_policy, op->device_api, Block::make(prefetches)));
     }
 
     // How far it is from the index `first` to where the next iteration of the loop around begins, or where it

@@ -73,7 +73,8 @@ protected:
         Lanes half(simplify(first_ / 2), 1, std::max(count_ / 2, 1));
         const Expr even = half.mutate(op->vectors[0]), odd = half.mutate(op->vectors[1]);
         ok_ = ok_ && half.ok();
-        return count_ == 1 ? select(first_ % 2 == 0, even, odd) : Shuffle::make_interleave({even, odd});
+        return count_ == 1 ? select(first_ % 2 == 0, even, odd)
+                           : Shuffle::make_interleave({even, odd});
     }
     Expr visit(const VectorReduce *op) override {
         return unknown(op);
@@ -108,7 +109,8 @@ protected:
             return unknown(op);
         }
         const Expr words = Reinterpret::make(UInt(32, count_), load);
-        return Reinterpret::make(Float(32, count_), odd_ ? words & upper_half(count_) : words << 16);
+        return Reinterpret::make(Float(32, count_),
+                                 odd_ ? words & upper_half(count_) : words << 16);
     }
     // What Halide made of paired coefficients. Vectors of anything else would have to be shuffled.
     Expr visit(const Shuffle *op) override {
@@ -149,7 +151,7 @@ protected:
         const Stmt body = mutate(op->body);
         lets_.pop_back();
         // Still needed, unless all of the body was replaced: then nothing uses the name.
-        return body.same_as(op->body) ? Stmt(op)
+        return body.same_as(op->body)          ? Stmt(op)
                : stmt_uses_var(body, op->name) ? LetStmt::make(op->name, op->value, body)
                                                : body;
     }
@@ -190,7 +192,8 @@ protected:
         if (op->value.type().element_of() != BFloat(16) || lanes < least_lanes || !index ||
             !is_const_one(index->stride) || !is_const_one(op->predicate) || !shifted ||
             !shifted->is_intrinsic(Call::shift_right) || shifted->type != UInt(32, lanes) ||
-            !can_prove(shifted->args[1] == Broadcast::make(cast(shifted->args[1].type().element_of(), 16), lanes))) {
+            !can_prove(shifted->args[1] ==
+                       Broadcast::make(cast(shifted->args[1].type().element_of(), 16), lanes))) {
             return Stmt();
         }
         HalvesOfWords even(lanes, false), odd(lanes, true);
@@ -199,8 +202,8 @@ protected:
             return Stmt();
         }
         const Expr words = (lower >> 16) | (upper & HalvesOfWords::upper_half(lanes / 2));
-        return Store::make(op->name, Reinterpret::make(op->value.type(), words), op->index, op->param,
-                           op->predicate, op->alignment);
+        return Store::make(op->name, Reinterpret::make(op->value.type(), words), op->index,
+                           op->param, op->predicate, op->alignment);
     }
 };
 
@@ -220,7 +223,8 @@ protected:
             if (!add_step(op, multiple * (2 * count), count, &steps)) {
                 return Stmt();
             }
-            multiples.emplace_back(unique_name("multiple"), multiple * 2 + select(steps.back().first, 1, 0));
+            multiples.emplace_back(unique_name("multiple"),
+                                   multiple * 2 + select(steps.back().first, 1, 0));
             multiple = Variable::make(Int(32), multiples.back().first);
         }
         // The last one, where all lanes are in use.
@@ -230,7 +234,10 @@ protected:
         Stmt result;
         for (size_t i = steps.size(); i-- > 0;) {
             const Stmt step = IfThenElse::make(steps[i].first, steps[i].second);
-            result = result.defined() ? Block::make(step, LetStmt::make(multiples[i].first, multiples[i].second, result)) : step;
+            result = result.defined()
+                         ? Block::make(
+                               step, LetStmt::make(multiples[i].first, multiples[i].second, result))
+                         : step;
         }
         return result;
     }
@@ -241,8 +248,8 @@ private:
         Lanes chosen(first, 1, count), last(first + (count - 1), 1, 1);
         const Expr value = chosen.mutate(op->value), index = chosen.mutate(op->index);
         const Expr in_use = last.mutate(op->predicate);
-        steps->emplace_back(in_use, Store::make(op->name, value, index, op->param, const_true(count),
-                                                ModulusRemainder()));
+        steps->emplace_back(in_use, Store::make(op->name, value, index, op->param,
+                                                const_true(count), ModulusRemainder()));
         return chosen.ok() && last.ok();
     }
 };

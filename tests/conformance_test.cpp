@@ -22,8 +22,8 @@ std::string case_name(const ::testing::TestParamInfo<Case> &info) {
 
 std::vector<Case> cases() {
     // Planes of 1, 49, 196 and 1575 pixels, channels of 1, 3, 17, 100 and 2048, and several tiles a channel.
-    const Shape shapes[] = {{2, 17, 7, 7},  {3, 3, 14, 14},  {2, 1, 35, 45},
-                            {5, 100, 1, 1}, {2, 2048, 1, 3}, {12, 3, 28, 28}};
+    const Shape shapes[] = {{2, 17, 7, 7},   {3, 3, 14, 14},  {2, 1, 35, 45}, {5, 100, 1, 1},
+                            {2, 2048, 1, 3}, {12, 3, 28, 28}, {24, 17, 7, 7}};
     std::vector<Case> all;
     for (DType dtype : {DType::float32, DType::float64, DType::bfloat16, DType::float16}) {
 #ifdef HBN_TEST_FLOAT32_ONLY

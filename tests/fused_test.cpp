@@ -31,7 +31,7 @@ std::vector<DType> dtypes() {
 
 std::vector<Case> cases() {
     // As in conformance_test.cpp: every kernel, and several tiles a channel.
-    const Shape shapes[] = {{2, 17, 7, 7},  {9, 17, 7, 7},   {2, 1, 35, 45},
+    const Shape shapes[] = {{2, 17, 7, 7},  {24, 17, 7, 7},  {2, 1, 35, 45},
                             {5, 100, 1, 1}, {2, 2048, 1, 3}, {12, 3, 28, 28}};
     std::vector<Case> all;
     for (DType dtype : dtypes()) {

@@ -2,6 +2,7 @@
 #include "oracle.h"
 #include "runtime/layout.h"
 
+#include <algorithm>
 #include <ostream>
 #include <set>
 
@@ -19,12 +20,6 @@ const char *name_of_kernel(Kernel kernel) {
     return names[int(kernel)];
 }
 
-// float64 goes without the kernels that are there for speed alone.
-Kernel kernel_of(Kernel kernel, DType dtype) {
-    const bool for_speed = kernel == Kernel::nchw_few_channels || kernel == Kernel::blocks;
-    return dtype == DType::float64 && for_speed ? Kernel::nchw : kernel;
-}
-
 // A view of part of a larger dense tensor.
 Shape part_of(const Shape &larger, MemoryFormat format = MemoryFormat::contiguous) {
     return dense_strides(larger, format);
@@ -37,14 +32,29 @@ struct Case {
     const char *name;
     Shape sizes, strides;
     Kernel kernel;  // of forward_training; of forward_inference for a single value a channel
+    bool narrow_too = true;  // whether 16-bit tensors have it, too, and not nchw
+
+    // float64 goes without the kernels that are there for speed alone.
+    Kernel kernel_of(DType dtype) const {
+        const bool for_speed = kernel == Kernel::nchw_few_channels || kernel == Kernel::blocks;
+        const bool without = dtype == DType::float64   ? for_speed
+                             : dtype == DType::float32 ? false
+                                                       : !narrow_too;
+        return without ? Kernel::nchw : kernel;
+    }
 };
 
 void PrintTo(const Case &p, std::ostream *out) {
     *out << p.name << ", sizes " << shape_name(p.sizes) << ", strides " << shape_name(p.strides);
 }
 
+Case wide_only(Case p) {
+    p.narrow_too = false;
+    return p;
+}
+
 Case dense(const char *name, const Shape &sizes, MemoryFormat format, Kernel kernel) {
-    return {name, sizes, dense_strides(sizes, format), kernel};
+    return {name, sizes, dense_strides(sizes, format), kernel, true};
 }
 
 std::vector<Case> cases() {
@@ -56,10 +66,22 @@ std::vector<Case> cases() {
         dense("one_channel", {4, 1, 13, 11}, contiguous, Kernel::nchw),
         dense("few_channels_but_small", {2, 3, 40, 40}, contiguous, Kernel::nchw),
         dense("enough_channels", {2, 16, 48, 48}, contiguous, Kernel::nchw),
-        {"crop", {3, 5, 6, 7}, part_of({3, 5, 9, 10}), Kernel::nchw},
-        {"small_planes_of_some_channels", {9, 5, 7, 7}, part_of({9, 8, 7, 7}), Kernel::blocks},
-        {"every_other_row", {9, 5, 4, 7}, {5 * 56, 56, 14, 1}, Kernel::nchw},
-        {"planes_with_gaps", {9, 5, 7, 7}, {5 * 64, 64, 7, 1}, Kernel::nchw},
+        {"crop", {3, 5, 6, 7}, part_of({3, 5, 9, 10}), Kernel::nchw, true},
+        {"small_planes_of_some_channels",
+         {90, 5, 7, 7},
+         part_of({90, 8, 7, 7}),
+         Kernel::blocks,
+         true},
+        {"every_other_row", {9, 5, 4, 7}, {5 * 56, 56, 14, 1}, Kernel::nchw, true},
+        {"planes_with_gaps", {9, 5, 7, 7}, {5 * 64, 64, 7, 1}, Kernel::nchw, true},
+        dense("small_planes_of_few_values", {8, 17, 7, 7}, contiguous, Kernel::nchw),
+        dense("28x28", {9, 5, 28, 28}, contiguous, Kernel::nchw),
+        // Rows of a few values more or less than vectors and groups of them have.
+        dense("3x3", {2, 300, 3, 3}, contiguous, Kernel::nchw),
+        dense("15_values", {3, 40, 3, 5}, contiguous, Kernel::nchw),
+        dense("17_values", {3, 40, 1, 17}, contiguous, Kernel::nchw),
+        dense("63_values", {5, 40, 7, 9}, contiguous, Kernel::nchw),
+        dense("129_values", {5, 40, 3, 43}, contiguous, Kernel::nchw),
         // Few channels, each of many values.
         dense("photographs", {2, 3, 105, 107}, contiguous, Kernel::nchw_few_channels),
         dense("one_large_channel", {1, 1, 257, 259}, contiguous, Kernel::nchw_few_channels),
@@ -68,14 +90,16 @@ std::vector<Case> cases() {
         {"crop_of_photographs",
          {2, 3, 105, 107},
          part_of({2, 3, 111, 120}),
-         Kernel::nchw_few_channels},
+         Kernel::nchw_few_channels,
+         true},
         // Small planes: whole channels side by side.
-        dense("7x7_odd_channels", {8, 17, 7, 7}, contiguous, Kernel::blocks),
+        dense("7x7_odd_channels", {24, 17, 7, 7}, contiguous, Kernel::blocks),
         dense("7x7_251_channels", {8, 251, 7, 7}, contiguous, Kernel::blocks),
         dense("7x7_64_channels", {33, 64, 7, 7}, contiguous, Kernel::blocks),
-        dense("28x28", {9, 5, 28, 28}, contiguous, Kernel::blocks),
-        dense("largest_small_plane", {8, 3, 32, 32}, contiguous, Kernel::blocks),
-        dense("smallest_large_plane", {22, 3, 25, 41}, contiguous, Kernel::nchw_few_channels),
+        dense("largest_narrow_plane", {10, 17, 8, 16}, contiguous, Kernel::blocks),
+        wide_only(dense("smallest_wide_plane", {10, 17, 3, 43}, contiguous, Kernel::blocks)),
+        wide_only(dense("largest_wide_plane", {8, 17, 16, 16}, contiguous, Kernel::blocks)),
+        dense("smallest_large_plane", {8, 17, 1, 257}, contiguous, Kernel::nchw),
         dense("two_pixels", {19, 1030, 1, 2}, contiguous, Kernel::blocks),
         // Dense channels.
         dense("channels_last", {3, 32, 9, 11}, channels_last, Kernel::rows),
@@ -88,20 +112,26 @@ std::vector<Case> cases() {
         dense("one_pixel", {20, 100, 1, 1}, contiguous, Kernel::rows),
         dense("one_pixel_last", {20, 100, 1, 1}, channels_last, Kernel::rows),
         dense("one_value_a_channel", {1, 100, 1, 1}, contiguous, Kernel::rows),
-        {"some_channels_last", {3, 5, 6, 7}, part_of({3, 8, 6, 7}, channels_last), Kernel::rows},
+        {"some_channels_last",
+         {3, 5, 6, 7},
+         part_of({3, 8, 6, 7}, channels_last),
+         Kernel::rows,
+         true},
         // Neither: any strides.
-        {"crop_last", {3, 5, 6, 7}, part_of({3, 5, 9, 10}, channels_last), Kernel::strided},
+        {"crop_last", {3, 5, 6, 7}, part_of({3, 5, 9, 10}, channels_last), Kernel::strided, true},
         {"large_crop_last",
          {2, 3, 105, 107},
          part_of({2, 3, 111, 120}, channels_last),
-         Kernel::strided},
-        {"every_other_pixel", {3, 5, 6, 7}, {5 * 84, 84, 14, 2}, Kernel::strided},
-        {"large_every_other_pixel", {1, 1, 257, 259}, {0, 0, 518, 2}, Kernel::strided},
-        {"every_other_channel_last", {3, 5, 6, 7}, {420, 2, 70, 10}, Kernel::strided},
+         Kernel::strided,
+         true},
+        {"every_other_pixel", {3, 5, 6, 7}, {5 * 84, 84, 14, 2}, Kernel::strided, true},
+        {"large_every_other_pixel", {1, 1, 257, 259}, {0, 0, 518, 2}, Kernel::strided, true},
+        {"every_other_channel_last", {3, 5, 6, 7}, {420, 2, 70, 10}, Kernel::strided, true},
         {"gaps_everywhere",
          {3, 5, 6, 7},
          strides_of({3, 5, 6, 7}, Layout::strided),
-         Kernel::strided},
+         Kernel::strided,
+         true},
     };
 }
 
@@ -140,7 +170,7 @@ protected:
         auto result = functional::batch_norm_forward(x, weight, bias, running_mean, running_var,
                                                      training, 0.0, kEps, y.view());
         if (training == trains) {
-            EXPECT_EQ(last_view().layout, kernel_of(p.kernel, dtype))
+            EXPECT_EQ(last_view().layout, p.kernel_of(dtype))
                 << "it is " << name_of_kernel(last_view().layout);
             EXPECT_FALSE(last_view().stream);
         }
@@ -199,55 +229,79 @@ INSTANTIATE_TEST_SUITE_P(, LayoutChoice,
 
 // ---- streaming stores
 
-// Just above 24 MiB, x and y together.
-const Case large_cases[] = {
-    dense("large_planes", {16, 64, 56, 56}, contiguous, Kernel::nchw),
-    dense("photographs", {8, 3, 384, 384}, contiguous, Kernel::nchw_few_channels),
-    dense("7x7", {256, 256, 7, 7}, contiguous, Kernel::blocks),
-    dense("channels_last", {64, 64, 28, 28}, channels_last, Kernel::rows),
+// Just above 24 MiB, x and y together, in the dtype that it is for.
+struct LargeCase {
+    DType dtype;
+    Case p;
 };
 
-// A float32 output that starts on a cache line, or one element after it, where no vector may be streamed.
+const LargeCase large_cases[] = {
+    {DType::float32, dense("large_planes", {16, 64, 56, 56}, contiguous, Kernel::nchw)},
+    {DType::float32, dense("photographs", {8, 3, 384, 384}, contiguous, Kernel::nchw_few_channels)},
+    {DType::float32, dense("7x7", {256, 256, 7, 7}, contiguous, Kernel::blocks)},
+    {DType::float32, dense("channels_last", {64, 64, 28, 28}, channels_last, Kernel::rows)},
+    {DType::bfloat16, dense("large_planes", {32, 64, 56, 56}, contiguous, Kernel::nchw)},
+    {DType::bfloat16, dense("14x14", {64, 512, 14, 14}, contiguous, Kernel::blocks)},
+    {DType::bfloat16, dense("channels_last", {64, 128, 28, 28}, channels_last, Kernel::rows)},
+    {DType::float16, dense("14x14", {64, 512, 14, 14}, contiguous, Kernel::blocks)},
+};
+
+// An output that starts on a cache line, or one element after it, where no vector may be streamed.
 class Output {
 public:
-    Output(const Case &p, bool on_a_line)
-        : bytes_(size_t(p.sizes[0] * p.sizes[1] * p.sizes[2] * p.sizes[3]) * 4),
-          storage_(bytes_ + 128) {
+    Output(const LargeCase &large, bool on_a_line)
+        : dtype_(large.dtype),
+          count_(size_t(large.p.sizes[0] * large.p.sizes[1] * large.p.sizes[2] * large.p.sizes[3])),
+          storage_(count_ * size_of(dtype_) + 128) {
         const uintptr_t start = reinterpret_cast<uintptr_t>(storage_.data());
         const uintptr_t line = (start + 63) / 64 * 64;
-        data_ = storage_.data() + (line - start) + (on_a_line ? 0 : 4);
-        view = TensorView(data_, DType::float32, p.sizes, p.strides);
+        data_ = storage_.data() + (line - start) + (on_a_line ? 0 : size_of(dtype_));
+        view = TensorView(data_, dtype_, large.p.sizes, large.p.strides);
     }
     bool operator==(const Output &other) const {
-        return std::memcmp(data_, other.data_, bytes_) == 0;
+        return std::memcmp(data_, other.data_, count_ * size_of(dtype_)) == 0;
+    }
+
+    // Values that repeat with a prime period are random enough, and quick to make.
+    void fill(const std::vector<double> &noise, size_t stride, double mean) {
+        const size_t size = size_of(dtype_);
+        std::vector<uint8_t> values(noise.size() * size);
+        for (size_t i = 0; i < noise.size(); i++) {
+            store(dtype_, mean + noise[i * stride % noise.size()], &values[i * size]);
+        }
+        for (size_t i = 0; i < count_; i += noise.size()) {
+            std::memcpy(data_ + i * size, values.data(), std::min(noise.size(), count_ - i) * size);
+        }
     }
 
     TensorView view;
 
 private:
-    size_t bytes_;
+    DType dtype_;
+    size_t count_;
     std::vector<uint8_t> storage_;
     uint8_t *data_;
 };
 
-class Streaming : public ::testing::TestWithParam<Case> {};
+class Streaming : public ::testing::TestWithParam<LargeCase> {};
+
+void PrintTo(const LargeCase &large, std::ostream *out) {
+    PrintTo(large.p, out);
+}
 
 TEST_P(Streaming, changes_no_bit) {
-    const Case &p = GetParam();
+    const Case &p = GetParam().p;
     const int64_t channels = p.sizes[1];
-    const DType dtype = DType::float32;
+    const DType dtype = DType::float32;  // of parameters
     Normal normal{7};
-    const Output x(p, true), dy(p, true);
-    // Values that repeat with a prime period are random enough, and quick to make.
+    Output x(GetParam(), true), dy(GetParam(), true);
     const std::vector<double> noise = normal.values(10007);
-    for (int64_t i = 0; i < x.view.num_elements(); i++) {
-        static_cast<float *>(x.view.data)[i] = float(3 + noise[size_t(i % 10007)]);
-        static_cast<float *>(dy.view.data)[i] = float(noise[size_t(i * 3 % 10007)]);
-    }
+    x.fill(noise, 1, 3);
+    dy.fill(noise, 3, 0);
     TestVector weight(dtype, normal.values(channels)), bias(dtype, normal.values(channels));
     TestVector mean(dtype, normal.values(channels)), var(dtype, normal.values(channels, 4, 0.5));
 
-    Output streamed(p, true), stored(p, false);
+    Output streamed(GetParam(), true), stored(GetParam(), false);
     for (bool training : {true, false}) {
         SCOPED_TRACE(training ? "training" : "inference");
         functional::ForwardResult saved;
@@ -270,8 +324,9 @@ TEST_P(Streaming, changes_no_bit) {
     }
 }
 
-INSTANTIATE_TEST_SUITE_P(, Streaming, ::testing::ValuesIn(large_cases),
-                         [](const auto &info) { return std::string(info.param.name); });
+INSTANTIATE_TEST_SUITE_P(, Streaming, ::testing::ValuesIn(large_cases), [](const auto &info) {
+    return std::string(name_of(info.param.dtype)) + "_" + info.param.p.name;
+});
 
 // ---- the tables above
 
@@ -281,8 +336,8 @@ TEST(LayoutChoiceTable, reaches_every_layout_of_processors) {
     for (const Case &p : cases()) {
         reached.insert(p.kernel);
     }
-    for (const Case &p : large_cases) {
-        streamed.insert(p.kernel);
+    for (const LargeCase &large : large_cases) {
+        streamed.insert(large.p.kernel);
     }
     const std::set<Kernel> columns_and_planes{Kernel::nchw, Kernel::nchw_few_channels,
                                               Kernel::blocks, Kernel::rows};
