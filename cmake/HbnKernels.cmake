@@ -44,7 +44,7 @@ set(HBN_GENERATOR_SOURCES
     schedules/vectorized.cpp
     schedules/streaming.cpp
     schedules/prefetching.cpp
-    schedules/sixteen_bits.cpp
+    schedules/lanes.cpp
     schedules/x86.cpp
     schedules/arm.cpp
     schedules/gpu.cpp

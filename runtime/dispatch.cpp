@@ -126,7 +126,7 @@ halide_type_t halide_type(hbn_dtype dtype) {
 }
 
 // Below this many elements starting threads costs more than it gains.
-constexpr int64_t kSerialElements = 16384;
+constexpr int64_t kSerialElements = 32768;
 
 // The text of halide_error() during this thread's current call.
 thread_local char halide_message[256] = "";

@@ -1,10 +1,10 @@
 // x86: AVX-512, AVX2 and SSE4.1 from one text; the widths follow the target.
 //
 // Everything a channel needs twice (NCHW) or a tile needs twice (NHWC) is read from L2 the second
-// time. Four vectors of float64 sums run side by side, which covers the latency of addition on all
-// three.
+// time. Partial sums run side by side in as many vectors as cover the latency of addition on all three. What
+// memory is asked for too late by the processor itself is prefetched; what outgrows the cache is streamed.
 #include "schedules/prefetching.h"
-#include "schedules/sixteen_bits.h"
+#include "schedules/lanes.h"
 #include "schedules/streaming.h"
 #include "schedules/vectorized.h"
 

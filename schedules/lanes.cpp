@@ -1,4 +1,4 @@
-#include "schedules/sixteen_bits.h"
+#include "schedules/lanes.h"
 
 #include <algorithm>
 #include <string>
@@ -90,7 +90,7 @@ protected:
     bool ok_ = true;
 };
 
-// Even or odd lanes, where bfloat16 comes from halves of words.
+// Even or odd lanes, where bfloat16 comes from halves of words. The upper half of a float32 is that bfloat16.
 class HalvesOfWords : public Lanes {
 public:
     HalvesOfWords(int lanes, bool odd) : Lanes(odd ? 1 : 0, 2, lanes / 2), odd_(odd) {

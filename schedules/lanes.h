@@ -1,0 +1,23 @@
+// Vectors' stores, written anew in terms of some of their lanes.
+#ifndef HBN_SCHEDULES_LANES_H
+#define HBN_SCHEDULES_LANES_H
+
+#include <Halide.h>
+
+namespace hbn {
+
+// Both are for a generator's schedule(), with its get_pipeline(), before stream_stores(). Neither changes a
+// result.
+
+// For processors whose masked stores are slow, or not for 16 bits, where LLVM stores one element at a time. What is
+// left of a row after its last whole vector is stored in vectors half as long each time.
+void store_tails_by_halves(Halide::Pipeline pipeline);
+
+// Where vectors of bfloat16 are computed from vectors of bfloat16, from what is the same for all lanes, and from
+// paired coefficients, even and odd lanes are computed apart: as halves of 32-bit words they come and go without a
+// shuffle. After store_tails_by_halves(), so that it has tails, too.
+void compute_bfloat16_in_pairs(Halide::Pipeline pipeline);
+
+}  // namespace hbn
+
+#endif
