@@ -348,7 +348,7 @@ protected:
         const Func spread = tiling.spread(coefficients, "spread_coefficients");
         work.members = tiling.members;
         work.spread_coefficients.push_back(spread);
-        if (!Type(dtype).is_bfloat() || !pairs_bfloat16(Base::get_target())) {
+        if (!Type(dtype).is_bfloat() || !may_pair || !pairs_bfloat16(Base::get_target())) {
             return elements_of(spread(w, c), values.size());
         }
         // Those of even columns, then those of odd ones.
@@ -399,7 +399,8 @@ protected:
 
     Var w{"w"}, h{"h"}, c{"c"}, n{"n"}, k{"k"};
     std::vector<Expr> extents;
-    Expr channels;  // of the tensor, or of a block
+    Expr channels;         // of the tensor, or of a block
+    bool may_pair = true;  // whether no byte tensor is in the way of computing bfloat16 in pairs
     ChannelPipeline work;
 
 private:
@@ -481,6 +482,7 @@ protected:
         if (activation == Activation::add_relu) {
             residual = add_tensor("residual", Base::dtype);
         }
+        Base::may_pair = !with_mask;
         declare_output(y, with_mask ? std::vector<Type>{Base::dtype, Halide::UInt(8)}
                                     : std::vector<Type>{Base::dtype});
     }
@@ -515,6 +517,7 @@ protected:
         }
         if (activation == Activation::add_relu) {
             mask = add_tensor("mask", Halide::UInt(8));
+            Base::may_pair = false;
         }
         const int outputs = activation == Activation::add_relu ? 2 : 1;
         declare_output(grad_input, std::vector<Type>(outputs, Base::dtype));
@@ -525,15 +528,17 @@ protected:
                        const Expr &invstd, const Expr &weight) {
         const auto at = Base::element();
         Func gradient("gradient_of_z");
+        // In the type of arithmetic: to select among 16 bits by what 32 say takes more.
+        const Expr wide = Halide::cast(Base::statistics(), grad_output(at));
         if (activation == Activation::none) {
             gradient(at) = grad_output(at);
         } else if (mask) {
-            gradient(at) = zero_where((*mask)(at) == 0, grad_output(at));
+            gradient(at) = zero_where((*mask)(at) == 0, wide);
         } else {
             z_coefficients = Base::once_a_channel(normalization_coefficients(
                 mean, invstd, weight, (*bias)(Base::channel()), Base::dtype));
             const Expr z = normalize_in_exact_order(x(at), z_coefficients, Base::dtype);
-            gradient(at) = zero_where(relu_stops(z, Base::dtype), grad_output(at));
+            gradient(at) = zero_where(relu_stops(z, Base::dtype), wide);
         }
         return gradient;
     }
@@ -555,7 +560,7 @@ protected:
     void define_backward(Output<Func> &grad_input, const Expr &value, const Func &gradient_of_z) {
         const auto at = Base::element();
         if (activation == Activation::add_relu) {
-            grad_input(at) = Halide::Tuple(Base::rounded(value), gradient_of_z(at));
+            grad_input(at) = Halide::Tuple(Base::rounded(value), Base::rounded(gradient_of_z(at)));
         } else {
             grad_input(at) = Base::rounded(value);
         }

@@ -403,7 +403,7 @@ bool may_reach(const Step *steps, int count, int64_t distance) {
 bool elements_overlap(const Footprint &a, const Footprint &b) {
     // A byte of an element of a is one of b's when sum(i * stride) - sum(j * stride) = b0 - a0.
     // Equal strides share one unknown, i - j.
-    Step steps[9];
+    Step steps[9] = {};
     int count = 0;
     const auto add = [&](int64_t stride, int64_t low, int64_t high) {
         for (int i = 0; i < count; i++) {
