@@ -33,7 +33,7 @@ public:
         grad_bias(ch) = Halide::cast(statistics(), sums[0]);
 
         const auto gain = once_a_channel({Halide::cast(statistics(), f64(weight(ch)) * invstd)});
-        define_backward(grad_input, Halide::cast(statistics(), dz(at)) * gain[0], dz);
+        define_backward(grad_input, Halide::cast(statistics(), dz(at)) * gain[0], grad_output);
     }
 
     void schedule() {

@@ -35,7 +35,8 @@ public:
 
         const auto coefficients = gradient_coefficients(input_gradient_coefficients(
             mean(ch), invstd(ch), weight(ch), sums[0], sums[1], count(), dtype));
-        define_backward(grad_input, input_gradient(dz(at), x(at), coefficients, dtype), dz);
+        define_backward(grad_input, input_gradient(dz(at), x(at), coefficients, dtype),
+                        grad_output);
     }
 
     void schedule() {

@@ -348,7 +348,7 @@ protected:
         const Func spread = tiling.spread(coefficients, "spread_coefficients");
         work.members = tiling.members;
         work.spread_coefficients.push_back(spread);
-        if (!Type(dtype).is_bfloat() || !may_pair || !pairs_bfloat16(Base::get_target())) {
+        if (!Type(dtype).is_bfloat() || !pairs_bfloat16(Base::get_target())) {
             return elements_of(spread(w, c), values.size());
         }
         // Those of even columns, then those of odd ones.
@@ -399,8 +399,7 @@ protected:
 
     Var w{"w"}, h{"h"}, c{"c"}, n{"n"}, k{"k"};
     std::vector<Expr> extents;
-    Expr channels;         // of the tensor, or of a block
-    bool may_pair = true;  // whether no byte tensor is in the way of computing bfloat16 in pairs
+    Expr channels;  // of the tensor, or of a block
     ChannelPipeline work;
 
 private:
@@ -482,7 +481,6 @@ protected:
         if (activation == Activation::add_relu) {
             residual = add_tensor("residual", Base::dtype);
         }
-        Base::may_pair = !with_mask;
         declare_output(y, with_mask ? std::vector<Type>{Base::dtype, Halide::UInt(8)}
                                     : std::vector<Type>{Base::dtype});
     }
@@ -517,7 +515,6 @@ protected:
         }
         if (activation == Activation::add_relu) {
             mask = add_tensor("mask", Halide::UInt(8));
-            Base::may_pair = false;
         }
         const int outputs = activation == Activation::add_relu ? 2 : 1;
         declare_output(grad_input, std::vector<Type>(outputs, Base::dtype));
@@ -556,11 +553,13 @@ protected:
         return coefficients;
     }
 
-    // The residual's gradient is z's.
-    void define_backward(Output<Func> &grad_input, const Expr &value, const Func &gradient_of_z) {
+    // The residual's gradient is z's: some of grad_output, to select which takes no arithmetic.
+    void define_backward(Output<Func> &grad_input, const Expr &value,
+                         const TensorInput &grad_output) {
         const auto at = Base::element();
         if (activation == Activation::add_relu) {
-            grad_input(at) = Halide::Tuple(Base::rounded(value), Base::rounded(gradient_of_z(at)));
+            grad_input(at) =
+                Halide::Tuple(Base::rounded(value), zero_where((*mask)(at) == 0, grad_output(at)));
         } else {
             grad_input(at) = Base::rounded(value);
         }

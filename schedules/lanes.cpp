@@ -104,8 +104,7 @@ protected:
         if (op->type.element_of() != Float(32) || !load || load->type.element_of() != BFloat(16)) {
             return Lanes::visit(op);
         }
-        const Ramp *index = load->index.as<Ramp>();
-        if (!index || !is_const_one(index->stride) || !is_const_one(load->predicate)) {
+        if (!is_dense(load)) {
             return unknown(op);
         }
         const Expr words = Reinterpret::make(UInt(32, count_), load);
@@ -117,6 +116,10 @@ protected:
         return op->is_interleave() && op->vectors.size() == 2 ? op->vectors[odd_] : unknown(op);
     }
     Expr visit(const Load *op) override {
+        if (op->type.element_of() == UInt(8) && is_dense(op)) {
+            const Expr pairs = Reinterpret::make(UInt(16, count_), op);
+            return Cast::make(UInt(8, count_), odd_ ? pairs >> 8 : pairs);
+        }
         const Expr index = simplify(mutate(op->index));
         const Ramp *ramp = index.as<Ramp>();
         if (!ramp || !is_const_one(ramp->stride) || !is_const_one(op->predicate)) {
@@ -132,6 +135,11 @@ public:
     }
 
 private:
+    static bool is_dense(const Load *op) {
+        const Ramp *index = op->index.as<Ramp>();
+        return index && is_const_one(index->stride) && is_const_one(op->predicate);
+    }
+
     const bool odd_;
 };
 
@@ -184,13 +192,32 @@ class PairBFloat16 : public MutateStores {
 protected:
     Stmt replace(const Store *op) override {
         const int lanes = op->value.type().lanes();
+        const Ramp *index = op->index.as<Ramp>();
+        if (lanes < least_lanes || !index || !is_const_one(index->stride) ||
+            !is_const_one(op->predicate)) {
+            return Stmt();
+        }
+        return op->value.type().element_of() == UInt(8) ? pair_bytes(op) : pair_bfloat16(op);
+    }
+
+private:
+    // A mask beside the tensor.
+    static Stmt pair_bytes(const Store *op) {
+        const int lanes = op->value.type().lanes();
+        HalvesOfWords even(lanes, false), odd(lanes, true);
+        const Type pair = UInt(16, lanes / 2);
+        const Expr lower = Cast::make(pair, even.mutate(op->value)),
+                   upper = Cast::make(pair, odd.mutate(op->value));
+        return even.ok() && odd.ok() ? with_value(op, lower | (upper << 8)) : Stmt();
+    }
+
+    static Stmt pair_bfloat16(const Store *op) {
+        const int lanes = op->value.type().lanes();
         // The upper halves of words, as round_to_bfloat16() has it.
         const Reinterpret *bits = op->value.as<Reinterpret>();
         const Cast *narrowed = bits ? bits->value.as<Cast>() : nullptr;
         const Call *shifted = narrowed ? narrowed->value.as<Call>() : nullptr;
-        const Ramp *index = op->index.as<Ramp>();
-        if (op->value.type().element_of() != BFloat(16) || lanes < least_lanes || !index ||
-            !is_const_one(index->stride) || !is_const_one(op->predicate) || !shifted ||
+        if (op->value.type().element_of() != BFloat(16) || !shifted ||
             !shifted->is_intrinsic(Call::shift_right) || shifted->type != UInt(32, lanes) ||
             !can_prove(shifted->args[1] ==
                        Broadcast::make(cast(shifted->args[1].type().element_of(), 16), lanes))) {
@@ -201,8 +228,11 @@ protected:
         if (!even.ok() || !odd.ok()) {
             return Stmt();
         }
-        const Expr words = (lower >> 16) | (upper & HalvesOfWords::upper_half(lanes / 2));
-        return Store::make(op->name, Reinterpret::make(op->value.type(), words), op->index,
+        return with_value(op, (lower >> 16) | (upper & HalvesOfWords::upper_half(lanes / 2)));
+    }
+
+    static Stmt with_value(const Store *op, const Expr &bits) {
+        return Store::make(op->name, Reinterpret::make(op->value.type(), bits), op->index,
                            op->param, op->predicate, op->alignment);
     }
 };

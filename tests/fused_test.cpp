@@ -423,29 +423,33 @@ TEST_P(FusedDType, threads_change_no_bit) {
 
 // Whole lines are streamed; from the third element on there are none.
 struct Memory {
-    std::vector<char> bytes;
+    DType dtype;
     Shape sizes;
     MemoryFormat format;
     bool aligned;
+    std::vector<char> bytes;
 
-    Memory(const Shape &sizes, MemoryFormat format, bool aligned)
-        : bytes(size_t(sizes[0] * sizes[1] * sizes[2] * sizes[3]) * 4 + 128),
+    Memory(DType dtype, const Shape &sizes, MemoryFormat format, bool aligned)
+        : dtype(dtype),
           sizes(sizes),
           format(format),
-          aligned(aligned) {
+          aligned(aligned),
+          bytes(size_t(count()) * size_of(dtype) + 128) {
+    }
+    int64_t count() const {
+        return sizes[0] * sizes[1] * sizes[2] * sizes[3];
     }
     char *begin() {
         char *line = bytes.data() + 64 - reinterpret_cast<uintptr_t>(bytes.data()) % 64;
         return aligned ? line : line + 8;
     }
-    TensorView view(DType dtype = DType::float32) {
+    TensorView view() {
         return TensorView(begin(), dtype, sizes, format);
     }
     void fill(int seed) {
-        float *values = reinterpret_cast<float *>(begin());
-        const int64_t count = sizes[0] * sizes[1] * sizes[2] * sizes[3];
-        for (int64_t i = 0; i < count; i++) {
-            values[i] = float((i * 7919 + seed) % 1009) / 500 - 1;
+        for (int64_t i = 0; i < count(); i++) {
+            store(dtype, double((i * 7919 + seed) % 1009) / 500 - 1,
+                  begin() + i * int64_t(size_of(dtype)));
         }
     }
     bool operator==(Memory &other) {
@@ -453,32 +457,41 @@ struct Memory {
     }
 };
 
-TEST(FusedBeyondTheCache, gives_the_same_bits) {
-    const Shape sizes{17, 64, 56, 56};
+class FusedBeyondTheCache : public ::testing::TestWithParam<DType> {};
+
+TEST_P(FusedBeyondTheCache, gives_the_same_bits) {
+    const DType dtype = GetParam();
+    const Shape sizes{68 / int64_t(size_of(dtype)), 64, 56, 56};
     for (MemoryFormat format : {MemoryFormat::contiguous, MemoryFormat::channels_last}) {
         std::vector<Memory> of[2];
         for (bool aligned : {false, true}) {
             std::vector<Memory> &m = of[aligned];
             for (int i = 0; i < 8; i++) {
-                m.emplace_back(sizes, format, aligned);
+                m.emplace_back(dtype, sizes, format, aligned);
                 m.back().fill(i * 3);
             }
+            m.emplace_back(DType::uint8, sizes, format, aligned);
             const TensorView x = m[0].view(), r = m[1].view(), dy = m[2].view();
             const auto s = functional::batch_norm_relu_forward(x, {}, {}, {}, {}, true, 0.1, kEps,
                                                                m[3].view());
             functional::batch_norm_relu_backward(dy, x, {}, {}, s.mean, s.invstd, {}, {}, true,
                                                  kEps, m[4].view());
-            const TensorView mask = m[7].view(DType::uint8);
+            const TensorView mask = m[8].view();
             functional::batch_norm_add_relu_forward(x, r, {}, {}, {}, {}, true, 0.1, kEps,
                                                     m[5].view(), mask);
             functional::batch_norm_add_relu_backward(dy, x, mask, {}, s.mean, s.invstd, {}, {},
                                                      true, kEps, m[6].view(), m[1].view());
         }
-        for (int i = 0; i < 8; i++) {
+        for (int i = 0; i < 9; i++) {
             EXPECT_TRUE(of[0][i] == of[1][i]) << i;
         }
     }
 }
+
+INSTANTIATE_TEST_SUITE_P(, FusedBeyondTheCache, ::testing::ValuesIn(dtypes()),
+                         [](const ::testing::TestParamInfo<DType> &info) {
+                             return std::string(name_of(info.param));
+                         });
 
 // ---- bad calls
 
