@@ -8,23 +8,20 @@ namespace hbn::internal {
 // on the device between calls, so a view's memory is the caller's at any time.
 int run_kernel(int (*kernel)(void **), void **args, halide_buffer_t *buffers, const bool *is_output,
                int count) {
-    const auto is_buffer = [&](int i) { return args[i] == &buffers[i]; };
     for (int i = 0; i < count; i++) {
-        if (is_buffer(i) && !is_output[i]) {
+        if (!is_output[i]) {
             buffers[i].set_host_dirty();
         }
     }
     int code = kernel(args);
     for (int i = 0; i < count; i++) {
-        if (is_buffer(i) && is_output[i] && code == 0) {
+        if (is_output[i] && code == 0) {
             code = halide_copy_to_host(nullptr, &buffers[i]);
         }
     }
     for (int i = 0; i < count; i++) {
-        if (is_buffer(i)) {
-            const int freed = halide_device_free(nullptr, &buffers[i]);
-            code = code != 0 ? code : freed;
-        }
+        const int freed = halide_device_free(nullptr, &buffers[i]);
+        code = code != 0 ? code : freed;
     }
     return code;
 }

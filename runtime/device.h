@@ -7,8 +7,8 @@
 
 namespace hbn::internal {
 
-// args[i] is &buffers[i], or a scalar's address. Returns the kernel's code, or that of the first
-// copy that failed.
+// Each of args is the address of a scalar or of one of the `count` buffers. Returns the kernel's code, or that of
+// the first copy that failed.
 int run_kernel(int (*kernel)(void **), void **args, halide_buffer_t *buffers, const bool *is_output,
                int count);
 
