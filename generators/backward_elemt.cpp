@@ -16,9 +16,9 @@ public:
     Output<Halide::Buffer<>> grad_input{"grad_input"};
 
     void configure() {
-        declare_tensors(grad_output, x, grad_input);
         declare_vectors(mean, invstd, weight);
         declare_float64_vectors(sum_dy, sum_dy_xmu);
+        declare_tensors(grad_output, x, grad_input);
     }
 
     void generate() {

@@ -17,9 +17,9 @@ public:
     Output<Halide::Buffer<>> grad_bias{"grad_bias"};
 
     void configure() {
-        declare_tensors(grad_output, x);
         declare_backward(grad_input);
         declare_vectors(running_mean, running_var, weight, grad_weight, grad_bias);
+        declare_tensors(grad_output, x);
     }
 
     void generate() {
@@ -56,8 +56,8 @@ public:
     Output<Halide::Buffer<>> grad_input{"grad_input"};
 
     void configure() {
-        declare_tensors(grad_output, grad_input);
         declare_vectors(running_var, weight);
+        declare_tensors(grad_output, grad_input);
     }
 
     void generate() {

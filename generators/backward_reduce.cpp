@@ -16,9 +16,9 @@ public:
     Output<Halide::Buffer<>> grad_bias{"grad_bias"};
 
     void configure() {
-        declare_tensors(grad_output, x);
         declare_vectors(mean, invstd, grad_weight, grad_bias);
         declare_float64_vectors(sum_dy, sum_dy_xmu);
+        declare_tensors(grad_output, x);
     }
 
     void generate() {

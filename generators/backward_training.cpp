@@ -15,7 +15,6 @@ public:
     Output<Halide::Buffer<>> grad_bias{"grad_bias"};
 
     void configure() {
-        declare_tensors(grad_output, x);
         declare_backward(grad_input);
         declare_vectors(weight, grad_weight, grad_bias);
         if (activation == Activation::none) {
@@ -23,6 +22,7 @@ public:
         } else {
             declare_float64_vectors(mean, invstd);
         }
+        declare_tensors(grad_output, x);
     }
 
     void generate() {

@@ -66,6 +66,16 @@ Expr with_plain_nan(const Expr &value) {
     return select(is_nan(value), Expr(std::numeric_limits<float>::quiet_NaN()), value);
 }
 
+Cut standalone_cut(const Expr &width, const Expr &samples, int most) {
+    const Expr units = ceil_div(min(width, most), Cut::unit);
+    const Expr w = min(units * Cut::unit, width);
+    const Expr n = clamp(most / w, 1, samples);
+    const Expr sampled = ceil_div(sample_of(w * n), Cut::sample_unit);
+    const Expr sample_units = clamp(w / Cut::sample_unit, 1, sampled);
+    const Expr sample_n = clamp(ceil_div(sampled, sample_units), 1, n);
+    return {units, 1, n, ceil_div(width, units * Cut::unit), 1, ceil_div(samples, n), sample_units, 1, sample_n};
+}
+
 PlaneTiling::PlaneTiling(const Expr &width, const Expr &height, const Expr &samples, const Cut &cut,
                          int lanes, bool in_groups)
     : width(width),
@@ -570,6 +580,11 @@ ColumnReduction reduce_gradients(const Func &grad_output, const Func &x, const F
 Expr invstd_from_variance(const Expr &variance, const Expr &eps) {
     // The same bits wherever it is computed: a fused ReLU's backward relies on it.
     return exact_order(f64(1) / sqrt(variance + eps));
+}
+
+Expr moved_to_batch(const Expr &running, const Expr &batch, const Expr &momentum) {
+    const Expr updated = (1 - momentum) * f64(running) + momentum * batch;
+    return select(momentum == 0, running, cast(running.type(), updated));
 }
 
 namespace {

@@ -77,6 +77,9 @@ struct Cut {
     Expr sample_units, sample_h, sample_n;  // of a sample of its values, along w in sample_units
 };
 
+// For standalone kernels, of planes of `width` elements: tiles of about as many, `most`, as Pivot allows.
+Cut standalone_cut(const Expr &width, const Expr &samples, int most);
+
 // Tensors in four dimensions, (w, h, c, n).
 struct PlaneTiling {
     Expr width, height, samples;  // the channel's extents
@@ -181,6 +184,10 @@ ColumnReduction reduce_gradients(const Func &grad_output, const Func &x, const F
 
 Expr invstd_from_variance(const Expr &variance, const Expr &eps);
 
+// (1 - momentum) * running + momentum * batch, in running's type. A momentum of 0 keeps the old value bit for bit,
+// whatever the batch holds.
+Expr moved_to_batch(const Expr &running, const Expr &batch, const Expr &momentum);
+
 // How many coefficients it takes to say how far x is from the mean: the mean, and for tensors whose range is
 // float32's own (or more), range_scale: the power of two that brings a channel to a spread near 1, at most 1. x *
 // range_scale is exact and cannot overflow, and neither can (x - mean) * range_scale, even for values of 1e38.
@@ -235,26 +242,44 @@ public:
     // Partial sums side by side where planes are summed, for the target's vectors if 0.
     Halide::GeneratorParam<int> lanes{"lanes", 0};
 
-    // ColumnTiling's; 1 in other layouts.
-    Input<int32_t> plane{"plane"}, folds{"folds"};
-    // A Cut; not read where nothing is summed.
-    Input<int32_t> tile_units{"tile_units"}, tile_h{"tile_h"}, tile_n{"tile_n"};
-    Input<int32_t> tiles_w{"tiles_w"}, tiles_h{"tiles_h"}, tiles_n{"tiles_n"};
-    Input<int32_t> sample_units{"sample_units"}, sample_h{"sample_h"}, sample_n{"sample_n"};
-    // Whether the output will not stay in cache, so that stores had better not fetch its lines. The
-    // caller then promises rows that start on whole lines.
-    Input<bool> stream{"stream"};
+    // For packs: kernels of dense tensors that nothing is chosen for at run time. Not of float64.
+    Halide::GeneratorParam<bool> standalone{"standalone", false};
+    // Sizes of a standalone kernel's tensors, 0 where only the call knows. H * W is one of them.
+    Halide::GeneratorParam<int> samples{"samples", 0}, num_features{"num_features", 0},
+        plane_size{"plane_size", 0};
 
 protected:
+    // Inputs that all share, and that come last among them. Standalone kernels have none of them.
+    struct SharedInputs {
+        // ColumnTiling's; 1 in other layouts.
+        Input<int32_t> *plane = nullptr, *folds = nullptr;
+        // A Cut; not read where nothing is summed.
+        Input<int32_t> *cut[9] = {};
+        // Whether the output will not stay in cache, so that stores had better not fetch its lines. The
+        // caller then promises rows that start on whole lines.
+        Input<bool> *stream = nullptr;
+    };
     bool in_columns() const {
         return layout == Layout::blocks || layout == Layout::rows;
     }
 
-    // Call in configure(): dtypes and dimensions.
+    // Call in configure(), last: dtypes and dimensions, and the inputs that all share.
     template<typename... TensorBuffers>
     void declare_tensors(TensorBuffers &...tensors) {
         (tensors.set_type(dtype), ...);
         (tensors.set_dimensions(in_columns() ? 3 : 4), ...);
+        if (standalone) {
+            return;
+        }
+        shared.plane = Base::template add_input<int32_t>("plane");
+        shared.folds = Base::template add_input<int32_t>("folds");
+        static const char *const cuts[] = {"tile_units", "tile_h",       "tile_n",
+                                           "tiles_w",    "tiles_h",      "tiles_n",
+                                           "sample_units", "sample_h",   "sample_n"};
+        for (int i = 0; i < 9; i++) {
+            shared.cut[i] = Base::template add_input<int32_t>(cuts[i]);
+        }
+        shared.stream = Base::template add_input<bool>("stream");
     }
     // One value a channel: (c), or (k, block) in columns.
     template<typename... VectorBuffers>
@@ -283,23 +308,41 @@ protected:
             extents.push_back(tensor.dim(d).extent());
         }
         channels = vector.dim(0).extent();
+        if (standalone) {
+            const auto fixed = [](int size, const Expr &free) { return size > 0 ? Expr(size) : free; };
+            channels = fixed(num_features, channels);
+            extents = {fixed(plane_size, extents[0]), 1, channels, fixed(samples, extents[3])};
+        }
     }
     Cut cut() const {
-        return {tile_units, tile_h,       tile_n,   tiles_w, tiles_h,
-                tiles_n,    sample_units, sample_h, sample_n};
+        if (standalone) {
+            return standalone_cut(extents[0], extents[3], layout == Layout::nhwc ? 2048 : 32768);
+        }
+        const auto &cut = shared.cut;
+        return {*cut[0], *cut[1], *cut[2], *cut[3], *cut[4], *cut[5], *cut[6], *cut[7], *cut[8]};
     }
     ColumnTiling column_tiling() const {
-        return {extents[0], extents[2], plane, channels, folds, cut()};
+        return {extents[0], extents[2], plane(), channels, folds(), cut()};
+    }
+    // ColumnTiling's.
+    Expr plane() const {
+        return *shared.plane;
+    }
+    Expr folds() const {
+        return *shared.folds;
     }
     PlaneTiling plane_tiling() const {
         const int vector = std::max(4, Base::natural_vector_size(Halide::Float(32)));
-        const int natural = layout == Layout::strided ? 1 : in_groups() ? vector : 2 * vector;
+        // Along w; in NHWC vectors are channels.
+        const int natural = layout == Layout::strided || layout == Layout::nhwc ? 1
+                            : in_groups()                                       ? vector
+                                                                                : 2 * vector;
         return {extents[0], extents[1], extents[3], cut(), lanes > 0 ? int(lanes) : natural,
                 in_groups()};
     }
     // Values of a channel.
     Expr count() const {
-        return in_columns() ? f64(plane) * f64(folds) * f64(extents[2])
+        return in_columns() ? f64(plane()) * f64(folds()) * f64(extents[2])
                             : f64(extents[0]) * f64(extents[1]) * f64(extents[3]);
     }
 
@@ -387,8 +430,10 @@ protected:
         work.element = element();
         work.channel = channel();
         work.element_type = dtype;
-        work.stream = stream;
+        work.stream = standalone ? Halide::Internal::const_false() : Expr(*shared.stream);
+        work.standalone = standalone;
         work.row_elements = extents[0];
+        work.num_features = channels;
         work.pipeline = Base::get_pipeline();
         hbn::schedule(work, Base::get_target());
     }
@@ -403,6 +448,8 @@ protected:
     ChannelPipeline work;
 
 private:
+    SharedInputs shared;
+
     std::vector<Expr> reduced() const {
         const Func &merged =
             in_columns() ? work.column_reductions[0].merged : work.reductions[0].merged;
@@ -437,6 +484,16 @@ private:
 
     template<typename TensorBuffer>
     void promise_strides(TensorBuffer &tensor) const {
+        if (standalone) {
+            const std::vector<int> inner_to_outer =
+                layout == Layout::nhwc ? std::vector<int>{2, 0, 1, 3} : std::vector<int>{0, 1, 2, 3};
+            Expr stride = 1;
+            for (int d : inner_to_outer) {
+                tensor.dim(d).set_stride(stride);
+                stride = stride * extents[d];
+            }
+            return;
+        }
         const bool dense_w =
             in_columns() || layout == Layout::nchw || layout == Layout::nchw_few_channels;
         tensor.dim(0).set_stride(dense_w ? Expr(1) : Expr());
@@ -447,7 +504,7 @@ private:
 
     template<typename VectorBuffer>
     void promise_vector(VectorBuffer &vector) const {
-        vector.dim(0).set_bounds(0, channels).set_stride(Expr());
+        vector.dim(0).set_bounds(0, channels).set_stride(standalone ? Expr(1) : Expr());
         if (in_columns()) {
             vector.dim(1).set_bounds(0, extents[1]);
         }

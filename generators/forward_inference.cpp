@@ -14,9 +14,9 @@ public:
     Output<Func> y{"y"};
 
     void configure() {
-        declare_tensors(x);
         declare_forward(y);
         declare_vectors(weight, bias, running_mean, running_var);
+        declare_tensors(x);
     }
 
     void generate() {

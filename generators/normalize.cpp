@@ -15,9 +15,9 @@ public:
     Output<Halide::Buffer<>> y{"y"};
 
     void configure() {
-        declare_tensors(x, y);
         declare_vectors(weight, bias);
         declare_float64_vectors(mean, m2);
+        declare_tensors(x, y);
     }
 
     void generate() {

@@ -55,20 +55,13 @@ public:
     void generate() {
         save_mean(c) = Halide::cast(dtype, mean(c));
         save_invstd(c) = Halide::cast(dtype, invstd_from_variance(m2(c) / count, eps));
-        new_running_mean(c) = moved(running_mean(c), mean(c));
-        new_running_var(c) = moved(running_var(c), m2(c) / (count - 1));
+        new_running_mean(c) = moved_to_batch(running_mean(c), mean(c), momentum);
+        new_running_var(c) = moved_to_batch(running_var(c), m2(c) / (count - 1), momentum);
     }
 
     void schedule() {
         promise_vectors(mean, m2, running_mean, running_var, save_mean, save_invstd,
                         new_running_mean, new_running_var);
-    }
-
-private:
-    // A momentum of 0 keeps the old value bit for bit, whatever the batch holds.
-    Expr moved(const Expr &running, const Expr &batch) const {
-        const Expr updated = (1 - momentum) * f64(running) + momentum * batch;
-        return Halide::select(momentum == 0, running, Halide::cast(dtype, updated));
     }
 };
 

@@ -10,8 +10,8 @@ public:
     Output<Halide::Buffer<>> m2{"m2"};
 
     void configure() {
-        declare_tensors(x);
         declare_float64_vectors(mean, m2);
+        declare_tensors(x);
     }
 
     void generate() {

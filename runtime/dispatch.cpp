@@ -148,21 +148,20 @@ public:
         }
     }
 
-    // Of an operation over (N, C, H, W): first come the inputs that all their kernels share.
+    // Of an operation over (N, C, H, W): last among the inputs are those that all their kernels share.
     ArgumentList(std::initializer_list<Argument> arguments, const KernelView &view)
         : plane_(int32_t(view.plane)),
           folds_(int32_t(view.folds)),
           cut_(view.cut),
           stream_(view.stream) {
-        for (int32_t *shared :
-             {&plane_, &folds_, &cut_.units, &cut_.h, &cut_.n, &cut_.tiles_w, &cut_.tiles_h,
-              &cut_.tiles_n, &cut_.sample_units, &cut_.sample_h, &cut_.sample_n}) {
-            args_[count_++] = shared;
-        }
-        args_[count_++] = &stream_;
         int tensors = 0;
+        bool inputs = true;
         const int dimensions = view.in_columns() ? 3 : 4;
         for (const Argument &a : arguments) {
+            if (inputs && a.output) {
+                inputs = false;
+                add_shared();
+            }
             if (a.kind == Argument::Kind::scalar) {
                 add_scalar(a.scalar);
             } else if (a.absent()) {
@@ -195,6 +194,15 @@ public:
     }
 
 private:
+    void add_shared() {
+        for (int32_t *shared :
+             {&plane_, &folds_, &cut_.units, &cut_.h, &cut_.n, &cut_.tiles_w, &cut_.tiles_h,
+              &cut_.tiles_n, &cut_.sample_units, &cut_.sample_h, &cut_.sample_n}) {
+            args_[count_++] = shared;
+        }
+        args_[count_++] = &stream_;
+    }
+
     void add_scalar(double scalar) {
         scalars_[num_scalars_] = scalar;
         args_[count_++] = &scalars_[num_scalars_++];

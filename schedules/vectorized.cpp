@@ -13,12 +13,18 @@ namespace {
 // Elements a parallel task maps where nothing else decides: enough to outweigh the task's start.
 constexpr int task_elements = 16384;
 
+void share_out(Func f, const Var &tasks, const ChannelPipeline &p) {
+    if (!p.standalone) {
+        f.parallel(tasks);
+    }
+}
+
 // The loops over channels (or blocks of them) that hold one reduction each, whichever output owns
 // them.
-void fuse_channel_outputs(std::vector<Func> &per_channel, Func owner, const Var &outer) {
-    for (Func &f : per_channel) {
+void fuse_channel_outputs(ChannelPipeline &p, Func owner, const Var &outer) {
+    for (Func &f : p.per_channel) {
         if (f.name() != owner.name()) {
-            f.parallel(outer);
+            share_out(f, outer, p);
             f.compute_with(owner, outer);
         }
     }
@@ -67,20 +73,76 @@ void map_plane(Func &f, const Var &w, const VectorParameters &parameters) {
 void schedule_channel_after_channel(ChannelPipeline &p, const VectorParameters &parameters) {
     const Var w = p.element[0], h = p.element[1], c = p.element[2], n = p.element[3];
     Func owner = p.elementwise.empty() ? p.per_channel[0] : p.elementwise[0];
-    if (p.elementwise.empty()) {
-        owner.parallel(c);
-    } else {
-        owner.reorder(w, h, n, c).parallel(c);
+    if (!p.elementwise.empty()) {
+        owner.reorder(w, h, n, c);
         map_plane(owner, w, parameters);
     }
-    Reduction &r = p.reductions[0];
-    r.merged.compute_at(owner, c);
-    r.tile.compute_at(r.merged, r.tiles.x);
-    compute_tiles_at(r, r.merged, r.tiles.x);
+    share_out(owner, c, p);
+    for (Reduction &r : p.reductions) {
+        r.merged.compute_at(owner, c);
+        r.tile.compute_at(r.merged, r.tiles.x);
+        compute_tiles_at(r, r.merged, r.tiles.x);
+    }
     for (Func &f : p.coefficients) {
         f.compute_at(owner, c);
     }
-    fuse_channel_outputs(p.per_channel, owner, c);
+    fuse_channel_outputs(p, owner, c);
+}
+
+// NHWC where one thread does all, in little code: as many channels as there are lanes, one such group after the
+// other. Sums and coefficients stay in registers.
+void schedule_channels_side_by_side(ChannelPipeline &p, const VectorParameters &parameters) {
+    const Var w = p.element[0], h = p.element[1], c = p.element[2], n = p.element[3];
+    Func owner = p.elementwise.empty() ? p.per_channel[0] : p.elementwise[0];
+    Var group("group"), lane("lane");
+    // Where their number is not known, one by one: what is left over would take most of the code, and memory.
+    const int lanes = Internal::is_const(p.num_features) ? parameters.map_lanes : 1;
+    std::vector<Func> outputs = p.elementwise;
+    outputs.insert(outputs.end(), p.per_channel.begin(), p.per_channel.end());
+    for (Func &f : outputs) {
+        f.split(c, group, lane, lanes, guarded).vectorize(lane);
+        if (f.name() != owner.name()) {
+            f.compute_with(owner, group);
+        }
+    }
+    if (!p.elementwise.empty()) {
+        owner.reorder(lane, w, h, n, group);
+    }
+    for (Reduction &r : p.reductions) {
+        r.merged.compute_at(owner, group).vectorize(r.c, lanes, guarded);
+        r.merged.update()
+            .reorder(r.c, r.tiles.x, r.tiles.y, r.tiles.z)
+            .vectorize(r.c, lanes, guarded);
+        std::vector<Func> at_tile = r.per_tile;
+        at_tile.push_back(r.tile);
+        for (Reduction::Sweep &sweep : r.sweeps) {
+            at_tile.push_back(sweep.sums);
+            at_tile.push_back(sweep.by_lane);
+            if (sweep.group.defined()) {
+                at_tile.push_back(sweep.group);
+            }
+        }
+        for (Func &f : at_tile) {
+            f.compute_at(r.merged, r.tiles.x).vectorize(r.c, lanes, guarded);
+        }
+        for (Reduction::Sweep &sweep : r.sweeps) {
+            sweep.sums.update().reorder(r.c, sweep.lanes.x).vectorize(r.c, lanes, guarded);
+            for (size_t i = 0; i < sweep.over.size(); i++) {
+                sweep.by_lane.update(int(i))
+                    .reorder(with_inner(r.c, sweep.over[i]))
+                    .vectorize(r.c, lanes, guarded);
+            }
+            if (sweep.group.defined()) {
+                sweep.group.compute_at(sweep.by_lane, sweep.over[0].x);
+                sweep.group.update()
+                    .reorder(r.c, sweep.in_group.x)
+                    .vectorize(r.c, lanes, guarded);
+            }
+        }
+    }
+    for (Func &f : p.coefficients) {
+        f.compute_at(owner, group).vectorize(c, lanes, guarded);
+    }
 }
 
 // NCHW where channels are too few to share out, or there is nothing to reduce: tiles of all channels
@@ -211,7 +273,7 @@ void schedule_block_after_block(ChannelPipeline &p, const VectorParameters &para
     if (!p.elementwise.empty()) {
         map_rows(owner, p.element[0], p.element[2], {block}, 1, parameters);
     }
-    owner.parallel(block);
+    share_out(owner, block, p);
     for (ColumnReduction &r : p.column_reductions) {
         r.merged.compute_at(owner, block);
         r.tile.compute_at(r.merged, r.tiles.x);
@@ -228,7 +290,7 @@ void schedule_block_after_block(ChannelPipeline &p, const VectorParameters &para
     for (Func &f : p.paired_coefficients) {
         f.compute_at(owner, block).vectorize(f.args()[0], parameters.map_lanes);
     }
-    fuse_channel_outputs(p.per_channel, owner, block);
+    fuse_channel_outputs(p, owner, block);
 }
 
 // Many rows: tiles of rows in parallel, merged in order, then rows are mapped in parallel.
@@ -237,8 +299,8 @@ void schedule_rows(ChannelPipeline &p, const VectorParameters &parameters) {
     for (ColumnReduction &r : p.column_reductions) {
         r.tile.compute_root()
             .fuse(r.block, r.t, task)
-            .parallel(task)
             .vectorize(r.k, parameters.map_lanes, guarded);
+        share_out(r.tile, task, p);
         compute_column_tiles_at(r, r.tile, task, p, parameters);
         r.merged.compute_root().vectorize(r.k, parameters.map_lanes, guarded);
         r.merged.update()
@@ -260,7 +322,8 @@ void schedule_rows(ChannelPipeline &p, const VectorParameters &parameters) {
         const Expr rows = max(task_elements / p.row_elements, 1) * parameters.rows_per_column;
         f.split(row, task, row, rows, guarded);
         map_rows(f, column, row, {block, task}, parameters.rows_per_column, parameters);
-        f.fuse(block, task, task).parallel(task);
+        f.fuse(block, task, task);
+        share_out(f, task, p);
     }
 }
 
@@ -269,10 +332,12 @@ void schedule_rows(ChannelPipeline &p, const VectorParameters &parameters) {
 void schedule_vectorized(ChannelPipeline p, const VectorParameters &parameters) {
     switch (p.layout) {
     case Layout::nchw:
-        if (!p.reductions.empty()) {
+        if (!p.reductions.empty() || p.standalone) {
             return schedule_channel_after_channel(p, parameters);
         }
         return schedule_all_channels(p, parameters);
+    case Layout::nhwc:
+        return schedule_channels_side_by_side(p, parameters);
     case Layout::nchw_few_channels:
         return schedule_all_channels(p, parameters);
     case Layout::blocks:
