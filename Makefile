@@ -25,7 +25,8 @@ configure = $(cmake) --preset $(1) --log-level=WARNING -Wno-deprecated -DCMAKE_M
 build = $(ninja) -C build/$(1) -j $(jobs) | $(python) cmake/progress.py
 run_tests = $(ctest) --test-dir build/$(1) -j $(jobs) --output-on-failure --no-tests=error
 
-test_packages := libgtest-dev g++-aarch64-linux-gnu qemu-user pocl-opencl-icd ocl-icd-libopencl1
+test_packages := libgtest-dev g++-aarch64-linux-gnu qemu-user pocl-opencl-icd ocl-icd-libopencl1 \
+	g++-arm-linux-gnueabihf gcc-arm-none-eabi libstdc++-arm-none-eabi-newlib qemu-system-arm
 
 .PHONY: help
 help: ## List these commands
@@ -75,6 +76,23 @@ build: $(venv)/.installed ## Build the library and the examples for this CPU: bu
 	@$(call configure,x86)
 	@$(call build,x86)
 
+# The program that emits kernels, which packs are made with.
+generators := build/x86/hbn_generators
+emit = --generators $(generators) --halide-include $(site)/halide/include
+.PHONY: generators
+generators: $(venv)/.installed
+	@$(call configure,x86)
+	@$(ninja) -C build/x86 -j $(jobs) hbn_generators | $(python) cmake/progress.py
+
+TARGET ?= baremetal-arm64
+OPS ?= forward_inference
+DTYPE ?= float32
+LAYOUT ?= nchw
+.PHONY: pack
+pack: generators ## A library for a board: TARGET=baremetal-arm64 OPS=forward_inference DTYPE= LAYOUT= SHAPE=1,64,56,56
+	@$(python) cmake/pack.py $(emit) --target $(TARGET) --ops $(OPS) --dtype $(DTYPE) --layout $(LAYOUT) \
+	    --shape '$(SHAPE)' --out build/pack/$(TARGET)
+
 .PHONY: bench
 bench: $(venv)/.installed-bench ## Compare with the memory bound, PyTorch and oneDNN; QUICK=1 for a look, ARGS=--help
 	@$(call configure,x86) -DHBN_BUILD_BENCH=ON -DTORCH_DIR=$(site)/torch -DONEDNN_DIR=$(abspath $(venv))
@@ -82,7 +100,7 @@ bench: $(venv)/.installed-bench ## Compare with the memory bound, PyTorch and on
 	@$(python) bench/bench.py $(if $(QUICK),--quick) $(ARGS)
 
 .PHONY: test
-test: test-packages test-x86 test-asan test-tsan test-portable test-arm test-opencl test-cuda ## Run everything: all suites below
+test: test-packages test-x86 test-asan test-tsan test-portable test-arm test-pack test-opencl test-cuda ## Run everything: all suites below
 	@echo "make test: all suites passed"
 
 .PHONY: test-packages
@@ -127,6 +145,11 @@ test-portable: $(venv)/.installed test-packages ## Conformance of the kernels fo
 .PHONY: test-arm
 test-arm: $(venv)/.installed test-packages build ## Conformance of the NEON kernels, under qemu-aarch64
 	$(call suite,arm64,,-L conformance)
+
+.PHONY: test-pack
+test-pack: test-packages generators ## Packs: on this CPU, on ARM under qemu, and as firmware of whole boards under qemu
+	@echo "== packs"
+	@$(python) tests/pack/run.py $(emit) --folder build/pack/test $(ARGS)
 
 .PHONY: test-opencl
 test-opencl: $(venv)/.installed test-packages ## Conformance of the OpenCL kernels, on PoCL

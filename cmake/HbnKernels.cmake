@@ -33,6 +33,7 @@ set(HBN_GENERATOR_SOURCES
     generators/batch_norm.cpp
     generators/forward_training.cpp
     generators/forward_inference.cpp
+    generators/forward_folded.cpp
     generators/stats.cpp
     generators/normalize.cpp
     generators/backward_training.cpp

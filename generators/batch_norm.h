@@ -316,7 +316,8 @@ protected:
     }
     Cut cut() const {
         if (standalone) {
-            return standalone_cut(extents[0], extents[3], layout == Layout::nhwc ? 2048 : 32768);
+            // As long as a lane's chain may be.
+            return standalone_cut(extents[0], extents[3], std::min(32768, 2048 * lanes_along_w()));
         }
         const auto &cut = shared.cut;
         return {*cut[0], *cut[1], *cut[2], *cut[3], *cut[4], *cut[5], *cut[6], *cut[7], *cut[8]};
@@ -331,14 +332,19 @@ protected:
     Expr folds() const {
         return *shared.folds;
     }
-    PlaneTiling plane_tiling() const {
+    int lanes_along_w() const {
         const int vector = std::max(4, Base::natural_vector_size(Halide::Float(32)));
-        // Along w; in NHWC vectors are channels.
-        const int natural = layout == Layout::strided || layout == Layout::nhwc ? 1
-                            : in_groups()                                       ? vector
-                                                                                : 2 * vector;
-        return {extents[0], extents[1], extents[3], cut(), lanes > 0 ? int(lanes) : natural,
-                in_groups()};
+        if (lanes > 0) {
+            return lanes;
+        }
+        // In NHWC vectors are of channels.
+        if (layout == Layout::strided || layout == Layout::nhwc) {
+            return 1;
+        }
+        return in_groups() ? vector : 2 * vector;
+    }
+    PlaneTiling plane_tiling() const {
+        return {extents[0], extents[1], extents[3], cut(), lanes_along_w(), in_groups()};
     }
     // Values of a channel.
     Expr count() const {

@@ -113,6 +113,36 @@ public:
     }
 };
 
+// scale and shift such that batch normalization with these statistics is x * scale + shift.
+class Fold : public ChannelGenerator<Fold> {
+public:
+    Input<Halide::Buffer<void, 1>> weight{"weight"};
+    Input<Halide::Buffer<void, 1>> bias{"bias"};
+    Input<Halide::Buffer<void, 1>> running_mean{"running_mean"};
+    Input<Halide::Buffer<void, 1>> running_var{"running_var"};
+    Input<double> eps{"eps"};
+    Output<Halide::Buffer<void, 1>> scale{"scale"};
+    Output<Halide::Buffer<void, 1>> shift{"shift"};
+
+    void configure() {
+        for (auto *vector : {&weight, &bias, &running_mean, &running_var}) {
+            vector->set_type(dtype);
+        }
+        scale.set_type(dtype);
+        shift.set_type(dtype);
+    }
+
+    void generate() {
+        const Expr gain = f64(weight(c)) * invstd_from_variance(f64(running_var(c)), eps);
+        scale(c) = Halide::cast(dtype, gain);
+        shift(c) = Halide::cast(dtype, f64(bias(c)) - f64(running_mean(c)) * gain);
+    }
+
+    void schedule() {
+        promise_vectors(weight, bias, running_mean, running_var, scale, shift);
+    }
+};
+
 // Parameters kept in the tensor's own half type, to and from the type the kernels take.
 class Convert : public ChannelGenerator<Convert> {
 public:
@@ -139,4 +169,5 @@ public:
 HALIDE_REGISTER_GENERATOR(hbn::FinalizeMoments, finalize_moments)
 HALIDE_REGISTER_GENERATOR(hbn::MergeMoments, merge_moments)
 HALIDE_REGISTER_GENERATOR(hbn::InvstdFromVariance, invstd_from_variance)
+HALIDE_REGISTER_GENERATOR(hbn::Fold, fold)
 HALIDE_REGISTER_GENERATOR(hbn::Convert, convert)

@@ -14,7 +14,9 @@ void schedule_for_any_target(ChannelPipeline p, const Target &) {
     if (!p.elementwise.empty()) {
         owner.reorder(w, h, n, c);
     }
-    owner.parallel(c);
+    if (!p.standalone) {
+        owner.parallel(c);
+    }
     for (Reduction &r : p.reductions) {
         r.merged.compute_at(owner, c);
         r.tile.compute_at(r.merged, r.tiles.x);
@@ -37,7 +39,9 @@ void schedule_for_any_target(ChannelPipeline p, const Target &) {
     }
     for (Func &f : p.per_channel) {
         if (f.name() != owner.name()) {
-            f.parallel(c);
+            if (!p.standalone) {
+                f.parallel(c);
+            }
             f.compute_with(owner, c);
         }
     }

@@ -12,7 +12,7 @@ void schedule(ChannelPipeline pipeline, const Target &target) {
         schedule_for_any_target(pipeline, target);
     } else if (target.arch == Target::X86 && target.has_feature(Target::SSE41)) {
         schedule_for_x86(pipeline, target);
-    } else if (target.arch == Target::ARM) {
+    } else if (target.arch == Target::ARM && !target.has_feature(Target::NoNEON)) {
         schedule_for_arm(pipeline, target);
     } else {
         schedule_for_any_target(pipeline, target);

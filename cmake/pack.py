@@ -1,0 +1,349 @@
+"""Makes a pack: a folder with a static library, a header and a size report, for a board. See `make pack`."""
+
+import argparse
+import pathlib
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from typing import NamedTuple
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+SOURCES = ROOT / "runtime" / "pack"
+
+
+class Target(NamedTuple):
+    """What a pack is compiled for."""
+
+    halide: str  # its target string
+    tools: str  # prefix of gcc, ld and so on
+    flags: tuple[str, ...]
+    packages: tuple[str, ...]  # of Debian, that hold those
+    c_source: bool = False  # kernels by way of C++, which `tools` compile
+
+
+BARE = ("-ffreestanding",)
+TARGETS = {
+    "linux-arm64": Target("arm-64-linux", "aarch64-linux-gnu-", ("-fPIC",), ("g++-aarch64-linux-gnu",)),
+    "linux-arm64-fp16": Target("arm-64-linux-arm_fp16", "aarch64-linux-gnu-", ("-fPIC", "-march=armv8.2-a+fp16"),
+                               ("g++-aarch64-linux-gnu",)),
+    "android-arm64": Target("arm-64-android", "aarch64-linux-gnu-", ("-fPIC", *BARE), ("g++-aarch64-linux-gnu",)),
+    "linux-armv7": Target("arm-32-linux", "arm-linux-gnueabihf-", ("-fPIC", "-march=armv7-a+simd"),
+                          ("g++-arm-linux-gnueabihf",)),
+    "baremetal-arm64": Target("arm-64-noos", "aarch64-linux-gnu-", BARE, ("g++-aarch64-linux-gnu",)),
+    "baremetal-cortex-m": Target("arm-32-noos-no_neon", "arm-none-eabi-",
+                                 (*BARE, "-mthumb", "-mcpu=cortex-m4", "-mfloat-abi=hard", "-mfpu=fpv4-sp-d16"),
+                                 ("gcc-arm-none-eabi", "libstdc++-arm-none-eabi-newlib"), c_source=True),
+    "linux-x86-64": Target("x86-64-linux-sse41", "", ("-fPIC",), ("g++",)),
+}
+
+
+class Operation(NamedTuple):
+    """A function of the pack."""
+
+    source: str  # in runtime/pack
+    generator: str
+    relu: bool
+
+    def defines(self) -> list[str]:
+        """What its source is compiled with, beside the names."""
+        return [f"-DHBN_SAVED={'double' if self.relu else 'float'}", f"-DHBN_WITH_BIAS={int(self.relu)}"]
+
+
+OPERATIONS = {
+    "forward_inference": Operation("forward_inference", "forward_inference", False),
+    "forward_inference_relu": Operation("forward_inference", "forward_inference", True),
+    "forward_training": Operation("forward_training", "forward_training_whole", False),
+    "forward_training_relu": Operation("forward_training", "forward_training_whole", True),
+    "backward": Operation("backward", "backward_training", False),
+    "backward_relu": Operation("backward", "backward_training", True),
+    "fold": Operation("fold", "fold", False),
+    "forward_folded": Operation("forward_folded", "forward_folded", False),
+    "forward_folded_relu": Operation("forward_folded", "forward_folded", True),
+}
+
+ELEMENTS = {
+    "float32": ("float", "float32."),
+    "float16": ("uint16_t", "float16, as bits."),
+    "bfloat16": ("uint16_t", "bfloat16, as bits."),
+    "int8": ("int8_t", "int8."),
+}
+
+
+class Size(NamedTuple):
+    """Of one operation, in bytes."""
+
+    text: int
+    data: int
+    stack: int | None
+
+
+class Pack:
+    """What is asked for, and where it goes."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.target_name: str = arguments.target
+        self.target = TARGETS[arguments.target]
+        self.operations: list[str] = arguments.ops.split(",")
+        self.dtype: str = arguments.dtype
+        self.layout: str = arguments.layout
+        self.shape = parse_shape(arguments.shape)
+        self.folder = pathlib.Path(arguments.out)
+        self.generators = pathlib.Path(arguments.generators).resolve()
+        self.halide_include = pathlib.Path(arguments.halide_include).resolve()
+        self.work = self.folder / "objects"
+        self.command = (f"make pack TARGET={self.target_name} OPS={arguments.ops} DTYPE={self.dtype} "
+                        f"LAYOUT={self.layout} SHAPE={arguments.shape}")
+        self.check()
+
+    def check(self) -> None:
+        """Exits where something is asked for that there is not."""
+        for name in self.operations:
+            if name not in OPERATIONS:
+                sys.exit(f"OPS: '{name}' is none of {', '.join(OPERATIONS)}")
+        folded = [name for name in self.operations if not re.match("fold|forward_folded", name)]
+        if self.dtype == "int8" and folded:
+            sys.exit(f"DTYPE=int8 is for fold and forward_folded only, not {', '.join(folded)}")
+        for tool in ("gcc", "ar", "ld", "size", "nm", "objdump"):
+            if not shutil.which(self.target.tools + tool):
+                sys.exit(f"{self.target.tools}{tool} is missing: sudo apt-get install "
+                         f"{' '.join(self.target.packages)}")
+
+    def make(self) -> dict[str, Size]:
+        """Writes all of the folder but README.md and returns sizes."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.work.mkdir(parents=True)
+        self.write_headers()
+        objects, sizes = [], {}
+        common = self.compile_c(SOURCES / "pack.c", "pack", [])
+        for name in self.operations:
+            kernel = self.compile_kernel(name)
+            wrapper = self.compile_wrapper(name)
+            objects += [kernel, wrapper]
+            sizes[name] = self.measure(name, [common, kernel, wrapper])
+        self.run(self.target.tools + "ar", "rcsD", self.folder / "libhbn.a", common, *objects)
+        return sizes
+
+    # ---- headers
+
+    def write_headers(self) -> None:
+        """hbn.h, for users, and hbn_pack.h, for runtime/pack."""
+        template = (SOURCES / "hbn.h.in").read_text()
+        element, element_doc = ELEMENTS[self.dtype]
+        blocks = re.split(r"^//@ (\w+)\n", template, flags=re.M)
+        text = blocks[0]
+        for name, block in zip(blocks[1::2], blocks[2::2]):
+            if name == "end":
+                text += block
+                continue
+            for operation in self.operations:
+                if OPERATIONS[operation].source == name:
+                    text += self.function(operation, block)
+        fixed = [f"{axis} is {size}" if size else f"{axis} is any" for axis, size in zip("nchw", self.shape)]
+        for key, value in {
+            "WHAT": f"{self.dtype} for {self.target_name}", "COMMAND": self.command,
+            "LAYOUT_WORDS": {"nchw": "(N, C, H, W)", "nhwc": "(N, H, W, C), channels last"}[self.layout],
+            "ELEMENT": element, "ELEMENT_DOC": element_doc, "SHAPE_WORDS": ", ".join(fixed),
+        }.items():
+            text = text.replace(f"@{key}@", value)
+        (self.folder / "hbn.h").write_text(text)
+        n, c, h, w = self.shape
+        (self.work / "hbn_pack.h").write_text(
+            f"#define HBN_PACK_N {n}\n#define HBN_PACK_C {c}\n#define HBN_PACK_H {h}\n#define HBN_PACK_W {w}\n"
+            f"#define HBN_PACK_ANY_FREE {int(0 in self.shape)}\n")
+
+    @staticmethod
+    def function(operation: str, block: str) -> str:
+        """A function's declaration."""
+        relu = OPERATIONS[operation].relu
+        suffix = "_relu" if relu else ""
+        for key, value in {
+            "NAME": operation, "RELU": ", and 0 where that is negative" if relu else "",
+            "SAVED": "double" if relu else "float", "BIAS": " const float *bias," if relu else "",
+            "BACKWARD": "backward" + suffix, "FORWARD": "forward_training" + suffix,
+        }.items():
+            block = block.replace(f"@{key}@", value)
+        return block
+
+    # ---- code
+
+    def compile_kernel(self, name: str) -> pathlib.Path:
+        """The kernel's object, without what nothing calls."""
+        operation = OPERATIONS[name]
+        kernel = f"hbn_kernel_{name}"
+        n, c, h, w = self.shape
+        parameters = ["dtype=float32"]
+        if operation.generator != "fold":
+            parameters = [f"dtype={self.dtype}", f"layout={self.layout}", "standalone=true", f"samples={n}",
+                          f"num_features={c}", f"plane_size={h * w}"]
+            if self.target.c_source:
+                parameters.append("lanes=1")
+            if operation.relu:
+                parameters.append("activation=relu")
+        output = "c_source" if self.target.c_source else "object"
+        self.run(self.generators, "-g", operation.generator, "-f", kernel, "-n", kernel, "-o", self.work, "-e",
+                 f"{output},c_header", f"target={self.target.halide}-no_runtime-no_asserts-no_bounds_query",
+                 *parameters)
+        whole = self.work / f"{kernel}.o"
+        if self.target.c_source:
+            self.compile_cpp(next(self.work.glob(f"{kernel}*.cpp")), whole)
+        needed = self.work / f"{name}.kernel.o"
+        self.run(self.target.tools + "ld", "-r", "--gc-sections", f"--entry={kernel}", "-o", needed, whole)
+        return needed
+
+    def compile_cpp(self, source: pathlib.Path, to: pathlib.Path) -> None:
+        """What Halide wrote in C++."""
+        # Newlib's int32_t is long, which Halide's templates don't expect.
+        types = ("-U__INT32_TYPE__", "-D__INT32_TYPE__=int", "-U__UINT32_TYPE__", "-D__UINT32_TYPE__=unsigned")
+        self.run(self.target.tools + "g++", *self.target.flags, *types, "-std=c++17", "-Os", "-fno-exceptions",
+                 "-fno-rtti", "-fno-threadsafe-statics", "-ffunction-sections", "-fdata-sections", "-w",
+                 f"-I{self.halide_include}", "-c", source, "-o", to)
+
+    def compile_wrapper(self, name: str) -> pathlib.Path:
+        """The function that users call."""
+        operation = OPERATIONS[name]
+        defines = [f"-DHBN_FUNCTION=hbn_{name}", f"-DHBN_KERNEL=hbn_kernel_{name}", "-include",
+                   str(self.work / f"hbn_kernel_{name}.h")]
+        return self.compile_c(SOURCES / f"{operation.source}.c", name, defines + operation.defines())
+
+    def compile_c(self, source: pathlib.Path, name: str, defines: list[str]) -> pathlib.Path:
+        """An object from C."""
+        to = self.work / f"{name}.o"
+        self.run(self.target.tools + "gcc", *self.target.flags, "-std=c99", "-Os", "-Wall", "-Wextra", "-Werror",
+                 "-fno-asynchronous-unwind-tables", "-ffunction-sections", "-fstack-usage", f"-I{self.folder}",
+                 f"-I{self.work}", f"-I{SOURCES}", "-isystem", self.halide_include, *defines, "-c", source, "-o", to)
+        return to
+
+    # ---- sizes
+
+    def measure(self, name: str, objects: list[pathlib.Path]) -> Size:
+        """Of an operation with all that it calls."""
+        linked = self.work / f"{name}.linked.o"
+        self.run(self.target.tools + "ld", "-r", "--gc-sections", f"--entry=hbn_{name}", "-o", linked, *objects)
+        text, data, bss = map(int, self.run(self.target.tools + "size", linked).splitlines()[1].split()[:3])
+        stack = stack_of_wrapper(self.work / f"{name}.su") + stack_of_kernel(
+            self.run(self.target.tools + "objdump", "-d", self.work / f"{name}.kernel.o"))
+        undefined = {line.split()[-1] for line in self.run(self.target.tools + "nm", "-u", linked).splitlines()}
+        allowed = {"memcpy", "memset", "_GLOBAL_OFFSET_TABLE_"}
+        if self.target.halide.startswith("arm-32"):
+            # Arithmetic that the processor lacks, in libgcc.
+            allowed |= {symbol for symbol in undefined if symbol.startswith("__aeabi_")}
+        if undefined - allowed:
+            sys.exit(f"{name} needs {', '.join(sorted(undefined - allowed))}")
+        return Size(text, data + bss, stack)
+
+    def run(self, *command: object) -> str:
+        """A command's output; exits where it fails."""
+        words = [str(word) for word in command]
+        result = subprocess.run(words, text=True, capture_output=True, check=False)
+        if result.returncode:
+            sys.exit(f"{shlex.join(words)}\n{result.stdout}{result.stderr}")
+        return result.stdout
+
+
+def parse_shape(text: str) -> tuple[int, int, int, int]:
+    """N,C,H,W; 0 where a size is left out, or not a number."""
+    parts = text.split(",") if text else ["", "", "", ""]
+    if len(parts) != 4 or not all(re.fullmatch(r"\d*|\w", part.strip()) for part in parts):
+        sys.exit("SHAPE is four sizes, N,C,H,W, of which any may be left out: 1,64,, for example")
+    n, c, h, w = (int(part) if part.strip().isdigit() else 0 for part in parts)
+    return n, c, h, w
+
+
+def stack_of_wrapper(usage: pathlib.Path) -> int:
+    """Of gcc's -fstack-usage, the largest function's."""
+    return max(int(line.split("\t")[1]) for line in usage.read_text().splitlines())
+
+
+def stack_of_kernel(disassembly: str) -> int:
+    """What functions take from the stack pointer, added up: they call each other once at most."""
+    total = 0
+    for line in disassembly.splitlines():
+        if match := re.search(r"\tsub\t(?:sp, )?sp, (?:sp, )?#(0x[0-9a-f]+|\d+)(, lsl #12)?", line):
+            total += int(match[1], 0) << (12 if match[2] else 0)
+        elif match := re.search(r"\tsub\w*\tsp, #(\d+)", line):
+            total += int(match[1])
+        elif match := re.search(r"\t(?:stp|str)\t.*\[sp, #-(\d+)\]!", line):
+            total += int(match[1])
+        elif match := re.search(r"\tv?push\w*(?:\.w)?\t\{(.*)\}", line):
+            total += sum(register_bytes(registers) for registers in match[1].split(","))
+    return total
+
+
+def register_bytes(registers: str) -> int:
+    """Of `r4`, or `d8-d15`."""
+    numbers = [int(number) for number in re.findall(r"\d+", registers)] or [0]
+    return (numbers[-1] - numbers[0] + 1) * (8 if registers.strip().startswith("d") else 4)
+
+
+def report(sizes: dict[str, Size]) -> str:
+    """The size report's table."""
+    lines = ["| operation | text | data | stack | heap |", "| --- | --- | --- | --- | --- |"]
+    lines += [f"| hbn_{name} | {size.text} | {size.data} | {size.stack} | 0 |" for name, size in sizes.items()]
+    return "\n".join(lines)
+
+
+def readme(pack: Pack, sizes: dict[str, Size]) -> str:
+    """The folder's README.md."""
+    flags = " ".join(pack.target.flags)
+    return f"""# hbn for {pack.target_name}
+
+Batch normalization of {pack.dtype} tensors, {pack.layout.upper()}. Made by
+
+    {pack.command}
+
+`hbn.h` says what there is. Compile with `-I` this folder and link `libhbn.a`:
+
+    {pack.target.tools}gcc {flags} -I. main.c libhbn.a
+
+or, in CMake, `find_package(hbn REQUIRED PATHS this/folder)` and `target_link_libraries(app hbn::hbn)`. The library
+calls memcpy and memset{', and what libgcc has of __aeabi_*' if pack.target.halide.startswith('arm-32') else ''}, and
+nothing else. It takes no memory but the stack.
+
+## Sizes, in bytes
+
+{report(sizes)}
+
+Each operation with all that it calls, linked alone with `--gc-sections`. Text includes constants. The stack is the
+wrapper's (gcc's -fstack-usage) and the kernel's (what its code takes from the stack pointer).
+"""
+
+
+CMAKE = """# find_package(hbn) for this folder alone.
+add_library(hbn::hbn STATIC IMPORTED)
+set_target_properties(hbn::hbn PROPERTIES
+    IMPORTED_LOCATION "${CMAKE_CURRENT_LIST_DIR}/libhbn.a"
+    INTERFACE_INCLUDE_DIRECTORIES "${CMAKE_CURRENT_LIST_DIR}")
+"""
+
+
+def make(arguments: argparse.Namespace) -> dict[str, Size]:
+    """The whole folder; main() says what the arguments are."""
+    pack = Pack(arguments)
+    sizes = pack.make()
+    (pack.folder / "README.md").write_text(readme(pack, sizes))
+    (pack.folder / "hbnConfig.cmake").write_text(CMAKE)
+    (pack.folder / "sizes.md").write_text(report(sizes) + "\n")
+    shutil.rmtree(pack.work)
+    return sizes
+
+
+def main() -> None:
+    """Parses what `make pack` was given."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--target", choices=TARGETS, required=True)
+    parser.add_argument("--ops", default="forward_inference", help=f"some of {','.join(OPERATIONS)}")
+    parser.add_argument("--dtype", choices=ELEMENTS, default="float32")
+    parser.add_argument("--layout", choices=("nchw", "nhwc"), default="nchw")
+    parser.add_argument("--shape", default="", help="N,C,H,W; leave out what only the call will know")
+    parser.add_argument("--out", required=True)
+    parser.add_argument("--generators", required=True, help="the program that emits kernels")
+    parser.add_argument("--halide-include", required=True)
+    arguments = parser.parse_args()
+    print(report(make(arguments)))
+    print(f"Wrote {arguments.out}")
+
+
+if __name__ == "__main__":
+    main()

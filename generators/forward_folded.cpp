@@ -1,0 +1,56 @@
+// Inference with batch normalization folded ahead of time into a scale and a shift for each channel (Fold, in
+// per_channel.cpp): y = x * scale + shift. For small devices: nothing but float32 arithmetic, whatever the dtype.
+//
+// int8 is oneDNN's: arithmetic in float32, rounded to nearest even, saturated. Tensors are quantized with scale 1
+// and zero point 0; others' go into scale and shift.
+#include "generators/batch_norm.h"
+
+namespace hbn {
+
+namespace {
+
+// Without the C library's rounding functions, which small devices may not have.
+Expr rounded_to_int8(const Expr &value) {
+    const Expr most = Halide::clamp(value, -128.0f, 127.0f);
+    // Adding it leaves no bits for a fraction.
+    const Expr whole = 12582912.0f;  // 1.5 * 2^23
+    const Expr rounded = Halide::strict_float(Halide::strict_float(most + whole) - whole);
+    return Halide::cast<int8_t>(Halide::cast<int32_t>(rounded));
+}
+
+}  // namespace
+
+class ForwardFolded : public ActivatedGenerator<ForwardFolded> {
+public:
+    Input<Halide::Buffer<>> x{"x"};
+    Input<Halide::Buffer<>> scale{"scale"};
+    Input<Halide::Buffer<>> shift{"shift"};
+    Output<Func> y{"y"};
+
+    void configure() {
+        declare_forward(y);
+        declare_vectors(scale, shift);
+        declare_tensors(x);
+    }
+
+    void generate() {
+        set_shape(x, scale);
+        const auto k = once_a_channel({scale(channel()), shift(channel())});
+        Expr z = Halide::cast<float>(x(element())) * k[0] + k[1];
+        if (activation != Activation::none) {
+            z = Halide::select(z < 0, 0.0f, z);
+        }
+        y(element()) = Type(dtype).is_int() ? rounded_to_int8(z) : rounded(z);
+    }
+
+    void schedule() {
+        promise_tensors(x, y);
+        promise_vectors(scale, shift);
+        work.elementwise = {y};
+        schedule_work();
+    }
+};
+
+}  // namespace hbn
+
+HALIDE_REGISTER_GENERATOR(hbn::ForwardFolded, forward_folded)

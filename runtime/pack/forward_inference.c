@@ -1,0 +1,21 @@
+#include "pack.h"
+
+hbn_status HBN_FUNCTION(hbn_shape shape, const hbn_element *x, const float *weight, const float *bias,
+                        const float *running_mean, const float *running_var, double eps,
+                        hbn_element *y) {
+    const span spans[] = {hbn_pack_tensor(x, shape, 0),
+                          hbn_pack_vector(weight, shape.c, sizeof(float), 0),
+                          hbn_pack_vector(bias, shape.c, sizeof(float), 0),
+                          hbn_pack_vector(running_mean, shape.c, sizeof(float), 0),
+                          hbn_pack_vector(running_var, shape.c, sizeof(float), 0),
+                          hbn_pack_tensor(y, shape, 1)};
+    call c;
+    halide_buffer_t *b = c.buffers;
+    HBN_TRY(hbn_pack_check(shape, spans, HBN_COUNT(spans)));
+    if (!hbn_pack_is_eps(eps)) {
+        return HBN_INVALID_NUMBER;
+    }
+    hbn_pack_start(&c, shape, spans, HBN_COUNT(spans));
+    HBN_KERNEL(b, b + 1, b + 2, b + 3, b + 4, eps, b + 5);
+    return HBN_OK;
+}

@@ -1,0 +1,26 @@
+#include "pack.h"
+
+hbn_status HBN_FUNCTION(hbn_shape shape, const hbn_element *x, const float *weight, const float *bias,
+                        float *running_mean, float *running_var, double momentum, double eps,
+                        hbn_element *y, HBN_SAVED *save_mean, HBN_SAVED *save_invstd) {
+    const span spans[] = {hbn_pack_tensor(x, shape, 0),
+                          hbn_pack_vector(weight, shape.c, sizeof(float), 0),
+                          hbn_pack_vector(bias, shape.c, sizeof(float), 0),
+                          hbn_pack_vector(running_mean, shape.c, sizeof(float), 1),
+                          hbn_pack_vector(running_var, shape.c, sizeof(float), 1),
+                          hbn_pack_tensor(y, shape, 1),
+                          hbn_pack_vector(save_mean, shape.c, sizeof(HBN_SAVED), 1),
+                          hbn_pack_vector(save_invstd, shape.c, sizeof(HBN_SAVED), 1)};
+    call c;
+    halide_buffer_t *b = c.buffers;
+    HBN_TRY(hbn_pack_check(shape, spans, HBN_COUNT(spans)));
+    if (shape.n == 1 && shape.h == 1 && shape.w == 1) {
+        return HBN_INVALID_SHAPE;
+    }
+    if (!hbn_pack_is_eps(eps) || !hbn_pack_is_momentum(momentum)) {
+        return HBN_INVALID_NUMBER;
+    }
+    hbn_pack_start(&c, shape, spans, HBN_COUNT(spans));
+    HBN_KERNEL(b, b + 1, b + 2, b + 3, b + 4, momentum, eps, b + 5, b + 6, b + 7, b + 3, b + 4);
+    return HBN_OK;
+}

@@ -1,0 +1,360 @@
+/* A pack's functions against double arithmetic on the same data, and what they refuse. Compiled by run.py for each
+   pack: TEST_N to TEST_W are sizes of tensors, TEST_<DTYPE> and TEST_NHWC say what the pack is of, HAS_<OPERATION>
+   what it holds. */
+#include "hbn.h"
+
+#include <math.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { N = TEST_N, C = TEST_C, P = TEST_H * TEST_W, SIZE = N * C * P };
+
+static const hbn_shape shape = {TEST_N, TEST_C, TEST_H, TEST_W};
+static const double eps = 1e-5;
+static int failures;
+
+/* ---- elements */
+
+#if defined TEST_FLOAT32
+static const double unit = 0x1p-24;
+static double load(hbn_element e) {
+    return e;
+}
+static hbn_element store(double value) {
+    return (float)value;
+}
+#elif defined TEST_FLOAT16
+static const double unit = 0x1p-11;
+static double load(hbn_element e) {
+    const int exponent = e >> 10 & 31, fraction = e & 1023;
+    const double value = exponent ? ldexp(1024 + fraction, exponent - 25) : ldexp(fraction, -24);
+    return e >> 15 ? -value : value;
+}
+static hbn_element store(double value) {
+    /* Of normal numbers, rounded down: any value will do. */
+    int exponent;
+    const double fraction = frexp(fabs(value), &exponent);
+    if (exponent < -13) {
+        return 0;
+    }
+    return (hbn_element)((value < 0) << 15 | (exponent + 14) << 10 | ((int)(fraction * 2048) & 1023));
+}
+#elif defined TEST_BFLOAT16
+static const double unit = 0x1p-8;
+static double load(hbn_element e) {
+    const uint32_t bits = (uint32_t)e << 16;
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+static hbn_element store(double value) {
+    const float narrow = (float)value;
+    uint32_t bits;
+    memcpy(&bits, &narrow, sizeof bits);
+    return (hbn_element)(bits >> 16);
+}
+#else
+static const double unit = 0;
+static double load(hbn_element e) {
+    return e;
+}
+static hbn_element store(double value) {
+    return (hbn_element)(value * 30);
+}
+#endif
+
+static size_t at(int n, int c, int p) {
+#ifdef TEST_NHWC
+    return ((size_t)n * P + p) * C + c;
+#else
+    return ((size_t)n * C + c) * P + p;
+#endif
+}
+
+/* ---- data, and what is expected of it */
+
+static hbn_element x[SIZE], y[SIZE], dy[SIZE], dx[SIZE];
+static float weight[C], bias[C], running_mean[C], running_var[C], grad_weight[C], grad_bias[C];
+static double mean[C], variance[C];
+static double expected_y[SIZE], y_scale[SIZE];
+
+static double uniform(void) {
+    static uint32_t state = 12345;
+    state = state * 1664525u + 1013904223u;
+    return (double)(state >> 8) * 0x1p-23 - 1;
+}
+
+static void fill(void) {
+    int n, c, p;
+    for (c = 0; c < C; c++) {
+        weight[c] = (float)(uniform() * 2);
+        bias[c] = (float)uniform();
+        running_mean[c] = (float)uniform();
+        running_var[c] = (float)(uniform() + 1.5);
+    }
+    for (n = 0; n < N; n++) {
+        for (c = 0; c < C; c++) {
+            for (p = 0; p < P; p++) {
+                x[at(n, c, p)] = store(uniform() * (1 + c % 3) + c % 5 - 2);
+                dy[at(n, c, p)] = store(uniform());
+            }
+        }
+    }
+    for (c = 0; c < C; c++) {
+        double sum = 0, squares = 0;
+        for (n = 0; n < N; n++) {
+            for (p = 0; p < P; p++) {
+                sum += load(x[at(n, c, p)]);
+            }
+        }
+        mean[c] = sum / (N * P);
+        for (n = 0; n < N; n++) {
+            for (p = 0; p < P; p++) {
+                const double d = load(x[at(n, c, p)]) - mean[c];
+                squares += d * d;
+            }
+        }
+        variance[c] = squares / (N * P);
+    }
+}
+
+/* Arithmetic is float's, the result is rounded to the element's type. */
+static void check(const char *what, size_t index, double actual, double expected, double scale) {
+    const double bound = 8 * 0x1p-24 * scale + unit * fabs(expected) + 1e-30;
+    if (!(fabs(actual - expected) <= bound)) {
+        if (failures++ < 10) {
+            printf("%s[%u] is %.9g, expected %.9g within %.3g\n", what, (unsigned)index, actual, expected, bound);
+        }
+    }
+}
+
+static void check_status(const char *what, hbn_status actual, hbn_status expected) {
+    if (actual != expected) {
+        failures++;
+        printf("%s: status %d, expected %d\n", what, (int)actual, (int)expected);
+    }
+}
+
+#if !defined TEST_INT8
+static void expect_forward(const double *m, const double *v, int relu) {
+    int n, c, p;
+    for (n = 0; n < N; n++) {
+        for (c = 0; c < C; c++) {
+            const double gain = weight[c] / sqrt(v[c] + eps);
+            for (p = 0; p < P; p++) {
+                const size_t i = at(n, c, p);
+                expected_y[i] = (load(x[i]) - m[c]) * gain + bias[c];
+                y_scale[i] = fabs((load(x[i]) - m[c]) * gain) + fabs(m[c] * gain) * 0x1p-20 + fabs(bias[c]);
+                if (relu && expected_y[i] < 0) {
+                    expected_y[i] = 0;
+                }
+            }
+        }
+    }
+}
+
+static void check_forward(const char *what) {
+    size_t i;
+    for (i = 0; i < SIZE; i++) {
+        check(what, i, load(y[i]), expected_y[i], y_scale[i]);
+    }
+}
+#endif
+
+/* ---- operations */
+
+#if defined HAS_FORWARD_INFERENCE || defined HAS_FORWARD_INFERENCE_RELU
+typedef hbn_status inference_function(hbn_shape, const hbn_element *, const float *, const float *, const float *,
+                                      const float *, double, hbn_element *);
+
+static void test_inference(const char *name, inference_function *run, int relu) {
+    double m[C], v[C];
+    hbn_element before[SIZE];
+    hbn_shape other = shape;
+    int c;
+    for (c = 0; c < C; c++) {
+        m[c] = running_mean[c];
+        v[c] = running_var[c];
+    }
+    expect_forward(m, v, relu);
+    check_status(name, run(shape, x, weight, bias, running_mean, running_var, eps, y), HBN_OK);
+    check_forward(name);
+
+    /* In place. */
+    memcpy(y, x, sizeof x);
+    check_status(name, run(shape, y, weight, bias, running_mean, running_var, eps, y), HBN_OK);
+    check_forward(name);
+
+    memcpy(before, y, sizeof y);
+    other.c++;
+    other.n = TEST_FIXED ? other.n : -1;
+    check_status("shape", run(other, x, weight, bias, running_mean, running_var, eps, y), HBN_INVALID_SHAPE);
+    other = shape;
+    other.w = TEST_FIXED ? other.w + 1 : 0;
+    check_status("width", run(other, x, weight, bias, running_mean, running_var, eps, y), HBN_INVALID_SHAPE);
+    if (!TEST_FIXED) {
+        other.n = other.c = other.h = other.w = 1 << 10;
+        check_status("size", run(other, x, weight, bias, running_mean, running_var, eps, y), HBN_INVALID_SHAPE);
+    }
+    check_status("x", run(shape, NULL, weight, bias, running_mean, running_var, eps, y), HBN_NULL_POINTER);
+    check_status("bias", run(shape, x, weight, NULL, running_mean, running_var, eps, y), HBN_NULL_POINTER);
+    check_status("y", run(shape, x, weight, bias, running_mean, running_var, eps, NULL), HBN_NULL_POINTER);
+    check_status("weight", run(shape, x, (float *)((char *)weight + 1), bias, running_mean, running_var, eps, y),
+                 HBN_MISALIGNED);
+    check_status("overlap", run(shape, y + 1, weight, bias, running_mean, running_var, eps, y), HBN_OVERLAP);
+    check_status("overlap",
+                 run(shape, x, (float *)(void *)y, bias, running_mean, running_var, eps, y), HBN_OVERLAP);
+    check_status("eps", run(shape, x, weight, bias, running_mean, running_var, 0, y), HBN_INVALID_NUMBER);
+    check_status("eps", run(shape, x, weight, bias, running_mean, running_var, NAN, y), HBN_INVALID_NUMBER);
+    check_status("eps", run(shape, x, weight, bias, running_mean, running_var, INFINITY, y), HBN_INVALID_NUMBER);
+    if (memcmp(before, y, sizeof y) != 0) {
+        failures++;
+        printf("%s wrote where it refused\n", name);
+    }
+}
+#endif
+
+#define STR(name) #name
+
+#if defined HAS_BACKWARD || defined HAS_BACKWARD_RELU
+static void check_backward(const char *name, const double *inverse, int relu) {
+    int n, c, p;
+    for (c = 0; c < C; c++) {
+        double sum = 0, products = 0, magnitudes = 0, product_magnitudes = 0;
+        for (n = 0; n < N; n++) {
+            for (p = 0; p < P; p++) {
+                const size_t i = at(n, c, p);
+                const double g = relu && expected_y[i] <= 0 ? 0 : load(dy[i]);
+                const double xhat = (load(x[i]) - mean[c]) * inverse[c];
+                sum += g;
+                products += g * xhat;
+                magnitudes += fabs(g);
+                product_magnitudes += fabs(g * xhat);
+            }
+        }
+        /* In groups of float, sums are off by 9 units of their magnitudes; rounded means by another. */
+        check("grad_bias", c, grad_bias[c], sum, 2 * magnitudes + fabs(sum));
+        check("grad_weight", c, grad_weight[c], products, 2 * product_magnitudes + magnitudes * fabs(mean[c] * inverse[c]));
+        for (n = 0; n < N; n++) {
+            for (p = 0; p < P; p++) {
+                const size_t i = at(n, c, p);
+                const double g = relu && expected_y[i] <= 0 ? 0 : load(dy[i]);
+                const double xhat = (load(x[i]) - mean[c]) * inverse[c];
+                const double gain = weight[c] * inverse[c];
+                const double expected = gain * (g - sum / (N * P) - xhat * products / (N * P));
+                const double scale = fabs(gain) * (fabs(g) + 2 * magnitudes / (N * P) +
+                                                   (fabs(xhat) + fabs(mean[c] * inverse[c])) * 2 *
+                                                       product_magnitudes / (N * P));
+                check(name, i, load(dx[i]), expected, scale);
+            }
+        }
+    }
+}
+#endif
+
+#define DEFINE_TRAINING_TEST(suffix, saved, relu, backward_call)                                             \
+    static void test_training##suffix(void) {                                                                \
+        float old_mean[C], old_var[C];                                                                       \
+        saved save_mean[C], save_invstd[C];                                                                  \
+        double inverse[C];                                                                                   \
+        int c;                                                                                               \
+        const double count = N * P;                                                                          \
+        memcpy(old_mean, running_mean, sizeof running_mean);                                                 \
+        memcpy(old_var, running_var, sizeof running_var);                                                    \
+        expect_forward(mean, variance, relu);                                                                \
+        check_status(STR(forward_training##suffix),                                                          \
+                     hbn_forward_training##suffix(shape, x, weight, bias, running_mean, running_var, 0.25,   \
+                                                  eps, y, save_mean, save_invstd),                           \
+                     HBN_OK);                                                                                \
+        check_forward(STR(forward_training##suffix));                                                        \
+        for (c = 0; c < C; c++) {                                                                            \
+            inverse[c] = 1 / sqrt(variance[c] + eps);                                                        \
+            check("save_mean", c, save_mean[c], mean[c], fabs(mean[c]) + sqrt(variance[c]));                 \
+            check("save_invstd", c, save_invstd[c], inverse[c], inverse[c]);                                 \
+            check("running_mean", c, running_mean[c], 0.75 * old_mean[c] + 0.25 * mean[c],                   \
+                  fabs(old_mean[c]) + fabs(mean[c]));                                                        \
+            check("running_var", c, running_var[c],                                                          \
+                  0.75 * old_var[c] + 0.25 * variance[c] * count / (count - 1), old_var[c] + variance[c]);   \
+        }                                                                                                    \
+        check_status("momentum",                                                                             \
+                     hbn_forward_training##suffix(shape, x, weight, bias, running_mean, running_var, NAN,    \
+                                                  eps, y, save_mean, save_invstd),                           \
+                     HBN_INVALID_NUMBER);                                                                    \
+        check_status("save_mean",                                                                            \
+                     hbn_forward_training##suffix(shape, x, weight, bias, running_mean, running_var, 0.25,   \
+                                                  eps, y, save_mean, save_mean),                             \
+                     HBN_OVERLAP);                                                                           \
+        check_forward(STR(forward_training##suffix));                                                        \
+        check_status(STR(backward##suffix), backward_call, HBN_OK);                                          \
+        check_backward(STR(backward##suffix), inverse, relu);                                                \
+        memcpy(dx, dy, sizeof dy);                                                                           \
+    }
+
+#if defined HAS_FORWARD_TRAINING && defined HAS_BACKWARD
+DEFINE_TRAINING_TEST(, float, 0,
+                     hbn_backward(shape, dy, x, save_mean, save_invstd, weight, dx, grad_weight, grad_bias))
+#endif
+#if defined HAS_FORWARD_TRAINING_RELU && defined HAS_BACKWARD_RELU
+DEFINE_TRAINING_TEST(_relu, double, 1,
+                     hbn_backward_relu(shape, dy, x, save_mean, save_invstd, weight, bias, dx, grad_weight, grad_bias))
+#endif
+
+#if defined HAS_FOLD && defined HAS_FORWARD_FOLDED
+static void test_folded(void) {
+    float scale[C], shift[C];
+    int n, c, p;
+    check_status("fold", hbn_fold(C, weight, bias, running_mean, running_var, eps, scale, shift), HBN_OK);
+    check_status("fold", hbn_fold(C, weight, bias, running_mean, running_var, -1, scale, shift), HBN_INVALID_NUMBER);
+    check_status("fold", hbn_fold(C, weight, bias, running_mean, running_var, eps, weight, shift), HBN_OVERLAP);
+    for (c = 0; c < C; c++) {
+        const double gain = weight[c] / sqrt(running_var[c] + eps);
+        check("scale", c, scale[c], gain, fabs(gain));
+        check("shift", c, shift[c], bias[c] - running_mean[c] * gain, fabs(bias[c]) + fabs(running_mean[c] * gain));
+#if defined TEST_INT8
+        scale[c] *= 3; /* some saturate */
+#endif
+    }
+    check_status("forward_folded", hbn_forward_folded(shape, x, scale, shift, y), HBN_OK);
+    for (n = 0; n < N; n++) {
+        for (c = 0; c < C; c++) {
+            for (p = 0; p < P; p++) {
+                const size_t i = at(n, c, p);
+                double expected = load(x[i]) * scale[c] + shift[c];
+#if defined TEST_INT8
+                const double off = 0.5;
+                expected = expected < -128 ? -128 : expected > 127 ? 127 : expected;
+#else
+                const double off = 0;
+#endif
+                /* Rounding to int8 is off by `off` at most: its share of check()'s bound. */
+                check("forward_folded", i, load(y[i]), expected,
+                      fabs(load(x[i]) * scale[c]) + fabs(shift[c]) + off / (8 * 0x1p-24));
+            }
+        }
+    }
+    check_status("forward_folded", hbn_forward_folded(shape, x, NULL, shift, y), HBN_NULL_POINTER);
+}
+#endif
+
+int main(void) {
+    fill();
+#ifdef HAS_FORWARD_INFERENCE
+    test_inference("forward_inference", hbn_forward_inference, 0);
+#endif
+#ifdef HAS_FORWARD_INFERENCE_RELU
+    test_inference("forward_inference_relu", hbn_forward_inference_relu, 1);
+#endif
+#if defined HAS_FORWARD_TRAINING && defined HAS_BACKWARD
+    test_training();
+#endif
+#if defined HAS_FORWARD_TRAINING_RELU && defined HAS_BACKWARD_RELU
+    test_training_relu();
+#endif
+#if defined HAS_FOLD && defined HAS_FORWARD_FOLDED
+    test_folded();
+#endif
+    printf("%d failures\n", failures);
+    return failures != 0;
+}
