@@ -21,9 +21,11 @@ class Target(NamedTuple):
     flags: tuple[str, ...]
     packages: tuple[str, ...]  # of Debian, that hold those
     c_source: bool = False  # kernels by way of C++, which `tools` compile
+    has_sqrt: bool = True  # of double
 
 
 BARE = ("-ffreestanding",)
+CORTEX_M_PACKAGES = ("gcc-arm-none-eabi", "libstdc++-arm-none-eabi-newlib")
 TARGETS = {
     "linux-arm64": Target("arm-64-linux", "aarch64-linux-gnu-", ("-fPIC",), ("g++-aarch64-linux-gnu",)),
     "linux-arm64-fp16": Target("arm-64-linux-arm_fp16", "aarch64-linux-gnu-", ("-fPIC", "-march=armv8.2-a+fp16"),
@@ -34,7 +36,10 @@ TARGETS = {
     "baremetal-arm64": Target("arm-64-noos", "aarch64-linux-gnu-", BARE, ("g++-aarch64-linux-gnu",)),
     "baremetal-cortex-m": Target("arm-32-noos-no_neon", "arm-none-eabi-",
                                  (*BARE, "-mthumb", "-mcpu=cortex-m4", "-mfloat-abi=hard", "-mfpu=fpv4-sp-d16"),
-                                 ("gcc-arm-none-eabi", "libstdc++-arm-none-eabi-newlib"), c_source=True),
+                                 CORTEX_M_PACKAGES, c_source=True, has_sqrt=False),
+    "baremetal-cortex-m7": Target("arm-32-noos-no_neon", "arm-none-eabi-",
+                                  (*BARE, "-mthumb", "-mcpu=cortex-m7", "-mfloat-abi=hard", "-mfpu=fpv5-d16"),
+                                  CORTEX_M_PACKAGES, c_source=True),
     "linux-x86-64": Target("x86-64-linux-sse41", "", ("-fPIC",), ("g++",)),
 }
 
@@ -116,13 +121,15 @@ class Pack:
         self.work.mkdir(parents=True)
         self.write_headers()
         objects, sizes = [], {}
-        common = self.compile_c(SOURCES / "pack.c", "pack", [])
+        common = [self.compile_c(SOURCES / "pack.c", "pack", [])]
+        if not self.target.has_sqrt:
+            common.append(self.compile_c(SOURCES / "sqrt.c", "sqrt", []))
         for name in self.operations:
             kernel = self.compile_kernel(name)
             wrapper = self.compile_wrapper(name)
             objects += [kernel, wrapper]
-            sizes[name] = self.measure(name, [common, kernel, wrapper])
-        self.run(self.target.tools + "ar", "rcsD", self.folder / "libhbn.a", common, *objects)
+            sizes[name] = self.measure(name, [*common, kernel, wrapper])
+        self.run(self.target.tools + "ar", "rcsD", self.folder / "libhbn.a", *common, *objects)
         return sizes
 
     # ---- headers
@@ -151,7 +158,7 @@ class Pack:
         n, c, h, w = self.shape
         (self.work / "hbn_pack.h").write_text(
             f"#define HBN_PACK_N {n}\n#define HBN_PACK_C {c}\n#define HBN_PACK_H {h}\n#define HBN_PACK_W {w}\n"
-            f"#define HBN_PACK_ANY_FREE {int(0 in self.shape)}\n")
+            f"#define HBN_PACK_ANY_FREE {int(0 in self.shape)}\n#define HBN_PACK_NHWC {int(self.layout == 'nhwc')}\n")
 
     @staticmethod
     def function(operation: str, block: str) -> str:
@@ -196,9 +203,13 @@ class Pack:
         """What Halide wrote in C++."""
         # Newlib's int32_t is long, which Halide's templates don't expect.
         types = ("-U__INT32_TYPE__", "-D__INT32_TYPE__=int", "-U__UINT32_TYPE__", "-D__UINT32_TYPE__=unsigned")
-        self.run(self.target.tools + "g++", *self.target.flags, *types, "-std=c++17", "-Os", "-fno-exceptions",
-                 "-fno-rtti", "-fno-threadsafe-statics", "-ffunction-sections", "-fdata-sections", "-w",
+        # What the compiler knows of the C library, it may use: the processor's square root.
+        flags = [flag for flag in self.target.flags if flag not in BARE]
+        self.run(self.target.tools + "g++", *flags, *types, "-std=c++17", "-Os", "-fno-math-errno",
+                 "-fno-exceptions", "-fno-rtti", "-fno-threadsafe-statics", "-ffunction-sections", "-fdata-sections", "-w",
                  f"-I{self.halide_include}", "-c", source, "-o", to)
+        if not self.target.has_sqrt:
+            self.run(self.target.tools + "objcopy", "--redefine-sym", "sqrt=hbn_pack_sqrt", to)
 
     def compile_wrapper(self, name: str) -> pathlib.Path:
         """The function that users call."""

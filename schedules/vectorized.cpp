@@ -85,6 +85,10 @@ void schedule_channel_after_channel(ChannelPipeline &p, const VectorParameters &
     }
     for (Func &f : p.coefficients) {
         f.compute_at(owner, c);
+        if (p.standalone) {
+            // Which Halide can't prove, and would ask for memory.
+            f.bound_extent(c, 1);
+        }
     }
     fuse_channel_outputs(p, owner, c);
 }

@@ -43,6 +43,9 @@ void schedule_for_x86(ChannelPipeline pipeline, const Halide::Target &target) {
     parameters.row_lanes = 64 / pipeline.element_type.bytes();
     parameters.rows_per_column = 1;
     schedule_vectorized(pipeline, parameters);
+    if (pipeline.standalone) {
+        return;
+    }
     if (!target.has_feature(Halide::Target::AVX512_Skylake)) {
         store_tails_by_halves(pipeline.pipeline);
     }

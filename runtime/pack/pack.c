@@ -81,14 +81,18 @@ void hbn_pack_start(call *c, hbn_shape shape, const span *spans, int count) {
     int i;
 #if HBN_PACK_ANY_FREE
     /* Kernels take H and W as one. */
-    const int32_t sizes[4] = {shape.h * shape.w, 1, shape.c, shape.n};
+    const int32_t plane = shape.h * shape.w;
+    const int32_t sizes[4] = {plane, 1, shape.c, shape.n};
+    const int32_t strides[4] = {HBN_PACK_NHWC ? shape.c : 1, plane, HBN_PACK_NHWC ? 1 : plane,
+                                plane * shape.c};
     for (i = 0; i < 4; i++) {
         c->tensor_dims[i].min = 0;
         c->tensor_dims[i].extent = sizes[i];
-        c->tensor_dims[i].stride = 1;
+        c->tensor_dims[i].stride = strides[i];
         c->tensor_dims[i].flags = 0;
     }
     c->vector_dims[0] = c->tensor_dims[2];
+    c->vector_dims[0].stride = 1;
 #else
     (void)shape;
 #endif
