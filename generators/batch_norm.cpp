@@ -73,7 +73,8 @@ Cut standalone_cut(const Expr &width, const Expr &samples, int most) {
     const Expr sampled = ceil_div(sample_of(w * n), Cut::sample_unit);
     const Expr sample_units = clamp(w / Cut::sample_unit, 1, sampled);
     const Expr sample_n = clamp(ceil_div(sampled, sample_units), 1, n);
-    return {units, 1, n, ceil_div(width, units * Cut::unit), 1, ceil_div(samples, n), sample_units, 1, sample_n};
+    return {units,        1, n,       ceil_div(width, units * Cut::unit), 1, ceil_div(samples, n),
+            sample_units, 1, sample_n};
 }
 
 PlaneTiling::PlaneTiling(const Expr &width, const Expr &height, const Expr &samples, const Cut &cut,

@@ -273,9 +273,9 @@ protected:
         }
         shared.plane = Base::template add_input<int32_t>("plane");
         shared.folds = Base::template add_input<int32_t>("folds");
-        static const char *const cuts[] = {"tile_units", "tile_h",       "tile_n",
-                                           "tiles_w",    "tiles_h",      "tiles_n",
-                                           "sample_units", "sample_h",   "sample_n"};
+        static const char *const cuts[] = {"tile_units",   "tile_h",   "tile_n",
+                                           "tiles_w",      "tiles_h",  "tiles_n",
+                                           "sample_units", "sample_h", "sample_n"};
         for (int i = 0; i < 9; i++) {
             shared.cut[i] = Base::template add_input<int32_t>(cuts[i]);
         }
@@ -309,7 +309,9 @@ protected:
         }
         channels = vector.dim(0).extent();
         if (standalone) {
-            const auto fixed = [](int size, const Expr &free) { return size > 0 ? Expr(size) : free; };
+            const auto fixed = [](int size, const Expr &free) {
+                return size > 0 ? Expr(size) : free;
+            };
             channels = fixed(num_features, channels);
             extents = {fixed(plane_size, extents[0]), 1, channels, fixed(samples, extents[3])};
         }
@@ -491,8 +493,9 @@ private:
     template<typename TensorBuffer>
     void promise_strides(TensorBuffer &tensor) const {
         if (standalone) {
-            const std::vector<int> inner_to_outer =
-                layout == Layout::nhwc ? std::vector<int>{2, 0, 1, 3} : std::vector<int>{0, 1, 2, 3};
+            const std::vector<int> inner_to_outer = layout == Layout::nhwc
+                                                        ? std::vector<int>{2, 0, 1, 3}
+                                                        : std::vector<int>{0, 1, 2, 3};
             Expr stride = 1;
             for (int d : inner_to_outer) {
                 tensor.dim(d).set_stride(stride);

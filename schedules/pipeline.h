@@ -110,8 +110,9 @@ struct ChannelPipeline {
 
     Halide::Pipeline pipeline;
     Halide::Type element_type;
-    Halide::Expr stream;        // whether elementwise outgrows the cache
-    bool standalone = false;    // one thread, little code, no memory but the stack where sizes are known
+    Halide::Expr stream;  // whether elementwise outgrows the cache
+    bool standalone =
+        false;  // one thread, little code, no memory but the stack where sizes are known
     Halide::Expr row_elements;  // extent of the innermost dimension
     Halide::Expr num_features;
 };

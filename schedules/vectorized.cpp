@@ -138,9 +138,7 @@ void schedule_channels_side_by_side(ChannelPipeline &p, const VectorParameters &
             }
             if (sweep.group.defined()) {
                 sweep.group.compute_at(sweep.by_lane, sweep.over[0].x);
-                sweep.group.update()
-                    .reorder(r.c, sweep.in_group.x)
-                    .vectorize(r.c, lanes, guarded);
+                sweep.group.update().reorder(r.c, sweep.in_group.x).vectorize(r.c, lanes, guarded);
             }
         }
     }

@@ -32,27 +32,28 @@ static void print(const char *name, const float *values, int count) {
 }
 
 int main(void) {
-    hbn_status status = hbn_forward_training(shape, data_x, data_weight, data_bias, running_mean, running_var, 0.1,
-                                             1e-5, y, save_mean, save_invstd);
+    hbn_status status = hbn_forward_training(shape, data_x, data_weight, data_bias, running_mean,
+                                             running_var, 0.1, 1e-5, y, save_mean, save_invstd);
     if (status == HBN_OK) {
         print("y", y, SIZE);
         print("running_mean", running_mean, DATA_C);
         print("running_var", running_var, DATA_C);
-        status = hbn_backward(shape, data_grad_output, data_x, save_mean, save_invstd, data_weight, grad_input,
-                              grad_weight, grad_bias);
+        status = hbn_backward(shape, data_grad_output, data_x, save_mean, save_invstd, data_weight,
+                              grad_input, grad_weight, grad_bias);
     }
     if (status == HBN_OK) {
         print("grad_input", grad_input, SIZE);
         print("grad_weight", grad_weight, DATA_C);
         print("grad_bias", grad_bias, DATA_C);
-        status = hbn_forward_inference(shape, data_x, data_weight, data_bias, running_mean, running_var, 1e-5, y);
+        status = hbn_forward_inference(shape, data_x, data_weight, data_bias, running_mean,
+                                       running_var, 1e-5, y);
     }
     if (status == HBN_OK) {
         print("inference", y, SIZE);
     }
     /* Nothing is written where a call is refused. */
-    if (hbn_forward_inference(shape, 0, data_weight, data_bias, running_mean, running_var, 1e-5, y) !=
-        HBN_NULL_POINTER) {
+    if (hbn_forward_inference(shape, 0, data_weight, data_bias, running_mean, running_var, 1e-5,
+                              y) != HBN_NULL_POINTER) {
         status = HBN_NULL_POINTER;
     }
     console_write(status == HBN_OK ? "ok\n" : "failed\n");

@@ -40,7 +40,8 @@ __attribute__((optimize("no-tree-loop-distribute-patterns"))) void *memset(void 
     return to;
 }
 
-__attribute__((optimize("no-tree-loop-distribute-patterns"))) void *memcpy(void *to, const void *from,
+__attribute__((optimize("no-tree-loop-distribute-patterns"))) void *memcpy(void *to,
+                                                                           const void *from,
                                                                            size_t bytes) {
     uint8_t *p = to;
     const uint8_t *q = from;

@@ -3,7 +3,8 @@
 
 #include <stdint.h>
 
-extern uint32_t __stack_top[], __data_begin[], __data_end[], __data_load[], __bss_start[], __bss_end[];
+extern uint32_t __stack_top[], __data_begin[], __data_end[], __data_load[], __bss_start[],
+    __bss_end[];
 
 int main(void);
 

@@ -10,9 +10,9 @@
 #endif
 
 hbn_status HBN_FUNCTION(hbn_shape shape, const hbn_element *grad_output, const hbn_element *x,
-                        const HBN_SAVED *save_mean, const HBN_SAVED *save_invstd, const float *weight,
-                        BIAS_PARAMETER hbn_element *grad_input, float *grad_weight,
-                        float *grad_bias) {
+                        const HBN_SAVED *save_mean, const HBN_SAVED *save_invstd,
+                        const float *weight, BIAS_PARAMETER hbn_element *grad_input,
+                        float *grad_weight, float *grad_bias) {
     const span spans[] = {hbn_pack_tensor(grad_output, shape, 0),
                           hbn_pack_tensor(x, shape, 0),
                           hbn_pack_vector(save_mean, shape.c, sizeof(HBN_SAVED), 0),

@@ -1,8 +1,8 @@
 #include "pack.h"
 
 hbn_status HBN_FUNCTION(int32_t num_features, const float *weight, const float *bias,
-                        const float *running_mean, const float *running_var, double eps, float *scale,
-                        float *shift) {
+                        const float *running_mean, const float *running_var, double eps,
+                        float *scale, float *shift) {
     const hbn_shape shape = {HBN_PACK_N ? HBN_PACK_N : 1, num_features, HBN_PACK_H ? HBN_PACK_H : 1,
                              HBN_PACK_W ? HBN_PACK_W : 1};
     const span spans[] = {hbn_pack_vector(weight, num_features, sizeof(float), 0),

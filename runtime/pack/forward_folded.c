@@ -1,11 +1,10 @@
 #include "pack.h"
 
-hbn_status HBN_FUNCTION(hbn_shape shape, const hbn_element *x, const float *scale, const float *shift,
-                        hbn_element *y) {
-    const span spans[] = {hbn_pack_tensor(x, shape, 0),
-                          hbn_pack_vector(scale, shape.c, sizeof(float), 0),
-                          hbn_pack_vector(shift, shape.c, sizeof(float), 0),
-                          hbn_pack_tensor(y, shape, 1)};
+hbn_status HBN_FUNCTION(hbn_shape shape, const hbn_element *x, const float *scale,
+                        const float *shift, hbn_element *y) {
+    const span spans[] = {
+        hbn_pack_tensor(x, shape, 0), hbn_pack_vector(scale, shape.c, sizeof(float), 0),
+        hbn_pack_vector(shift, shape.c, sizeof(float), 0), hbn_pack_tensor(y, shape, 1)};
     call c;
     halide_buffer_t *b = c.buffers;
     HBN_TRY(hbn_pack_check(shape, spans, HBN_COUNT(spans)));

@@ -1,8 +1,8 @@
 #include "pack.h"
 
-hbn_status HBN_FUNCTION(hbn_shape shape, const hbn_element *x, const float *weight, const float *bias,
-                        const float *running_mean, const float *running_var, double eps,
-                        hbn_element *y) {
+hbn_status HBN_FUNCTION(hbn_shape shape, const hbn_element *x, const float *weight,
+                        const float *bias, const float *running_mean, const float *running_var,
+                        double eps, hbn_element *y) {
     const span spans[] = {hbn_pack_tensor(x, shape, 0),
                           hbn_pack_vector(weight, shape.c, sizeof(float), 0),
                           hbn_pack_vector(bias, shape.c, sizeof(float), 0),

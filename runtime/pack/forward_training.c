@@ -1,8 +1,8 @@
 #include "pack.h"
 
-hbn_status HBN_FUNCTION(hbn_shape shape, const hbn_element *x, const float *weight, const float *bias,
-                        float *running_mean, float *running_var, double momentum, double eps,
-                        hbn_element *y, HBN_SAVED *save_mean, HBN_SAVED *save_invstd) {
+hbn_status HBN_FUNCTION(hbn_shape shape, const hbn_element *x, const float *weight,
+                        const float *bias, float *running_mean, float *running_var, double momentum,
+                        double eps, hbn_element *y, HBN_SAVED *save_mean, HBN_SAVED *save_invstd) {
     const span spans[] = {hbn_pack_tensor(x, shape, 0),
                           hbn_pack_vector(weight, shape.c, sizeof(float), 0),
                           hbn_pack_vector(bias, shape.c, sizeof(float), 0),

@@ -39,7 +39,8 @@ static hbn_element store(double value) {
     if (exponent < -13) {
         return 0;
     }
-    return (hbn_element)((value < 0) << 15 | (exponent + 14) << 10 | ((int)(fraction * 2048) & 1023));
+    return (hbn_element)((value < 0) << 15 | (exponent + 14) << 10 |
+                         ((int)(fraction * 2048) & 1023));
 }
 #elif defined TEST_BFLOAT16
 static const double unit = 0x1p-8;
@@ -125,7 +126,8 @@ static void check(const char *what, size_t index, double actual, double expected
     const double bound = 8 * 0x1p-24 * scale + unit * fabs(expected) + 1e-30;
     if (!(fabs(actual - expected) <= bound)) {
         if (failures++ < 10) {
-            printf("%s[%u] is %.9g, expected %.9g within %.3g\n", what, (unsigned)index, actual, expected, bound);
+            printf("%s[%u] is %.9g, expected %.9g within %.3g\n", what, (unsigned)index, actual,
+                   expected, bound);
         }
     }
 }
@@ -146,7 +148,8 @@ static void expect_forward(const double *m, const double *v, int relu) {
             for (p = 0; p < P; p++) {
                 const size_t i = at(n, c, p);
                 expected_y[i] = (load(x[i]) - m[c]) * gain + bias[c];
-                y_scale[i] = fabs((load(x[i]) - m[c]) * gain) + fabs(m[c] * gain) * 0x1p-20 + fabs(bias[c]);
+                y_scale[i] =
+                    fabs((load(x[i]) - m[c]) * gain) + fabs(m[c] * gain) * 0x1p-20 + fabs(bias[c]);
                 if (relu && expected_y[i] < 0) {
                     expected_y[i] = 0;
                 }
@@ -166,8 +169,8 @@ static void check_forward(const char *what) {
 /* ---- operations */
 
 #if defined HAS_FORWARD_INFERENCE || defined HAS_FORWARD_INFERENCE_RELU
-typedef hbn_status inference_function(hbn_shape, const hbn_element *, const float *, const float *, const float *,
-                                      const float *, double, hbn_element *);
+typedef hbn_status inference_function(hbn_shape, const hbn_element *, const float *, const float *,
+                                      const float *, const float *, double, hbn_element *);
 
 static void test_inference(const char *name, inference_function *run, int relu) {
     double m[C], v[C];
@@ -190,25 +193,38 @@ static void test_inference(const char *name, inference_function *run, int relu) 
     memcpy(before, y, sizeof y);
     other.c++;
     other.n = TEST_FIXED ? other.n : -1;
-    check_status("shape", run(other, x, weight, bias, running_mean, running_var, eps, y), HBN_INVALID_SHAPE);
+    check_status("shape", run(other, x, weight, bias, running_mean, running_var, eps, y),
+                 HBN_INVALID_SHAPE);
     other = shape;
     other.w = TEST_FIXED ? other.w + 1 : 0;
-    check_status("width", run(other, x, weight, bias, running_mean, running_var, eps, y), HBN_INVALID_SHAPE);
+    check_status("width", run(other, x, weight, bias, running_mean, running_var, eps, y),
+                 HBN_INVALID_SHAPE);
     if (!TEST_FIXED) {
         other.n = other.c = other.h = other.w = 1 << 10;
-        check_status("size", run(other, x, weight, bias, running_mean, running_var, eps, y), HBN_INVALID_SHAPE);
+        check_status("size", run(other, x, weight, bias, running_mean, running_var, eps, y),
+                     HBN_INVALID_SHAPE);
     }
-    check_status("x", run(shape, NULL, weight, bias, running_mean, running_var, eps, y), HBN_NULL_POINTER);
-    check_status("bias", run(shape, x, weight, NULL, running_mean, running_var, eps, y), HBN_NULL_POINTER);
-    check_status("y", run(shape, x, weight, bias, running_mean, running_var, eps, NULL), HBN_NULL_POINTER);
-    check_status("weight", run(shape, x, (float *)((char *)weight + 1), bias, running_mean, running_var, eps, y),
-                 HBN_MISALIGNED);
-    check_status("overlap", run(shape, y + 1, weight, bias, running_mean, running_var, eps, y), HBN_OVERLAP);
+    check_status("x", run(shape, NULL, weight, bias, running_mean, running_var, eps, y),
+                 HBN_NULL_POINTER);
+    check_status("bias", run(shape, x, weight, NULL, running_mean, running_var, eps, y),
+                 HBN_NULL_POINTER);
+    check_status("y", run(shape, x, weight, bias, running_mean, running_var, eps, NULL),
+                 HBN_NULL_POINTER);
+    check_status(
+        "weight",
+        run(shape, x, (float *)((char *)weight + 1), bias, running_mean, running_var, eps, y),
+        HBN_MISALIGNED);
+    check_status("overlap", run(shape, y + 1, weight, bias, running_mean, running_var, eps, y),
+                 HBN_OVERLAP);
     check_status("overlap",
-                 run(shape, x, (float *)(void *)y, bias, running_mean, running_var, eps, y), HBN_OVERLAP);
-    check_status("eps", run(shape, x, weight, bias, running_mean, running_var, 0, y), HBN_INVALID_NUMBER);
-    check_status("eps", run(shape, x, weight, bias, running_mean, running_var, NAN, y), HBN_INVALID_NUMBER);
-    check_status("eps", run(shape, x, weight, bias, running_mean, running_var, INFINITY, y), HBN_INVALID_NUMBER);
+                 run(shape, x, (float *)(void *)y, bias, running_mean, running_var, eps, y),
+                 HBN_OVERLAP);
+    check_status("eps", run(shape, x, weight, bias, running_mean, running_var, 0, y),
+                 HBN_INVALID_NUMBER);
+    check_status("eps", run(shape, x, weight, bias, running_mean, running_var, NAN, y),
+                 HBN_INVALID_NUMBER);
+    check_status("eps", run(shape, x, weight, bias, running_mean, running_var, INFINITY, y),
+                 HBN_INVALID_NUMBER);
     if (memcmp(before, y, sizeof y) != 0) {
         failures++;
         printf("%s wrote where it refused\n", name);
@@ -236,7 +252,8 @@ static void check_backward(const char *name, const double *inverse, int relu) {
         }
         /* In groups of float, sums are off by 9 units of their magnitudes; rounded means by another. */
         check("grad_bias", c, grad_bias[c], sum, 2 * magnitudes + fabs(sum));
-        check("grad_weight", c, grad_weight[c], products, 2 * product_magnitudes + magnitudes * fabs(mean[c] * inverse[c]));
+        check("grad_weight", c, grad_weight[c], products,
+              2 * product_magnitudes + magnitudes * fabs(mean[c] * inverse[c]));
         for (n = 0; n < N; n++) {
             for (p = 0; p < P; p++) {
                 const size_t i = at(n, c, p);
@@ -254,64 +271,74 @@ static void check_backward(const char *name, const double *inverse, int relu) {
 }
 #endif
 
-#define DEFINE_TRAINING_TEST(suffix, saved, relu, backward_call)                                             \
-    static void test_training##suffix(void) {                                                                \
-        float old_mean[C], old_var[C];                                                                       \
-        saved save_mean[C], save_invstd[C];                                                                  \
-        double inverse[C];                                                                                   \
-        int c;                                                                                               \
-        const double count = N * P;                                                                          \
-        memcpy(old_mean, running_mean, sizeof running_mean);                                                 \
-        memcpy(old_var, running_var, sizeof running_var);                                                    \
-        expect_forward(mean, variance, relu);                                                                \
-        check_status(STR(forward_training##suffix),                                                          \
-                     hbn_forward_training##suffix(shape, x, weight, bias, running_mean, running_var, 0.25,   \
-                                                  eps, y, save_mean, save_invstd),                           \
-                     HBN_OK);                                                                                \
-        check_forward(STR(forward_training##suffix));                                                        \
-        for (c = 0; c < C; c++) {                                                                            \
-            inverse[c] = 1 / sqrt(variance[c] + eps);                                                        \
-            check("save_mean", c, save_mean[c], mean[c], fabs(mean[c]) + sqrt(variance[c]));                 \
-            check("save_invstd", c, save_invstd[c], inverse[c], inverse[c]);                                 \
-            check("running_mean", c, running_mean[c], 0.75 * old_mean[c] + 0.25 * mean[c],                   \
-                  fabs(old_mean[c]) + fabs(mean[c]));                                                        \
-            check("running_var", c, running_var[c],                                                          \
-                  0.75 * old_var[c] + 0.25 * variance[c] * count / (count - 1), old_var[c] + variance[c]);   \
-        }                                                                                                    \
-        check_status("momentum",                                                                             \
-                     hbn_forward_training##suffix(shape, x, weight, bias, running_mean, running_var, NAN,    \
-                                                  eps, y, save_mean, save_invstd),                           \
-                     HBN_INVALID_NUMBER);                                                                    \
-        check_status("save_mean",                                                                            \
-                     hbn_forward_training##suffix(shape, x, weight, bias, running_mean, running_var, 0.25,   \
-                                                  eps, y, save_mean, save_mean),                             \
-                     HBN_OVERLAP);                                                                           \
-        check_forward(STR(forward_training##suffix));                                                        \
-        check_status(STR(backward##suffix), backward_call, HBN_OK);                                          \
-        check_backward(STR(backward##suffix), inverse, relu);                                                \
-        memcpy(dx, dy, sizeof dy);                                                                           \
+#define DEFINE_TRAINING_TEST(suffix, saved, relu, backward_call)                                  \
+    static void test_training##suffix(void) {                                                     \
+        float old_mean[C], old_var[C];                                                            \
+        saved save_mean[C], save_invstd[C];                                                       \
+        double inverse[C];                                                                        \
+        int c;                                                                                    \
+        const double count = N * P;                                                               \
+        memcpy(old_mean, running_mean, sizeof running_mean);                                      \
+        memcpy(old_var, running_var, sizeof running_var);                                         \
+        expect_forward(mean, variance, relu);                                                     \
+        check_status(                                                                             \
+            STR(forward_training##suffix),                                                        \
+            hbn_forward_training##suffix(shape, x, weight, bias, running_mean, running_var, 0.25, \
+                                         eps, y, save_mean, save_invstd),                         \
+            HBN_OK);                                                                              \
+        check_forward(STR(forward_training##suffix));                                             \
+        for (c = 0; c < C; c++) {                                                                 \
+            inverse[c] = 1 / sqrt(variance[c] + eps);                                             \
+            check("save_mean", c, save_mean[c], mean[c], fabs(mean[c]) + sqrt(variance[c]));      \
+            check("save_invstd", c, save_invstd[c], inverse[c], inverse[c]);                      \
+            check("running_mean", c, running_mean[c], 0.75 * old_mean[c] + 0.25 * mean[c],        \
+                  fabs(old_mean[c]) + fabs(mean[c]));                                             \
+            check("running_var", c, running_var[c],                                               \
+                  0.75 * old_var[c] + 0.25 * variance[c] * count / (count - 1),                   \
+                  old_var[c] + variance[c]);                                                      \
+        }                                                                                         \
+        check_status(                                                                             \
+            "momentum",                                                                           \
+            hbn_forward_training##suffix(shape, x, weight, bias, running_mean, running_var, NAN,  \
+                                         eps, y, save_mean, save_invstd),                         \
+            HBN_INVALID_NUMBER);                                                                  \
+        check_status(                                                                             \
+            "save_mean",                                                                          \
+            hbn_forward_training##suffix(shape, x, weight, bias, running_mean, running_var, 0.25, \
+                                         eps, y, save_mean, save_mean),                           \
+            HBN_OVERLAP);                                                                         \
+        check_forward(STR(forward_training##suffix));                                             \
+        check_status(STR(backward##suffix), backward_call, HBN_OK);                               \
+        check_backward(STR(backward##suffix), inverse, relu);                                     \
+        memcpy(dx, dy, sizeof dy);                                                                \
     }
 
 #if defined HAS_FORWARD_TRAINING && defined HAS_BACKWARD
 DEFINE_TRAINING_TEST(, float, 0,
-                     hbn_backward(shape, dy, x, save_mean, save_invstd, weight, dx, grad_weight, grad_bias))
+                     hbn_backward(shape, dy, x, save_mean, save_invstd, weight, dx, grad_weight,
+                                  grad_bias))
 #endif
 #if defined HAS_FORWARD_TRAINING_RELU && defined HAS_BACKWARD_RELU
 DEFINE_TRAINING_TEST(_relu, double, 1,
-                     hbn_backward_relu(shape, dy, x, save_mean, save_invstd, weight, bias, dx, grad_weight, grad_bias))
+                     hbn_backward_relu(shape, dy, x, save_mean, save_invstd, weight, bias, dx,
+                                       grad_weight, grad_bias))
 #endif
 
 #if defined HAS_FOLD && defined HAS_FORWARD_FOLDED
 static void test_folded(void) {
     float scale[C], shift[C];
     int n, c, p;
-    check_status("fold", hbn_fold(C, weight, bias, running_mean, running_var, eps, scale, shift), HBN_OK);
-    check_status("fold", hbn_fold(C, weight, bias, running_mean, running_var, -1, scale, shift), HBN_INVALID_NUMBER);
-    check_status("fold", hbn_fold(C, weight, bias, running_mean, running_var, eps, weight, shift), HBN_OVERLAP);
+    check_status("fold", hbn_fold(C, weight, bias, running_mean, running_var, eps, scale, shift),
+                 HBN_OK);
+    check_status("fold", hbn_fold(C, weight, bias, running_mean, running_var, -1, scale, shift),
+                 HBN_INVALID_NUMBER);
+    check_status("fold", hbn_fold(C, weight, bias, running_mean, running_var, eps, weight, shift),
+                 HBN_OVERLAP);
     for (c = 0; c < C; c++) {
         const double gain = weight[c] / sqrt(running_var[c] + eps);
         check("scale", c, scale[c], gain, fabs(gain));
-        check("shift", c, shift[c], bias[c] - running_mean[c] * gain, fabs(bias[c]) + fabs(running_mean[c] * gain));
+        check("shift", c, shift[c], bias[c] - running_mean[c] * gain,
+              fabs(bias[c]) + fabs(running_mean[c] * gain));
 #if defined TEST_INT8
         scale[c] *= 3; /* some saturate */
 #endif
