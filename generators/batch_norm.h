@@ -50,8 +50,8 @@ Expr with_plain_nan(const Expr &value);
 // Sums run over d = x - pivot, in float64, and m2 = sum(d^2) - sum(d)^2 / n. A pivot far from the
 // mean costs bits by cancellation. The tile's first value, being one of the n, can't be further off
 // than m2 = sum((x - mean)^2) >= (pivot - mean)^2, so sum(d^2) <= (n + 1) * m2: adding it up in
-// chains of k loses at most k * (n + 1) units of 2^-53. A tile has n <= 2^15 and k <= 2^11, which
-// leaves 27 bits or more whatever the data, and usually about 50: enough for float32 with one sweep
+// chains of k loses at most k * (n + 1) units of 2^-53. A tile has n <= 2^15 and k <= 2^12, which
+// leaves 26 bits or more whatever the data, and usually about 50: enough for float32 with one sweep
 // over the data. For float64, and where chains are long, the pivot is the tile's mean, from a sweep of
 // its own.
 //

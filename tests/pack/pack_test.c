@@ -232,9 +232,7 @@ static void test_inference(const char *name, inference_function *run, int relu) 
 }
 #endif
 
-#define STR(name) #name
-
-#if defined HAS_BACKWARD || defined HAS_BACKWARD_RELU
+#if defined HAS_BACKWARD
 static void check_backward(const char *name, const double *inverse, int relu) {
     int n, c, p;
     for (c = 0; c < C; c++) {
@@ -271,57 +269,74 @@ static void check_backward(const char *name, const double *inverse, int relu) {
 }
 #endif
 
-#define DEFINE_TRAINING_TEST(suffix, saved, relu, backward_call)                                  \
-    static void test_training##suffix(void) {                                                     \
-        float old_mean[C], old_var[C];                                                            \
-        saved save_mean[C], save_invstd[C];                                                       \
-        double inverse[C];                                                                        \
-        int c;                                                                                    \
-        const double count = N * P;                                                               \
-        memcpy(old_mean, running_mean, sizeof running_mean);                                      \
-        memcpy(old_var, running_var, sizeof running_var);                                         \
-        expect_forward(mean, variance, relu);                                                     \
-        check_status(                                                                             \
-            STR(forward_training##suffix),                                                        \
-            hbn_forward_training##suffix(shape, x, weight, bias, running_mean, running_var, 0.25, \
-                                         eps, y, save_mean, save_invstd),                         \
-            HBN_OK);                                                                              \
-        check_forward(STR(forward_training##suffix));                                             \
-        for (c = 0; c < C; c++) {                                                                 \
-            inverse[c] = 1 / sqrt(variance[c] + eps);                                             \
-            check("save_mean", c, save_mean[c], mean[c], fabs(mean[c]) + sqrt(variance[c]));      \
-            check("save_invstd", c, save_invstd[c], inverse[c], inverse[c]);                      \
-            check("running_mean", c, running_mean[c], 0.75 * old_mean[c] + 0.25 * mean[c],        \
-                  fabs(old_mean[c]) + fabs(mean[c]));                                             \
-            check("running_var", c, running_var[c],                                               \
-                  0.75 * old_var[c] + 0.25 * variance[c] * count / (count - 1),                   \
-                  old_var[c] + variance[c]);                                                      \
-        }                                                                                         \
-        check_status(                                                                             \
-            "momentum",                                                                           \
-            hbn_forward_training##suffix(shape, x, weight, bias, running_mean, running_var, NAN,  \
-                                         eps, y, save_mean, save_invstd),                         \
-            HBN_INVALID_NUMBER);                                                                  \
-        check_status(                                                                             \
-            "save_mean",                                                                          \
-            hbn_forward_training##suffix(shape, x, weight, bias, running_mean, running_var, 0.25, \
-                                         eps, y, save_mean, save_mean),                           \
-            HBN_OVERLAP);                                                                         \
-        check_forward(STR(forward_training##suffix));                                             \
-        check_status(STR(backward##suffix), backward_call, HBN_OK);                               \
-        check_backward(STR(backward##suffix), inverse, relu);                                     \
-        memcpy(dx, dy, sizeof dy);                                                                \
+#if defined HAS_FORWARD_TRAINING && defined HAS_BACKWARD
+/* What is saved for backward: float, or double where a ReLU is fused. */
+static float narrow_mean[C], narrow_invstd[C];
+static double wide_mean[C], wide_invstd[C];
+
+static hbn_status forward(int relu, double momentum) {
+#ifdef HAS_FORWARD_TRAINING_RELU
+    if (relu) {
+        return hbn_forward_training_relu(shape, x, weight, bias, running_mean, running_var,
+                                         momentum, eps, y, wide_mean, wide_invstd);
+    }
+#endif
+    return hbn_forward_training(shape, x, weight, bias, running_mean, running_var, momentum, eps, y,
+                                narrow_mean, narrow_invstd);
+}
+
+static hbn_status backward(int relu) {
+#ifdef HAS_BACKWARD_RELU
+    if (relu) {
+        return hbn_backward_relu(shape, dy, x, wide_mean, wide_invstd, weight, bias, dx,
+                                 grad_weight, grad_bias);
+    }
+#endif
+    return hbn_backward(shape, dy, x, narrow_mean, narrow_invstd, weight, dx, grad_weight,
+                        grad_bias);
+}
+
+static void test_training(const char *name, int relu) {
+    float old_mean[C], old_var[C];
+    double inverse[C];
+    const double count = N * P;
+    int c;
+    memcpy(old_mean, running_mean, sizeof running_mean);
+    memcpy(old_var, running_var, sizeof running_var);
+    expect_forward(mean, variance, relu);
+    check_status(name, forward(relu, 0.25), HBN_OK);
+    check_forward(name);
+    for (c = 0; c < C; c++) {
+        inverse[c] = 1 / sqrt(variance[c] + eps);
+        check("save_mean", c, relu ? wide_mean[c] : narrow_mean[c], mean[c],
+              fabs(mean[c]) + sqrt(variance[c]));
+        check("save_invstd", c, relu ? wide_invstd[c] : narrow_invstd[c], inverse[c], inverse[c]);
+        check("running_mean", c, running_mean[c], 0.75 * old_mean[c] + 0.25 * mean[c],
+              fabs(old_mean[c]) + fabs(mean[c]));
+        check("running_var", c, running_var[c],
+              0.75 * old_var[c] + 0.25 * variance[c] * count / (count - 1),
+              old_var[c] + variance[c]);
     }
 
-#if defined HAS_FORWARD_TRAINING && defined HAS_BACKWARD
-DEFINE_TRAINING_TEST(, float, 0,
-                     hbn_backward(shape, dy, x, save_mean, save_invstd, weight, dx, grad_weight,
-                                  grad_bias))
-#endif
-#if defined HAS_FORWARD_TRAINING_RELU && defined HAS_BACKWARD_RELU
-DEFINE_TRAINING_TEST(_relu, double, 1,
-                     hbn_backward_relu(shape, dy, x, save_mean, save_invstd, weight, bias, dx,
-                                       grad_weight, grad_bias))
+    /* Neither a refusal nor a momentum of 0 changes the running statistics. */
+    memcpy(old_mean, running_mean, sizeof running_mean);
+    memcpy(old_var, running_var, sizeof running_var);
+    check_status("momentum", forward(relu, NAN), HBN_INVALID_NUMBER);
+    check_status("save_invstd",
+                 hbn_forward_training(shape, x, weight, bias, running_mean, running_var, 0.25, eps,
+                                      y, narrow_mean, narrow_mean),
+                 HBN_OVERLAP);
+    check_status(name, forward(relu, 0), HBN_OK);
+    check_forward(name);
+    if (memcmp(old_mean, running_mean, sizeof old_mean) != 0 ||
+        memcmp(old_var, running_var, sizeof old_var) != 0) {
+        failures++;
+        printf("%s changed running statistics\n", name);
+    }
+
+    check_status("backward", backward(relu), HBN_OK);
+    check_backward("backward", inverse, relu);
+}
 #endif
 
 #if defined HAS_FOLD && defined HAS_FORWARD_FOLDED
@@ -374,10 +389,10 @@ int main(void) {
     test_inference("forward_inference_relu", hbn_forward_inference_relu, 1);
 #endif
 #if defined HAS_FORWARD_TRAINING && defined HAS_BACKWARD
-    test_training();
+    test_training("forward_training", 0);
 #endif
 #if defined HAS_FORWARD_TRAINING_RELU && defined HAS_BACKWARD_RELU
-    test_training_relu();
+    test_training("forward_training_relu", 1);
 #endif
 #if defined HAS_FOLD && defined HAS_FORWARD_FOLDED
     test_folded();
