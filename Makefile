@@ -88,10 +88,11 @@ TARGET ?= baremetal-arm64
 OPS ?= forward_inference
 DTYPE ?= float32
 LAYOUT ?= nchw
+THREADS ?= none
 .PHONY: pack
 pack: generators ## A library for a board: TARGET=baremetal-arm64 OPS=forward_inference DTYPE= LAYOUT= SHAPE=1,64,56,56
 	@$(python) cmake/pack.py $(emit) --target $(TARGET) --ops $(OPS) --dtype $(DTYPE) --layout $(LAYOUT) \
-	    --shape '$(SHAPE)' --out build/pack/$(TARGET)
+	    --shape '$(SHAPE)' --threads $(THREADS) --out build/pack/$(TARGET)
 
 .PHONY: bench
 bench: $(venv)/.installed-bench ## Compare with the memory bound, PyTorch and oneDNN; QUICK=1 for a look, ARGS=--help

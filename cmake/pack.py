@@ -22,6 +22,7 @@ class Target(NamedTuple):
     packages: tuple[str, ...]  # of Debian, that hold those
     c_source: bool = False  # kernels by way of C++, which `tools` compile
     has_sqrt: bool = True  # of double
+    as_sources: bool = False  # what goes into the pack; `tools` show that it compiles, and its size
 
 
 BARE = ("-ffreestanding",)
@@ -41,6 +42,7 @@ TARGETS = {
                                   (*BARE, "-mthumb", "-mcpu=cortex-m7", "-mfloat-abi=hard", "-mfpu=fpv5-d16"),
                                   CORTEX_M_PACKAGES, c_source=True),
     "linux-x86-64": Target("x86-64-linux-sse41", "", ("-fPIC",), ("g++",)),
+    "portable": Target("arm-32-noos-no_neon", "", (), ("g++",), c_source=True, as_sources=True),
 }
 
 
@@ -50,10 +52,6 @@ class Operation(NamedTuple):
     source: str  # in runtime/pack
     generator: str
     relu: bool
-
-    def defines(self) -> list[str]:
-        """What its source is compiled with, beside the names."""
-        return [f"-DHBN_SAVED={'double' if self.relu else 'float'}", f"-DHBN_WITH_BIAS={int(self.relu)}"]
 
 
 OPERATIONS = {
@@ -94,12 +92,13 @@ class Pack:
         self.dtype: str = arguments.dtype
         self.layout: str = arguments.layout
         self.shape = parse_shape(arguments.shape)
+        self.parallel: bool = arguments.threads == "hook"
         self.folder = pathlib.Path(arguments.out)
         self.generators = pathlib.Path(arguments.generators).resolve()
         self.halide_include = pathlib.Path(arguments.halide_include).resolve()
         self.work = self.folder / "objects"
         self.command = (f"make pack TARGET={self.target_name} OPS={arguments.ops} DTYPE={self.dtype} "
-                        f"LAYOUT={self.layout} SHAPE={arguments.shape}")
+                        f"LAYOUT={self.layout} SHAPE={arguments.shape}" + " THREADS=hook" * self.parallel)
         self.check()
 
     def check(self) -> None:
@@ -110,6 +109,10 @@ class Pack:
         folded = [name for name in self.operations if not re.match("fold|forward_folded", name)]
         if self.dtype == "int8" and folded:
             sys.exit(f"DTYPE=int8 is for fold and forward_folded only, not {', '.join(folded)}")
+        if self.target.c_source and self.dtype not in ("float32", "int8"):
+            sys.exit(f"DTYPE={self.dtype} is not for TARGET={self.target_name}: Halide writes no 16-bit floats in C++")
+        if self.parallel and self.target.c_source:
+            sys.exit(f"THREADS=hook is not for TARGET={self.target_name}")
         for tool in ("gcc", "ar", "ld", "size", "nm", "objdump"):
             if not shutil.which(self.target.tools + tool):
                 sys.exit(f"{self.target.tools}{tool} is missing: sudo apt-get install "
@@ -124,13 +127,36 @@ class Pack:
         common = [self.compile_c(SOURCES / "pack.c", "pack", [])]
         if not self.target.has_sqrt:
             common.append(self.compile_c(SOURCES / "sqrt.c", "sqrt", []))
+        if self.parallel:
+            common.append(self.compile_c(SOURCES / "parallel.c", "parallel", []))
         for name in self.operations:
             kernel = self.compile_kernel(name)
             wrapper = self.compile_wrapper(name)
             objects += [kernel, wrapper]
             sizes[name] = self.measure(name, [*common, kernel, wrapper])
-        self.run(self.target.tools + "ar", "rcsD", self.folder / "libhbn.a", *common, *objects)
+        if self.target.as_sources:
+            self.write_sources()
+        else:
+            self.run(self.target.tools + "ar", "rcsD", self.folder / "libhbn.a", *common, *objects)
         return sizes
+
+    def write_sources(self) -> None:
+        """What libhbn.a would be made from, and a CMakeLists.txt that makes it."""
+        sources = self.folder / "src"
+        sources.mkdir()
+        wanted = {"pack", *(OPERATIONS[name].source for name in self.operations)}
+        files = [*(SOURCES / f"{name}.c" for name in wanted), SOURCES / "pack.h", self.work / "hbn_pack.h",
+                 self.halide_include / "HalideRuntime.h", *self.work.glob("*.cpp"), *self.work.glob("hbn_kernel_*.h")]
+        for file in files:
+            shutil.copy(file, sources / file.name)
+        for name in self.operations:
+            # Under its names; the source is included as it is.
+            defines = [define[2:].replace("=", " ") for define in self.defines(name)]
+            text = "".join(f"#define {define}\n" for define in defines)
+            source = OPERATIONS[name].source
+            (sources / f"hbn_{name}.c").write_text(
+                f'#include "hbn_kernel_{name}.h"\n{text}#include "{source}.c"\n')
+        (self.folder / "CMakeLists.txt").write_text(CMAKE_LISTS)
 
     # ---- headers
 
@@ -144,6 +170,8 @@ class Pack:
             if name == "end":
                 text += block
                 continue
+            if name == "parallel" and self.parallel:
+                text += block
             for operation in self.operations:
                 if OPERATIONS[operation].source == name:
                     text += self.function(operation, block)
@@ -183,7 +211,7 @@ class Pack:
         parameters = ["dtype=float32"]
         if operation.generator != "fold":
             parameters = [f"dtype={self.dtype}", f"layout={self.layout}", "standalone=true", f"samples={n}",
-                          f"num_features={c}", f"plane_size={h * w}"]
+                          f"num_features={c}", f"plane_size={h * w}", f"parallel={str(self.parallel).lower()}"]
             if self.target.c_source:
                 parameters.append("lanes=1")
             if operation.relu:
@@ -205,7 +233,7 @@ class Pack:
         types = ("-U__INT32_TYPE__", "-D__INT32_TYPE__=int", "-U__UINT32_TYPE__", "-D__UINT32_TYPE__=unsigned")
         # What the compiler knows of the C library, it may use: the processor's square root.
         flags = [flag for flag in self.target.flags if flag not in BARE]
-        self.run(self.target.tools + "g++", *flags, *types, "-std=c++17", "-Os", "-fno-math-errno",
+        self.run(self.target.tools + "g++", *flags, *types, "-std=c++17", "-Os", "-fno-math-errno", "-ffp-contract=off",
                  "-fno-exceptions", "-fno-rtti", "-fno-threadsafe-statics", "-ffunction-sections", "-fdata-sections", "-w",
                  f"-I{self.halide_include}", "-c", source, "-o", to)
         if not self.target.has_sqrt:
@@ -213,10 +241,15 @@ class Pack:
 
     def compile_wrapper(self, name: str) -> pathlib.Path:
         """The function that users call."""
-        operation = OPERATIONS[name]
-        defines = [f"-DHBN_FUNCTION=hbn_{name}", f"-DHBN_KERNEL=hbn_kernel_{name}", "-include",
-                   str(self.work / f"hbn_kernel_{name}.h")]
-        return self.compile_c(SOURCES / f"{operation.source}.c", name, defines + operation.defines())
+        header = ["-include", str(self.work / f"hbn_kernel_{name}.h")]
+        return self.compile_c(SOURCES / f"{OPERATIONS[name].source}.c", name, header + self.defines(name))
+
+    @staticmethod
+    def defines(name: str) -> list[str]:
+        """What an operation's source is compiled with."""
+        relu = OPERATIONS[name].relu
+        return [f"-DHBN_FUNCTION=hbn_{name}", f"-DHBN_KERNEL=hbn_kernel_{name}",
+                f"-DHBN_SAVED={'double' if relu else 'float'}", f"-DHBN_WITH_BIAS={int(relu)}"]
 
     def compile_c(self, source: pathlib.Path, name: str, defines: list[str]) -> pathlib.Path:
         """An object from C."""
@@ -237,6 +270,8 @@ class Pack:
             self.run(self.target.tools + "objdump", "-d", self.work / f"{name}.kernel.o"))
         undefined = {line.split()[-1] for line in self.run(self.target.tools + "nm", "-u", linked).splitlines()}
         allowed = {"memcpy", "memset", "_GLOBAL_OFFSET_TABLE_"}
+        if self.parallel:
+            allowed.add("hbn_parallel_for")
         if self.target.halide.startswith("arm-32"):
             # Arithmetic that the processor lacks, in libgcc.
             allowed |= {symbol for symbol in undefined if symbol.startswith("__aeabi_")}
@@ -298,17 +333,22 @@ def report(sizes: dict[str, Size]) -> str:
 def readme(pack: Pack, sizes: dict[str, Size]) -> str:
     """The folder's README.md."""
     flags = " ".join(pack.target.flags)
+    use = f"""Compile with `-I` this folder and link `libhbn.a`:
+
+    {pack.target.tools}gcc {flags} -I. main.c libhbn.a
+
+or, in CMake, `find_package(hbn REQUIRED PATHS this/folder)` and `target_link_libraries(app hbn::hbn)`."""
+    if pack.target.as_sources:
+        use = """Sources in C99 and C++17, for any processor and compiler: in CMake, `add_subdirectory(this/folder)`
+and `target_link_libraries(app hbn::hbn)`. Compile the C++ without contraction of a * b + c (gcc and clang:
+-ffp-contract=off), as CMakeLists.txt does."""
     return f"""# hbn for {pack.target_name}
 
 Batch normalization of {pack.dtype} tensors, {pack.layout.upper()}. Made by
 
     {pack.command}
 
-`hbn.h` says what there is. Compile with `-I` this folder and link `libhbn.a`:
-
-    {pack.target.tools}gcc {flags} -I. main.c libhbn.a
-
-or, in CMake, `find_package(hbn REQUIRED PATHS this/folder)` and `target_link_libraries(app hbn::hbn)`. The library
+`hbn.h` says what there is. {use} The library
 calls memcpy and memset{', and what libgcc has of __aeabi_*' if pack.target.halide.startswith('arm-32') else ''}, and
 nothing else. It takes no memory but the stack.
 
@@ -318,6 +358,22 @@ nothing else. It takes no memory but the stack.
 
 Each operation with all that it calls, linked alone with `--gc-sections`. Text includes constants. The stack is the
 wrapper's (gcc's -fstack-usage) and the kernel's (what its code takes from the stack pointer).
+"""
+
+
+CMAKE_LISTS = """# Batch normalization from C and C++ sources, for any processor.
+cmake_minimum_required(VERSION 3.10)
+project(hbn LANGUAGES C CXX)
+file(GLOB sources src/pack.c src/hbn_*.c src/*.cpp)
+add_library(hbn STATIC ${sources})
+add_library(hbn::hbn ALIAS hbn)
+target_include_directories(hbn PUBLIC . PRIVATE src)
+set_target_properties(hbn PROPERTIES CXX_STANDARD 17 C_STANDARD 99)
+if (CMAKE_CXX_COMPILER_ID MATCHES "GNU|Clang")
+    # Forward and backward of a fused ReLU must round alike; nothing of a C++ library is needed.
+    target_compile_options(hbn PRIVATE -ffunction-sections $<$<COMPILE_LANGUAGE:CXX>:-ffp-contract=off -fno-math-errno
+                                       -fno-threadsafe-statics -fno-exceptions -fno-rtti -w>)
+endif ()
 """
 
 
@@ -334,7 +390,8 @@ def make(arguments: argparse.Namespace) -> dict[str, Size]:
     pack = Pack(arguments)
     sizes = pack.make()
     (pack.folder / "README.md").write_text(readme(pack, sizes))
-    (pack.folder / "hbnConfig.cmake").write_text(CMAKE)
+    if not pack.target.as_sources:
+        (pack.folder / "hbnConfig.cmake").write_text(CMAKE)
     (pack.folder / "sizes.md").write_text(report(sizes) + "\n")
     shutil.rmtree(pack.work)
     return sizes
@@ -348,6 +405,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=ELEMENTS, default="float32")
     parser.add_argument("--layout", choices=("nchw", "nhwc"), default="nchw")
     parser.add_argument("--shape", default="", help="N,C,H,W; leave out what only the call will know")
+    parser.add_argument("--threads", choices=("none", "hook"), default="none")
     parser.add_argument("--out", required=True)
     parser.add_argument("--generators", required=True, help="the program that emits kernels")
     parser.add_argument("--halide-include", required=True)

@@ -244,6 +244,8 @@ public:
 
     // For packs: kernels of dense tensors that nothing is chosen for at run time. Not of float64.
     Halide::GeneratorParam<bool> standalone{"standalone", false};
+    // Whether it shares channels out through halide_do_par_for().
+    Halide::GeneratorParam<bool> parallel{"parallel", false};
     // Sizes of a standalone kernel's tensors, 0 where only the call knows. H * W is one of them.
     Halide::GeneratorParam<int> samples{"samples", 0}, num_features{"num_features", 0},
         plane_size{"plane_size", 0};
@@ -440,6 +442,7 @@ protected:
         work.element_type = dtype;
         work.stream = standalone ? Halide::Internal::const_false() : Expr(*shared.stream);
         work.standalone = standalone;
+        work.parallel = parallel || !standalone;
         work.row_elements = extents[0];
         work.num_features = channels;
         work.pipeline = Base::get_pipeline();

@@ -110,11 +110,11 @@ struct ChannelPipeline {
 
     Halide::Pipeline pipeline;
     Halide::Type element_type;
-    Halide::Expr stream;  // whether elementwise outgrows the cache
-    bool standalone =
-        false;  // one thread, little code, no memory but the stack where sizes are known
+    Halide::Expr stream;        // whether elementwise outgrows the cache
     Halide::Expr row_elements;  // extent of the innermost dimension
     Halide::Expr num_features;
+    bool standalone = false;  // little code, and no memory but the stack
+    bool parallel = true;
 };
 
 // Applies the schedule of the target's family. One file each in schedules/.

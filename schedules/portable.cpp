@@ -14,7 +14,7 @@ void schedule_for_any_target(ChannelPipeline p, const Target &) {
     if (!p.elementwise.empty()) {
         owner.reorder(w, h, n, c);
     }
-    if (!p.standalone) {
+    if (p.parallel) {
         owner.parallel(c);
     }
     for (Reduction &r : p.reductions) {
@@ -36,10 +36,14 @@ void schedule_for_any_target(ChannelPipeline p, const Target &) {
     }
     for (Func &f : p.coefficients) {
         f.compute_at(owner, c);
+        if (p.standalone) {
+            // Which Halide can't prove, and would ask for memory.
+            f.bound_extent(c, 1);
+        }
     }
     for (Func &f : p.per_channel) {
         if (f.name() != owner.name()) {
-            if (!p.standalone) {
+            if (p.parallel) {
                 f.parallel(c);
             }
             f.compute_with(owner, c);

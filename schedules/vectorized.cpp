@@ -14,7 +14,7 @@ namespace {
 constexpr int task_elements = 16384;
 
 void share_out(Func f, const Var &tasks, const ChannelPipeline &p) {
-    if (!p.standalone) {
+    if (p.parallel) {
         f.parallel(tasks);
     }
 }
@@ -105,6 +105,7 @@ void schedule_channels_side_by_side(ChannelPipeline &p, const VectorParameters &
     outputs.insert(outputs.end(), p.per_channel.begin(), p.per_channel.end());
     for (Func &f : outputs) {
         f.split(c, group, lane, lanes, guarded).vectorize(lane);
+        share_out(f, group, p);
         if (f.name() != owner.name()) {
             f.compute_with(owner, group);
         }

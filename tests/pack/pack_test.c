@@ -15,6 +15,18 @@ static const hbn_shape shape = {TEST_N, TEST_C, TEST_H, TEST_W};
 static const double eps = 1e-5;
 static int failures;
 
+#if TEST_HOOK
+static int tasks;
+
+/* Backwards: nothing may depend on the order. */
+void hbn_parallel_for(void (*task)(int i, void *context), int count, void *context) {
+    tasks += count;
+    while (count-- > 0) {
+        task(count, context);
+    }
+}
+#endif
+
 /* ---- elements */
 
 #if defined TEST_FLOAT32
@@ -396,6 +408,12 @@ int main(void) {
 #endif
 #if defined HAS_FOLD && defined HAS_FORWARD_FOLDED
     test_folded();
+#endif
+#if TEST_HOOK
+    if (tasks == 0) {
+        failures++;
+        printf("hbn_parallel_for() was not called\n");
+    }
 #endif
     printf("%d failures\n", failures);
     return failures != 0;

@@ -13,12 +13,15 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "cmake"))
 import pack as packs  # noqa: E402
 
+CMAKE = pathlib.Path(sys.executable).parent / "cmake"
+
 FORWARD_BACKWARD = "forward_inference,forward_inference_relu,forward_training,forward_training_relu,backward,backward_relu"
 ALL = FORWARD_BACKWARD + ",fold,forward_folded,forward_folded_relu"
 FOLDED = "fold,forward_folded"
 
 EMULATORS = {
     "linux-x86-64": [],
+    "portable": [],
     "linux-arm64": ["qemu-aarch64", "-L", "/usr/aarch64-linux-gnu"],
     "linux-arm64-fp16": ["qemu-aarch64", "-cpu", "max", "-L", "/usr/aarch64-linux-gnu"],
     "linux-armv7": ["qemu-arm", "-L", "/usr/arm-linux-gnueabihf"],
@@ -34,26 +37,35 @@ class Case(NamedTuple):
     layout: str
     shape: str  # the pack's
     sizes: tuple[int, int, int, int]
+    threads: str = "none"
 
     def name(self) -> str:
         """Of its folder."""
-        return "-".join([self.target, self.dtype, self.layout, self.shape.replace(",", "x") or "any"])
+        return "-".join([self.target, self.dtype, self.layout, self.shape.replace(",", "x") or "any"]
+                        + ["threads"] * (self.threads != "none"))
 
 
 def cases() -> list[Case]:
     """Every dtype and layout, fixed and free, on each processor."""
     every = []
+    fixed, odd = (3, 8, 5, 7), (2, 19, 12, 11)
     for target in EMULATORS:
         for layout in ("nchw", "nhwc"):
-            fixed, odd = (3, 8, 5, 7), (2, 19, 12, 11)
-            every.append(Case(target, ALL, "float32", layout, ",".join(map(str, fixed)), fixed))
+            every.append(Case(target, ALL, "float32", layout, written(fixed), fixed))
             every.append(Case(target, ALL, "float32", layout, "", odd))
-            every.append(Case(target, FORWARD_BACKWARD, "float16", layout, ",".join(map(str, odd)), odd))
-            every.append(Case(target, FOLDED, "int8", layout, ",".join(map(str, odd)), odd))
+            every.append(Case(target, FORWARD_BACKWARD, "float16", layout, written(odd), odd))
+            every.append(Case(target, FOLDED, "int8", layout, written(odd), odd))
+            if not packs.TARGETS[target].c_source:
+                every.append(Case(target, FORWARD_BACKWARD, "float32", layout, written(odd), odd, "hook"))
         every.append(Case(target, ALL, "float32", "nchw", ",16,,", (5, 16, 30, 40)))
         every.append(Case(target, FORWARD_BACKWARD, "bfloat16", "nchw", "1,3,224,224", (1, 3, 224, 224)))
-        every.append(Case(target, FOLDED, "float16", "nchw", "", (2, 19, 12, 11)))
-    return every
+        every.append(Case(target, FOLDED, "float16", "nchw", "", odd))
+    return [case for case in every if not packs.TARGETS[case.target].c_source or not re.search("16", case.dtype)]
+
+
+def written(sizes: tuple[int, ...]) -> str:
+    """As SHAPE takes it."""
+    return ",".join(map(str, sizes))
 
 
 # Bytes of text on arm64 that a fixed shape may take.
@@ -85,25 +97,34 @@ class Runner:
         else:
             self.passed += 1
 
-    def make(self, target: str, ops: str, dtype: str, layout: str, shape: str, name: str) -> dict[str, packs.Size]:
+    def make(self, target: str, ops: str, dtype: str, layout: str, shape: str, name: str,
+             threads: str = "none") -> dict[str, packs.Size]:
         """A pack in a folder of that name."""
         return packs.make(argparse.Namespace(
-            target=target, ops=ops, dtype=dtype, layout=layout, shape=shape, out=str(self.folder / name),
+            target=target, ops=ops, dtype=dtype, layout=layout, shape=shape, threads=threads, out=str(self.folder / name),
             generators=self.generators, halide_include=self.halide_include))
 
     def run_case(self, case: Case) -> str | None:
         """Builds pack_test.c against the pack and runs it; the problem, or None."""
         folder = self.folder / case.name()
-        self.make(case.target, case.ops, case.dtype, case.layout, case.shape, case.name())
+        self.make(case.target, case.ops, case.dtype, case.layout, case.shape, case.name(), case.threads)
         target = packs.TARGETS[case.target]
+        library = folder / "libhbn.a"
+        if target.as_sources:
+            made = run(CMAKE, "-S", folder, "-B", folder / "build", "-DCMAKE_BUILD_TYPE=Release")
+            made = made if made.returncode else run(CMAKE, "--build", folder / "build", "-j")
+            if made.returncode:
+                return made.stdout + made.stderr
+            library = folder / "build" / "libhbn.a"
         fixed = all(case.shape.split(",")) and bool(case.shape)
         defines = [f"-DTEST_{axis}={size}" for axis, size in zip("NCHW", case.sizes)]
         defines += [f"-DHAS_{name.upper()}" for name in case.ops.split(",")]
-        defines += [f"-DTEST_{case.dtype.upper()}", f"-DTEST_{case.layout.upper()}", f"-DTEST_FIXED={int(fixed)}"]
+        defines += [f"-DTEST_{case.dtype.upper()}", f"-DTEST_{case.layout.upper()}", f"-DTEST_FIXED={int(fixed)}",
+                    f"-DTEST_HOOK={int(case.threads == 'hook')}"]
         program = folder / "pack_test"
         built = run(target.tools + "gcc", *target.flags, "-std=c99", "-O1", "-Wall", "-Wextra", "-Werror",
                     "-Wno-unused-variable", "-Wno-unused-function", f"-I{folder}", *defines,
-                    ROOT / "tests/pack/pack_test.c", folder / "libhbn.a", "-lm", "-o", program)
+                    ROOT / "tests/pack/pack_test.c", library, "-lm", "-o", program)
         if built.returncode:
             return built.stderr
         result = run(*EMULATORS[case.target], program)
