@@ -100,6 +100,11 @@ bench: $(venv)/.installed-bench ## Compare with the memory bound, PyTorch and on
 	@$(ninja) -C build/x86 -j $(jobs) contestants | $(python) cmake/progress.py
 	@$(python) bench/bench.py $(if $(QUICK),--quick) $(ARGS)
 
+.PHONY: bench-embedded
+bench-embedded: test-packages generators ## What packs cost: bytes on boards, cycles an element on ARM beside plain C++
+	@command -v llvm-mca >/dev/null || { echo "This needs llvm-mca: sudo apt-get install llvm"; exit 1; }
+	@$(python) bench/embedded.py $(emit)
+
 .PHONY: test
 test: test-packages test-x86 test-asan test-tsan test-portable test-arm test-pack test-opencl test-cuda ## Run everything: all suites below
 	@echo "make test: all suites passed"
@@ -144,8 +149,9 @@ test-portable: $(venv)/.installed test-packages ## Conformance of the kernels fo
 	$(call suite,portable,,-L conformance)
 
 .PHONY: test-arm
-test-arm: $(venv)/.installed test-packages build ## Conformance of the NEON kernels, under qemu-aarch64
+test-arm: $(venv)/.installed test-packages build ## Conformance of the NEON kernels, under qemu-aarch64 and qemu-arm
 	$(call suite,arm64,,-L conformance)
+	$(call suite,armv7,,-L conformance)
 
 .PHONY: test-pack
 test-pack: test-packages generators ## Packs: on this CPU, on ARM under qemu, and as firmware of whole boards under qemu

@@ -218,7 +218,7 @@ class Pack:
                 parameters.append("activation=relu")
         output = "c_source" if self.target.c_source else "object"
         self.run(self.generators, "-g", operation.generator, "-f", kernel, "-n", kernel, "-o", self.work, "-e",
-                 f"{output},c_header", f"target={self.target.halide}-no_runtime-no_asserts-no_bounds_query",
+                 f"{output},c_header", f"target={self.halide_target()}-no_runtime-no_asserts-no_bounds_query",
                  *parameters)
         whole = self.work / f"{kernel}.o"
         if self.target.c_source:
@@ -226,6 +226,11 @@ class Pack:
         needed = self.work / f"{name}.kernel.o"
         self.run(self.target.tools + "ld", "-r", "--gc-sections", f"--entry={kernel}", "-o", needed, whole)
         return needed
+
+    def halide_target(self) -> str:
+        """With instructions to convert float16, which 64-bit ARM has had from the beginning; to compute in it took longer."""
+        every_arm64 = self.target.halide.startswith("arm-64") and "arm_fp16" not in self.target.halide
+        return self.target.halide + ("-arm_fp16" if every_arm64 and self.dtype == "float16" else "")
 
     def compile_cpp(self, source: pathlib.Path, to: pathlib.Path) -> None:
         """What Halide wrote in C++."""

@@ -24,9 +24,11 @@ public:
     void generate() {
         set_shape(x, mean);
         const auto at = element(), ch = channel();
-        const auto coefficients = once_a_channel(input_gradient_coefficients(
-            mean(ch), invstd(ch), weight(ch), sum_dy(ch), sum_dy_xmu(ch), total_count, dtype));
-        grad_input(at) = rounded(input_gradient(grad_output(at), x(at), coefficients, dtype));
+        const auto coefficients =
+            once_a_channel(input_gradient_coefficients(mean(ch), invstd(ch), weight(ch), sum_dy(ch),
+                                                       sum_dy_xmu(ch), total_count, arithmetic()));
+        grad_input(at) =
+            rounded(input_gradient(grad_output(at), x(at), coefficients, arithmetic()));
     }
 
     void schedule() {

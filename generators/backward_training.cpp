@@ -34,8 +34,8 @@ public:
         grad_bias(ch) = Halide::cast(statistics(), sums[0]);
 
         const auto coefficients = gradient_coefficients(input_gradient_coefficients(
-            mean(ch), invstd(ch), weight(ch), sums[0], sums[1], count(), dtype));
-        define_backward(grad_input, input_gradient(dz(at), x(at), coefficients, dtype),
+            mean(ch), invstd(ch), weight(ch), sums[0], sums[1], count(), arithmetic()));
+        define_backward(grad_input, input_gradient(dz(at), x(at), coefficients, arithmetic()),
                         grad_output);
     }
 

@@ -598,45 +598,46 @@ Expr range_scale(const Expr &invstd) {
 }
 
 // x - mean, to scale; the coefficients are those that come first.
-std::vector<Expr> deviation_coefficients(const Expr &mean, const Expr &scale, Type tensor) {
-    const Expr rounded = cast(statistic_type(tensor), mean);
-    const Expr rounded_scale = cast(statistic_type(tensor), scale);
-    return deviation_size(tensor) == 1 ? std::vector<Expr>{rounded}
-                                       : std::vector<Expr>{rounded_scale * rounded, rounded_scale};
+std::vector<Expr> deviation_coefficients(const Expr &mean, const Expr &scale, const Arithmetic &a) {
+    const Expr rounded = cast(statistic_type(a.tensor), mean);
+    const Expr rounded_scale = cast(statistic_type(a.tensor), scale);
+    return deviation_size(a) == 1 ? std::vector<Expr>{rounded}
+                                  : std::vector<Expr>{rounded_scale * rounded, rounded_scale};
 }
 
-Expr deviation(const Expr &x, const std::vector<Expr> &k, Type tensor) {
+Expr deviation(const Expr &x, const std::vector<Expr> &k, const Arithmetic &a) {
     const Expr wide = cast(k[0].type(), x);
-    return exact_order((deviation_size(tensor) == 1 ? wide : wide * k[1]) - k[0]);
+    return exact_order((deviation_size(a) == 1 ? wide : wide * k[1]) - k[0]);
 }
 
-Expr scale_of(const Expr &invstd, Type tensor) {
-    return deviation_size(tensor) == 1 ? f64(1) : range_scale(invstd);
+Expr scale_of(const Expr &invstd, const Arithmetic &a) {
+    return deviation_size(a) == 1 ? f64(1) : range_scale(invstd);
 }
 
 }  // namespace
 
 std::vector<Expr> normalization_coefficients(const Expr &mean, const Expr &invstd,
-                                             const Expr &weight, const Expr &bias, Type tensor) {
-    const auto rounded = [&](const Expr &e) { return cast(statistic_type(tensor), e); };
-    const Expr scale = scale_of(invstd, tensor);
+                                             const Expr &weight, const Expr &bias,
+                                             const Arithmetic &a) {
+    const auto rounded = [&](const Expr &e) { return cast(statistic_type(a.tensor), e); };
+    const Expr scale = scale_of(invstd, a);
     const Expr gain = f64(weight) * invstd;
     // The mean as a pair: x - mean_high is exact near the mean. What is left, at most |x -
     // mean_high| itself since mean_high is the float nearest to the mean, goes into the bias.
     const Expr mean_low = exact_order(mean - f64(rounded(mean)));
-    std::vector<Expr> coefficients = deviation_coefficients(mean, scale, tensor);
+    std::vector<Expr> coefficients = deviation_coefficients(mean, scale, a);
     coefficients.push_back(rounded(gain / scale));
     coefficients.push_back(rounded(exact_order(f64(bias) - mean_low * gain)));
     return coefficients;
 }
 
-Expr normalize(const Expr &x, const std::vector<Expr> &k, Type tensor) {
-    const int next = deviation_size(tensor);
-    return deviation(x, k, tensor) * k[next] + k[next + 1];
+Expr normalize(const Expr &x, const std::vector<Expr> &k, const Arithmetic &a) {
+    const int next = deviation_size(a);
+    return deviation(x, k, a) * k[next] + k[next + 1];
 }
 
-Expr normalize_in_exact_order(const Expr &x, const std::vector<Expr> &k, Type tensor) {
-    return exact_order(normalize(x, k, tensor));
+Expr normalize_in_exact_order(const Expr &x, const std::vector<Expr> &k, const Arithmetic &a) {
+    return exact_order(normalize(x, k, a));
 }
 
 Expr relu_stops(const Expr &z, Type tensor) {
@@ -658,18 +659,18 @@ Expr zero_where(const Expr &condition, const Expr &value) {
 std::vector<Expr> input_gradient_coefficients(const Expr &mean, const Expr &invstd,
                                               const Expr &weight, const Expr &sum_dy,
                                               const Expr &sum_dy_xmu, const Expr &count,
-                                              Type tensor) {
-    const auto rounded = [&](const Expr &e) { return cast(statistic_type(tensor), e); };
+                                              const Arithmetic &a) {
+    const auto rounded = [&](const Expr &e) { return cast(statistic_type(a.tensor), e); };
     const Expr wide_invstd = f64(invstd);
-    const Expr scale = scale_of(wide_invstd, tensor);
+    const Expr scale = scale_of(wide_invstd, a);
     const Expr mean_dy_xhat = sum_dy_xmu * wide_invstd / count;
     Expr mean_dy = sum_dy / count;
-    if (mean.type().bits() > statistic_type(tensor).bits()) {
+    if (mean.type().bits() > statistic_type(a.tensor).bits()) {
         // What rounding the mean leaves of it.
         const Expr mean_low = exact_order(mean - f64(rounded(mean)));
         mean_dy -= mean_dy_xhat * wide_invstd * mean_low;
     }
-    std::vector<Expr> coefficients = deviation_coefficients(mean, scale, tensor);
+    std::vector<Expr> coefficients = deviation_coefficients(mean, scale, a);
     coefficients.push_back(rounded(mean_dy_xhat * (wide_invstd / scale)));
     coefficients.push_back(rounded(mean_dy));
     coefficients.push_back(rounded(f64(weight) * wide_invstd));
@@ -677,11 +678,11 @@ std::vector<Expr> input_gradient_coefficients(const Expr &mean, const Expr &invs
 }
 
 Expr input_gradient(const Expr &grad_output, const Expr &x, const std::vector<Expr> &k,
-                    Type tensor) {
-    const int next = deviation_size(tensor);
+                    const Arithmetic &a) {
+    const int next = deviation_size(a);
     const Expr centred = exact_order(cast(k[0].type(), grad_output) - k[next + 1]);
     // In this order wherever it is compiled: an output's bits don't depend on how it is stored.
-    return exact_order((centred - deviation(x, k, tensor) * k[next]) * k[next + 2]);
+    return exact_order((centred - deviation(x, k, a) * k[next]) * k[next + 2]);
 }
 
 }  // namespace hbn

@@ -188,19 +188,28 @@ Expr invstd_from_variance(const Expr &variance, const Expr &eps);
 // whatever the batch holds.
 Expr moved_to_batch(const Expr &running, const Expr &batch, const Expr &momentum);
 
+// How elements are computed.
+struct Arithmetic {
+    Type tensor;
+    // Whether values may be as large as the type's largest; without, up to a quarter of that.
+    bool whole_range = true;
+};
+
 // How many coefficients it takes to say how far x is from the mean: the mean, and for tensors whose range is
 // float32's own (or more), range_scale: the power of two that brings a channel to a spread near 1, at most 1. x *
 // range_scale is exact and cannot overflow, and neither can (x - mean) * range_scale, even for values of 1e38.
-inline int deviation_size(Type tensor) {
-    return tensor == Halide::Float(16) ? 1 : 2;
+inline int deviation_size(const Arithmetic &a) {
+    return a.tensor == Halide::Float(16) || !a.whole_range ? 1 : 2;
 }
 
 // y = (x - mean) * (weight * invstd) + bias, for every finite x. The coefficients are computed once
 // a channel; `normalize` is the work per element, in their type.
 std::vector<Expr> normalization_coefficients(const Expr &mean, const Expr &invstd,
-                                             const Expr &weight, const Expr &bias, Type tensor);
-Expr normalize(const Expr &x, const std::vector<Expr> &coefficients, Type tensor);
-Expr normalize_in_exact_order(const Expr &x, const std::vector<Expr> &coefficients, Type tensor);
+                                             const Expr &weight, const Expr &bias,
+                                             const Arithmetic &arithmetic);
+Expr normalize(const Expr &x, const std::vector<Expr> &coefficients, const Arithmetic &arithmetic);
+Expr normalize_in_exact_order(const Expr &x, const std::vector<Expr> &coefficients,
+                              const Arithmetic &arithmetic);
 
 // What a fused ReLU makes of z = normalize(), in the tensors' type: z where it is positive, or NaN, once
 // rounded to that type; 0 elsewhere. Forward and backward decide alike, bit for bit, from the same
@@ -221,9 +230,9 @@ Expr zero_where(const Expr &condition, const Expr &value);
 std::vector<Expr> input_gradient_coefficients(const Expr &mean, const Expr &invstd,
                                               const Expr &weight, const Expr &sum_dy,
                                               const Expr &sum_dy_xmu, const Expr &count,
-                                              Type tensor);
+                                              const Arithmetic &arithmetic);
 Expr input_gradient(const Expr &grad_output, const Expr &x, const std::vector<Expr> &coefficients,
-                    Type tensor);
+                    const Arithmetic &arithmetic);
 
 // What all generators of (N, C, H, W) tensors have in common: the tensors' layout, and the walks
 // over it.
@@ -452,6 +461,9 @@ protected:
     Type statistics() const {
         return statistic_type(dtype);
     }
+    Arithmetic arithmetic() const {
+        return {dtype, !standalone};
+    }
 
     Var w{"w"}, h{"h"}, c{"c"}, n{"n"}, k{"k"};
     std::vector<Expr> extents;
@@ -558,10 +570,10 @@ protected:
                         const std::vector<Expr> &coefficients) {
         const auto at = Base::element();
         if (activation == Activation::none) {
-            y(at) = Base::rounded(normalize(x(at), coefficients, Base::dtype));
+            y(at) = Base::rounded(normalize(x(at), coefficients, Base::arithmetic()));
             return;
         }
-        Expr z = normalize_in_exact_order(x(at), coefficients, Base::dtype);
+        Expr z = normalize_in_exact_order(x(at), coefficients, Base::arithmetic());
         if (residual) {
             z += Halide::cast(z.type(), (*residual)(at));
         }
@@ -602,8 +614,8 @@ protected:
             gradient(at) = zero_where((*mask)(at) == 0, wide);
         } else {
             z_coefficients = Base::once_a_channel(normalization_coefficients(
-                mean, invstd, weight, (*bias)(Base::channel()), Base::dtype));
-            const Expr z = normalize_in_exact_order(x(at), z_coefficients, Base::dtype);
+                mean, invstd, weight, (*bias)(Base::channel()), Base::arithmetic()));
+            const Expr z = normalize_in_exact_order(x(at), z_coefficients, Base::arithmetic());
             gradient(at) = zero_where(relu_stops(z, Base::dtype), wide);
         }
         return gradient;
@@ -614,7 +626,7 @@ protected:
         if (z_coefficients.empty()) {
             return Base::once_a_channel(values);
         }
-        const int shared = deviation_size(Base::dtype);
+        const int shared = deviation_size(Base::arithmetic());
         values.erase(values.begin(), values.begin() + shared);
         std::vector<Expr> coefficients = Base::once_a_channel(values);
         coefficients.insert(coefficients.begin(), z_coefficients.begin(),

@@ -11,11 +11,10 @@ namespace {
 
 // Without the C library's rounding functions, which small devices may not have.
 Expr rounded_to_int8(const Expr &value) {
-    const Expr most = Halide::clamp(value, -128.0f, 127.0f);
-    // Adding it leaves no bits for a fraction.
-    const Expr whole = 12582912.0f;  // 1.5 * 2^23
-    const Expr rounded = Halide::strict_float(Halide::strict_float(most + whole) - whole);
-    return Halide::cast<int8_t>(Halide::cast<int32_t>(rounded));
+    // Adding this leaves no bits for a fraction, and the last eight are those of an int8: 1.5 * 2^23.
+    const Expr whole = 12582912.0f;
+    return Halide::cast<int8_t>(
+        Halide::reinterpret<int32_t>(Halide::clamp(value, -128.0f, 127.0f) + whole));
 }
 
 }  // namespace

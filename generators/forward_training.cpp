@@ -30,7 +30,7 @@ public:
 
         const Expr invstd = invstd_from_variance(moments[1] / count(), eps);
         const auto coefficients = once_a_channel(
-            normalization_coefficients(moments[0], invstd, weight(ch), bias(ch), dtype));
+            normalization_coefficients(moments[0], invstd, weight(ch), bias(ch), arithmetic()));
         define_forward(y, x, coefficients);
     }
 
@@ -83,7 +83,7 @@ public:
         new_running_var(ch) = moved_to_batch(running_var(ch), moments[1] / (count() - 1), momentum);
 
         const auto coefficients = once_a_channel(
-            normalization_coefficients(moments[0], invstd, weight(ch), bias(ch), dtype));
+            normalization_coefficients(moments[0], invstd, weight(ch), bias(ch), arithmetic()));
         define_forward(y, x, coefficients);
     }
 

@@ -25,8 +25,8 @@ public:
         const auto at = element(), ch = channel();
         const Expr invstd = invstd_from_variance(m2(ch) / total_count, eps);
         const auto coefficients = once_a_channel(
-            normalization_coefficients(mean(ch), invstd, weight(ch), bias(ch), dtype));
-        y(at) = rounded(hbn::normalize(x(at), coefficients, dtype));
+            normalization_coefficients(mean(ch), invstd, weight(ch), bias(ch), arithmetic()));
+        y(at) = rounded(hbn::normalize(x(at), coefficients, arithmetic()));
     }
 
     void schedule() {

@@ -20,7 +20,8 @@ void schedule(ChannelPipeline pipeline, const Target &target) {
 }
 
 bool rounds_float16(const Target &target) {
-    return target.arch == Target::X86 && target.has_feature(Target::F16C);
+    return (target.arch == Target::X86 && target.has_feature(Target::F16C)) ||
+           (target.arch == Target::ARM && target.has_feature(Target::ARMFp16));
 }
 
 bool pairs_bfloat16(const Target &target) {

@@ -22,7 +22,7 @@ FOLDED = "fold,forward_folded"
 EMULATORS = {
     "linux-x86-64": [],
     "portable": [],
-    "linux-arm64": ["qemu-aarch64", "-L", "/usr/aarch64-linux-gnu"],
+    "linux-arm64": ["qemu-aarch64", "-cpu", "cortex-a53", "-L", "/usr/aarch64-linux-gnu"],
     "linux-arm64-fp16": ["qemu-aarch64", "-cpu", "max", "-L", "/usr/aarch64-linux-gnu"],
     "linux-armv7": ["qemu-arm", "-L", "/usr/arm-linux-gnueabihf"],
 }

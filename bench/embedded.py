@@ -1,0 +1,184 @@
+"""What packs cost: bytes of each on boards, and cycles an element on ARM, beside plain C++ loops. No board is needed:
+instructions are those that qemu executes, cycles what llvm-mca makes of their loops. Run by `make bench-embedded`."""
+
+import argparse
+import collections
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+from typing import NamedTuple
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "cmake"))
+import pack as packs  # noqa: E402
+
+SIZED_TARGETS = ["baremetal-arm64", "linux-armv7", "baremetal-cortex-m7", "baremetal-cortex-m"]
+SIZED_OPERATIONS = ["forward_inference", "forward_training", "backward", "forward_folded"]
+SIZED_SHAPE = "1,64,56,56"
+
+PROCESSORS = ["cortex-a53", "cortex-a72", "neoverse-n1"]
+COSTS = [("forward_inference", "float32"), ("forward_training", "float32"), ("backward", "float32"),
+         ("forward_folded", "float32"), ("forward_inference", "float16"), ("forward_training", "float16"),
+         ("backward", "float16"), ("forward_folded", "float16"), ("forward_folded", "int8")]
+COST_SHAPE = (1, 4, 32, 64)
+TOOLS = "aarch64-linux-gnu-"
+VARIANTS = {
+    "hbn": None,
+    "g++ -O3 -ffast-math": ["-O3", "-ffast-math"],
+    "the same, scalar": ["-O3", "-ffast-math", "-fno-tree-vectorize", "-fno-tree-slp-vectorize"],
+}
+
+
+class Block(NamedTuple):
+    """Instructions that follow each other, and how often they were executed."""
+
+    times: int
+    instructions: list[str]
+
+
+class Measurer:
+    """Makes packs and programs in a folder."""
+
+    def __init__(self, arguments: argparse.Namespace, folder: pathlib.Path) -> None:
+        self.arguments = arguments
+        self.folder = folder
+
+    def make(self, target: str, ops: str, dtype: str, shape: str, layout: str = "nchw") -> dict[str, packs.Size]:
+        """A pack in `folder`/pack."""
+        return packs.make(argparse.Namespace(
+            target=target, ops=ops, dtype=dtype, layout=layout, shape=shape, threads="none",
+            out=str(self.folder / "pack"), generators=self.arguments.generators,
+            halide_include=self.arguments.halide_include))
+
+    def blocks(self, operation: str, dtype: str, flags: list[str] | None) -> list[Block]:
+        """What is executed of an operation: hbn's where flags is None, else plain.cpp compiled with them."""
+        folder = self.folder / "cost"
+        folder.mkdir(exist_ok=True)
+        sources = ROOT / "bench/embedded"
+        defines = [f"-DCOST_{axis}={size}" for axis, size in zip("NCHW", COST_SHAPE)]
+        defines += [f"-DCOST_{operation}", f"-DCOST_{dtype.upper()}", f"-I{self.folder / 'pack'}", f"-I{sources}"]
+        program = folder / "program"
+        if flags is None:
+            function, library = f"hbn_kernel_{operation}", self.folder / "pack" / "libhbn.a"
+        else:
+            function, library = f"plain_{operation}", folder / "plain.o"
+            run(TOOLS + "g++", *flags, *defines, "-c", sources / "plain.cpp", "-o", library)
+            defines.append("-DPLAIN")
+        run(TOOLS + "gcc", "-O1", "-static", *defines, sources / "cost.c", library, "-lm", "-o", program)
+        listing = disassemble(program, function)
+        first, last = min(listing), max(listing)
+        log = folder / "log"
+        run("qemu-aarch64", "-singlestep", "-d", "exec,nochain", "-dfilter", f"{first:#x}..{last:#x}", "-D", log, program)
+        counts = collections.Counter(int(pc, 16) for pc in re.findall(r"^Trace \d+: \S+ \[\w+/(\w+)/", log.read_text(), re.M))
+        return blocks_of(listing, counts)
+
+
+def disassemble(program: pathlib.Path, function: str) -> dict[int, str]:
+    """Address and text of each instruction."""
+    text = run(TOOLS + "objdump", "-d", "--no-show-raw-insn", f"--disassemble={function}", program)
+    return {int(address, 16): instruction.split("//")[0].strip()
+            for address, instruction in re.findall(r"^ +(\w+):\t(.*)$", text, re.M)}
+
+
+def blocks_of(listing: dict[int, str], counts: collections.Counter) -> list[Block]:
+    """Neighbours that were executed equally often; a branch ends them."""
+    blocks: list[Block] = []
+    ended = True
+    for address in sorted(listing):
+        instruction, times = listing[address], counts[address]
+        if times == 0:
+            ended = True
+            continue
+        if ended or blocks[-1].times != times:
+            blocks.append(Block(times, []))
+        blocks[-1].instructions.append(instruction)
+        ended = re.match(r"(b|b\.\w+|cbn?z|tbn?z|ret|br)\t", instruction + "\t") is not None
+    return blocks
+
+
+def cycles(blocks: list[Block], processor: str, elements: int) -> float:
+    """Of the loops: what is executed less than once for 64 elements is left out."""
+    total = 0.0
+    for block in blocks:
+        if block.times * 64 < elements:
+            continue
+        # Where branches go doesn't matter to llvm-mca.
+        text = "\n".join(re.sub(r"^(b\.\w+|b|cbn?z|tbn?z)\t(.*?)[0-9a-f]+ <.*>$", r"\1\t\2.", line)
+                         for line in block.instructions)
+        output = run("llvm-mca", "-mtriple=aarch64", f"-mcpu={processor}", "-mattr=+fullfp16", "-iterations=200",
+                     "-instruction-info=0", "-resource-pressure=0", text=text + "\n")
+        total += block.times * int(re.search(r"Total Cycles: +(\d+)", output)[1]) / 200
+    return total / elements
+
+
+def run(*command: object, text: str | None = None) -> str:
+    """A command's output; fails where it does."""
+    result = subprocess.run([str(word) for word in command], text=True, capture_output=True, check=False, input=text)
+    if result.returncode:
+        sys.exit(f"{' '.join(map(str, command))}\n{result.stdout}{result.stderr}")
+    return result.stdout
+
+
+def size_table(measurer: Measurer) -> list[str]:
+    """Text and stack, an operation a row."""
+    lines = ["| target | operation | text | stack |", "| --- | --- | --- | --- |"]
+    for target in SIZED_TARGETS:
+        sizes = measurer.make(target, ",".join(SIZED_OPERATIONS), "float32", SIZED_SHAPE)
+        lines += [f"| {target} | {name} | {size.text} | {size.stack} |" for name, size in sizes.items()]
+    return lines
+
+
+def cost_table(measurer: Measurer) -> tuple[list[str], list[str]]:
+    """Instructions and cycles an element; and lines of what is met."""
+    elements = COST_SHAPE[0] * COST_SHAPE[1] * COST_SHAPE[2] * COST_SHAPE[3]
+    header = ["instructions", *PROCESSORS]
+    lines = [f"| operation | {' | '.join(header)} |", "| --- |" + " --- |" * len(header)]
+    behind_scalar, behind_vector = [], []
+    for operation, dtype in COSTS:
+        measurer.make("linux-arm64", operation, dtype, ",".join(map(str, COST_SHAPE)))
+        figures: dict[str, list[float]] = {}
+        for variant, flags in VARIANTS.items():
+            blocks = measurer.blocks(operation, dtype, flags)
+            executed = sum(block.times * len(block.instructions) for block in blocks) / elements
+            figures[variant] = [executed, *(cycles(blocks, processor, elements) for processor in PROCESSORS)]
+            lines.append(f"| {operation} {dtype}, {variant} | " + " | ".join(f"{f:.2f}" for f in figures[variant]) + " |")
+        ours, vector, scalar = figures.values()
+        for i, processor in enumerate(PROCESSORS, 1):
+            behind_scalar.append((scalar[i] / ours[i], f"{operation} {dtype} on {processor}"))
+            behind_vector.append((vector[i] / ours[i], f"{operation} {dtype} on {processor}"))
+    return lines, [met("scalar loop's cycles / hbn's", behind_scalar, 3), met("vectorized loop's cycles / hbn's", behind_vector, 1)]
+
+
+def met(what: str, ratios: list[tuple[float, str]], least: float) -> str:
+    """As the other benchmarks print it."""
+    worst = min(ratios)
+    reached = sum(ratio >= least for ratio, _ in ratios)
+    return (f"{'met    ' if reached == len(ratios) else 'NOT MET'}  {what} >= {least:.2f}: worst {worst[0]:.2f}, {worst[1]} "
+            f"({reached} of {len(ratios)} reach it)")
+
+
+def main() -> None:
+    """Writes bench/results/embedded.md."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--generators", required=True)
+    parser.add_argument("--halide-include", required=True)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        measurer = Measurer(arguments, pathlib.Path(folder))
+        sizes = size_table(measurer)
+        costs, verdicts = cost_table(measurer)
+    n, c, h, w = COST_SHAPE
+    text = "\n".join([
+        "# Packs, measured", "", "`make bench-embedded`", "", f"## Bytes, float32, NCHW, SHAPE={SIZED_SHAPE}", "",
+        "With checks and all that is called; heap and static data are 0.", "", *sizes, "",
+        f"## An element, 64-bit ARM, NCHW {n}x{c}x{h}x{w}", "",
+        "Instructions are what qemu-aarch64 executed, cycles llvm-mca's for the loops, data in the first cache.", "",
+        *(f"    {line}" for line in verdicts), "", *costs, ""])
+    (ROOT / "bench/results/embedded.md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
