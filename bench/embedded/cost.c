@@ -7,7 +7,8 @@
 enum { N = COST_N, C = COST_C, P = COST_H * COST_W, SIZE = N * C * P };
 
 static element x[SIZE], y[SIZE], grad_output[SIZE];
-static float weight[C], bias[C], running_mean[C], running_var[C], save_mean[C], save_invstd[C], grad_weight[C], grad_bias[C];
+static float weight[C], bias[C], running_mean[C], running_var[C], save_mean[C], save_invstd[C],
+    grad_weight[C], grad_bias[C];
 
 #ifdef PLAIN
 #define CALL(name, ...) plain_##name(N, C, P, __VA_ARGS__)
@@ -27,13 +28,14 @@ int main(void) {
         weight[i] = running_var[i] = save_invstd[i] = 1;
     }
 #if defined COST_forward_inference
-    CALL(forward_inference, ELEMENTS(x), weight, bias, running_mean, running_var, 1e-5, ELEMENTS(y));
+    CALL(forward_inference, ELEMENTS(x), weight, bias, running_mean, running_var, 1e-5,
+         ELEMENTS(y));
 #elif defined COST_forward_training
-    CALL(forward_training, ELEMENTS(x), weight, bias, running_mean, running_var, 0.1, 1e-5, ELEMENTS(y), save_mean,
-         save_invstd);
+    CALL(forward_training, ELEMENTS(x), weight, bias, running_mean, running_var, 0.1, 1e-5,
+         ELEMENTS(y), save_mean, save_invstd);
 #elif defined COST_backward
-    CALL(backward, ELEMENTS(grad_output), ELEMENTS(x), save_mean, save_invstd, weight, ELEMENTS(y), grad_weight,
-         grad_bias);
+    CALL(backward, ELEMENTS(grad_output), ELEMENTS(x), save_mean, save_invstd, weight, ELEMENTS(y),
+         grad_weight, grad_bias);
 #else
     CALL(forward_folded, ELEMENTS(x), weight, bias, ELEMENTS(y));
 #endif

@@ -24,9 +24,9 @@ void plain_forward_folded(int n, int c, int plane, const element *__restrict x, 
 
 #ifndef COST_INT8
 
-void plain_forward_inference(int n, int c, int plane, const element *__restrict x, const float *weight,
-                             const float *bias, const float *running_mean, const float *running_var, double eps,
-                             element *__restrict y) {
+void plain_forward_inference(int n, int c, int plane, const element *__restrict x,
+                             const float *weight, const float *bias, const float *running_mean,
+                             const float *running_var, double eps, element *__restrict y) {
     for (int k = 0; k < c; k++) {
         const float mean = running_mean[k], b = bias[k];
         const float gain = float(weight[k] / std::sqrt(running_var[k] + eps));
@@ -40,9 +40,10 @@ void plain_forward_inference(int n, int c, int plane, const element *__restrict 
     }
 }
 
-void plain_forward_training(int n, int c, int plane, const element *__restrict x, const float *weight,
-                            const float *bias, float *running_mean, float *running_var, double momentum, double eps,
-                            element *__restrict y, float *save_mean, float *save_invstd) {
+void plain_forward_training(int n, int c, int plane, const element *__restrict x,
+                            const float *weight, const float *bias, float *running_mean,
+                            float *running_var, double momentum, double eps, element *__restrict y,
+                            float *save_mean, float *save_invstd) {
     const double count = double(n) * plane;
     for (int k = 0; k < c; k++) {
         const double pivot = x[k * plane];
@@ -72,9 +73,10 @@ void plain_forward_training(int n, int c, int plane, const element *__restrict x
     }
 }
 
-void plain_backward(int n, int c, int plane, const element *__restrict grad_output, const element *__restrict x,
-                    const float *save_mean, const float *save_invstd, const float *weight,
-                    element *__restrict grad_input, float *grad_weight, float *grad_bias) {
+void plain_backward(int n, int c, int plane, const element *__restrict grad_output,
+                    const element *__restrict x, const float *save_mean, const float *save_invstd,
+                    const float *weight, element *__restrict grad_input, float *grad_weight,
+                    float *grad_bias) {
     const double count = double(n) * plane;
     for (int k = 0; k < c; k++) {
         const double mean = save_mean[k], invstd = save_invstd[k];
