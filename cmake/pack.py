@@ -1,12 +1,14 @@
 """Makes a pack: a folder with a static library, a header and a size report, for a board. See `make pack`."""
 
 import argparse
+import functools
 import pathlib
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+import textwrap
 from typing import NamedTuple
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -52,6 +54,15 @@ class Operation(NamedTuple):
     source: str  # in runtime/pack
     generator: str
     relu: bool
+    add: bool = False  # before the ReLU
+
+    def activation(self) -> list[str]:
+        """Parameters of the generator."""
+        if not self.relu:
+            return []
+        # Backward needs the mask; inference's result is all there is to keep.
+        mask = ["with_mask=true"] if self.add and self.generator == "forward_training_whole" else []
+        return [f"activation={'add_' * self.add}relu", *mask]
 
 
 OPERATIONS = {
@@ -61,6 +72,9 @@ OPERATIONS = {
     "forward_training_relu": Operation("forward_training", "forward_training_whole", True),
     "backward": Operation("backward", "backward_training", False),
     "backward_relu": Operation("backward", "backward_training", True),
+    "forward_inference_add_relu": Operation("forward_inference", "forward_inference", True, True),
+    "forward_training_add_relu": Operation("forward_training", "forward_training_whole", True, True),
+    "backward_add_relu": Operation("backward", "backward_training", True, True),
     "fold": Operation("fold", "fold", False),
     "forward_folded": Operation("forward_folded", "forward_folded", False),
     "forward_folded_relu": Operation("forward_folded", "forward_folded", True),
@@ -191,15 +205,25 @@ class Pack:
     @staticmethod
     def function(operation: str, block: str) -> str:
         """A function's declaration."""
-        relu = OPERATIONS[operation].relu
-        suffix = "_relu" if relu else ""
+        relu, add = OPERATIONS[operation].relu, OPERATIONS[operation].add
+        suffix = ("_add" if add else "") + "_relu" if relu else ""
         for key, value in {
             "NAME": operation, "RELU": ", and 0 where that is negative" if relu else "",
-            "SAVED": "double" if relu else "float", "BIAS": " const float *bias," if relu else "",
-            "BACKWARD": "backward" + suffix, "FORWARD": "forward_training" + suffix,
+            "SAVED": "double" if relu else "float", "BACKWARD": "backward" + suffix,
+            "FORWARD": "forward_training" + suffix,
+            "ADDED": " + residual" if add else "", "RESIDUAL": " const hbn_element *residual," if add else "",
+            "MASK_DOC": "\n *  mask has a byte an element: 1 where y is positive, else 0. y overlaps nothing." if add else "",
+            "MASK_OUT": " uint8_t *mask," if add else "",
+            "MORE": " const uint8_t *mask," if add else " const float *bias," if relu else "",
+            "GRAD_DOC": "\n *  The residual's is grad_output where mask is not 0. The outputs overlap nothing." if add else "",
+            "GRAD_RESIDUAL": " hbn_element *grad_residual," if add else "",
         }.items():
             block = block.replace(f"@{key}@", value)
-        return block
+        comment, declaration = block.split("*/")
+        lines = [" ".join(line.removeprefix("/**").removeprefix(" *").split()) for line in comment.splitlines()]
+        wrap = functools.partial(textwrap.fill, width=110, break_long_words=False, break_on_hyphens=False)
+        return (wrap(" ".join(lines), initial_indent="/** ", subsequent_indent=" *  ") + " */\n" +
+                wrap(" ".join(declaration.split()), subsequent_indent="    ") + "\n\n")
 
     # ---- code
 
@@ -214,8 +238,7 @@ class Pack:
                           f"num_features={c}", f"plane_size={h * w}", f"parallel={str(self.parallel).lower()}"]
             if self.target.c_source:
                 parameters.append("lanes=1")
-            if operation.relu:
-                parameters.append("activation=relu")
+            parameters += operation.activation()
         output = "c_source" if self.target.c_source else "object"
         self.run(self.generators, "-g", operation.generator, "-f", kernel, "-n", kernel, "-o", self.work, "-e",
                  f"{output},c_header", f"target={self.halide_target()}-no_runtime-no_asserts-no_bounds_query",
@@ -252,9 +275,9 @@ class Pack:
     @staticmethod
     def defines(name: str) -> list[str]:
         """What an operation's source is compiled with."""
-        relu = OPERATIONS[name].relu
+        relu, add = OPERATIONS[name].relu, OPERATIONS[name].add
         return [f"-DHBN_FUNCTION=hbn_{name}", f"-DHBN_KERNEL=hbn_kernel_{name}",
-                f"-DHBN_SAVED={'double' if relu else 'float'}", f"-DHBN_WITH_BIAS={int(relu)}"]
+                f"-DHBN_SAVED={'double' if relu else 'float'}", f"-DHBN_RELU={int(relu)}", f"-DHBN_ADD={int(add)}"]
 
     def compile_c(self, source: pathlib.Path, name: str, defines: list[str]) -> pathlib.Path:
         """An object from C."""

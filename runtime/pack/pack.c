@@ -16,7 +16,7 @@ static hbn_status check_shape(hbn_shape shape) {
 }
 
 static int may_share(const span *a, const span *b) {
-    return a->data == b->data && a->is_tensor && b->is_tensor && !(a->written && b->written);
+    return a->data == b->data && a->shares && b->shares && !(a->written && b->written);
 }
 
 static int overlap(const span *a, const span *b) {
@@ -54,27 +54,37 @@ int hbn_pack_is_eps(double eps) {
     return eps > 0 && eps - eps == 0;
 }
 
-span hbn_pack_tensor(const hbn_element *data, hbn_shape shape, int written) {
-    /* Of a shape that check_shape() refuses, any size will do. */
-    const uint32_t elements =
-        (uint32_t)shape.n * (uint32_t)shape.c * (uint32_t)shape.h * (uint32_t)shape.w;
+static span values(const void *data, uint32_t count, size_t value_bytes, int written) {
     span s;
     s.data = data;
-    s.bytes = elements * sizeof(hbn_element);
-    s.alignment = sizeof(hbn_element);
+    s.bytes = count * value_bytes;
+    s.alignment = (uint8_t)value_bytes;
     s.written = (uint8_t)written;
+    s.is_tensor = 0;
+    s.shares = 0;
+    return s;
+}
+
+/* Of a shape that check_shape() refuses, any number will do. */
+static uint32_t elements(hbn_shape shape) {
+    return (uint32_t)shape.n * (uint32_t)shape.c * (uint32_t)shape.h * (uint32_t)shape.w;
+}
+
+span hbn_pack_tensor(const hbn_element *data, hbn_shape shape, int written) {
+    span s = values(data, elements(shape), sizeof(hbn_element), written);
+    s.is_tensor = 1;
+    s.shares = 1;
+    return s;
+}
+
+span hbn_pack_mask(const uint8_t *data, hbn_shape shape, int written) {
+    span s = values(data, elements(shape), 1, written);
     s.is_tensor = 1;
     return s;
 }
 
 span hbn_pack_vector(const void *data, int32_t channels, size_t value_bytes, int written) {
-    span s;
-    s.data = data;
-    s.bytes = (size_t)channels * value_bytes;
-    s.alignment = (uint8_t)value_bytes;
-    s.written = (uint8_t)written;
-    s.is_tensor = 0;
-    return s;
+    return values(data, (uint32_t)channels, value_bytes, written);
 }
 
 void hbn_pack_start(call *c, hbn_shape shape, const span *spans, int count) {

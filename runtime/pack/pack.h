@@ -15,10 +15,12 @@ typedef struct span {
     size_t bytes;
     uint8_t alignment;
     uint8_t written;
-    uint8_t is_tensor; /* not a vector: an output may then be the memory of an input */
+    uint8_t is_tensor; /* not a vector */
+    uint8_t shares;    /* an output may be the memory of an input */
 } span;
 
 span hbn_pack_tensor(const hbn_element *data, hbn_shape shape, int written);
+span hbn_pack_mask(const uint8_t *data, hbn_shape shape, int written);
 span hbn_pack_vector(const void *data, int32_t channels, size_t value_bytes, int written);
 
 hbn_status hbn_pack_check(hbn_shape shape, const span *spans, int count);
@@ -28,7 +30,7 @@ int hbn_pack_is_momentum(double momentum);
 
 /* What kernels read of their arguments: pointers, and the sizes that are not fixed. */
 typedef struct call {
-    halide_buffer_t buffers[12];
+    halide_buffer_t buffers[10];
 #if HBN_PACK_ANY_FREE
     halide_dimension_t tensor_dims[4], vector_dims[1];
 #endif

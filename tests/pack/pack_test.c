@@ -88,7 +88,8 @@ static size_t at(int n, int c, int p) {
 
 /* ---- data, and what is expected of it */
 
-static hbn_element x[SIZE], y[SIZE], dy[SIZE], dx[SIZE];
+static hbn_element x[SIZE], y[SIZE], dy[SIZE], dx[SIZE], residual[SIZE], grad_residual[SIZE];
+static uint8_t mask[SIZE];
 static float weight[C], bias[C], running_mean[C], running_var[C], grad_weight[C], grad_bias[C];
 static double mean[C], variance[C];
 static double expected_y[SIZE], y_scale[SIZE];
@@ -112,6 +113,7 @@ static void fill(void) {
             for (p = 0; p < P; p++) {
                 x[at(n, c, p)] = store(uniform() * (1 + c % 3) + c % 5 - 2);
                 dy[at(n, c, p)] = store(uniform());
+                residual[at(n, c, p)] = store(uniform());
             }
         }
     }
@@ -151,8 +153,11 @@ static void check_status(const char *what, hbn_status actual, hbn_status expecte
     }
 }
 
+/* What is fused into an operation. */
+enum { NOTHING, RELU, ADD_RELU };
+
 #if !defined TEST_INT8
-static void expect_forward(const double *m, const double *v, int relu) {
+static void expect_forward(const double *m, const double *v, int fused) {
     int n, c, p;
     for (n = 0; n < N; n++) {
         for (c = 0; c < C; c++) {
@@ -162,7 +167,11 @@ static void expect_forward(const double *m, const double *v, int relu) {
                 expected_y[i] = (load(x[i]) - m[c]) * gain + bias[c];
                 y_scale[i] =
                     fabs((load(x[i]) - m[c]) * gain) + fabs(m[c] * gain) * 0x1p-20 + fabs(bias[c]);
-                if (relu && expected_y[i] < 0) {
+                if (fused == ADD_RELU) {
+                    expected_y[i] += load(residual[i]);
+                    y_scale[i] += fabs(load(residual[i]));
+                }
+                if (fused && expected_y[i] < 0) {
                     expected_y[i] = 0;
                 }
             }
@@ -184,7 +193,7 @@ static void check_forward(const char *what) {
 typedef hbn_status inference_function(hbn_shape, const hbn_element *, const float *, const float *,
                                       const float *, const float *, double, hbn_element *);
 
-static void test_inference(const char *name, inference_function *run, int relu) {
+static void test_inference(const char *name, inference_function *run, int fused) {
     double m[C], v[C];
     hbn_element before[SIZE];
     hbn_shape other = shape;
@@ -193,7 +202,7 @@ static void test_inference(const char *name, inference_function *run, int relu) 
         m[c] = running_mean[c];
         v[c] = running_var[c];
     }
-    expect_forward(m, v, relu);
+    expect_forward(m, v, fused);
     check_status(name, run(shape, x, weight, bias, running_mean, running_var, eps, y), HBN_OK);
     check_forward(name);
 
@@ -245,14 +254,19 @@ static void test_inference(const char *name, inference_function *run, int relu) 
 #endif
 
 #if defined HAS_BACKWARD
-static void check_backward(const char *name, const double *inverse, int relu) {
+/* What of grad_output comes through what is fused. Where it hangs on roundoff, forward's result decides. */
+static double passed(size_t i, int fused) {
+    return fused && load(y[i]) <= 0 ? 0 : load(dy[i]);
+}
+
+static void check_backward(const char *name, const double *inverse, int fused) {
     int n, c, p;
     for (c = 0; c < C; c++) {
         double sum = 0, products = 0, magnitudes = 0, product_magnitudes = 0;
         for (n = 0; n < N; n++) {
             for (p = 0; p < P; p++) {
                 const size_t i = at(n, c, p);
-                const double g = relu && expected_y[i] <= 0 ? 0 : load(dy[i]);
+                const double g = passed(i, fused);
                 const double xhat = (load(x[i]) - mean[c]) * inverse[c];
                 sum += g;
                 products += g * xhat;
@@ -267,7 +281,7 @@ static void check_backward(const char *name, const double *inverse, int relu) {
         for (n = 0; n < N; n++) {
             for (p = 0; p < P; p++) {
                 const size_t i = at(n, c, p);
-                const double g = relu && expected_y[i] <= 0 ? 0 : load(dy[i]);
+                const double g = passed(i, fused);
                 const double xhat = (load(x[i]) - mean[c]) * inverse[c];
                 const double gain = weight[c] * inverse[c];
                 const double expected = gain * (g - sum / (N * P) - xhat * products / (N * P));
@@ -286,43 +300,68 @@ static void check_backward(const char *name, const double *inverse, int relu) {
 static float narrow_mean[C], narrow_invstd[C];
 static double wide_mean[C], wide_invstd[C];
 
-static hbn_status forward(int relu, double momentum) {
+static hbn_status forward(int fused, double momentum) {
 #ifdef HAS_FORWARD_TRAINING_RELU
-    if (relu) {
+    if (fused == RELU) {
         return hbn_forward_training_relu(shape, x, weight, bias, running_mean, running_var,
                                          momentum, eps, y, wide_mean, wide_invstd);
+    }
+#endif
+#ifdef HAS_FORWARD_TRAINING_ADD_RELU
+    if (fused == ADD_RELU) {
+        return hbn_forward_training_add_relu(shape, x, residual, weight, bias, running_mean,
+                                             running_var, momentum, eps, y, mask, wide_mean,
+                                             wide_invstd);
     }
 #endif
     return hbn_forward_training(shape, x, weight, bias, running_mean, running_var, momentum, eps, y,
                                 narrow_mean, narrow_invstd);
 }
 
-static hbn_status backward(int relu) {
+static hbn_status backward(int fused, const hbn_element *grad_output) {
 #ifdef HAS_BACKWARD_RELU
-    if (relu) {
-        return hbn_backward_relu(shape, dy, x, wide_mean, wide_invstd, weight, bias, dx,
+    if (fused == RELU) {
+        return hbn_backward_relu(shape, grad_output, x, wide_mean, wide_invstd, weight, bias, dx,
                                  grad_weight, grad_bias);
     }
 #endif
-    return hbn_backward(shape, dy, x, narrow_mean, narrow_invstd, weight, dx, grad_weight,
+#ifdef HAS_BACKWARD_ADD_RELU
+    if (fused == ADD_RELU) {
+        return hbn_backward_add_relu(shape, grad_output, x, wide_mean, wide_invstd, weight, mask,
+                                     dx, grad_residual, grad_weight, grad_bias);
+    }
+#endif
+    return hbn_backward(shape, grad_output, x, narrow_mean, narrow_invstd, weight, dx, grad_weight,
                         grad_bias);
 }
 
-static void test_training(const char *name, int relu) {
+/* Exactly: neither is the result of arithmetic. */
+static void check_mask(void) {
+    size_t i;
+    for (i = 0; i < SIZE; i++) {
+        if (mask[i] != (load(y[i]) > 0) || load(grad_residual[i]) != passed(i, ADD_RELU)) {
+            failures++;
+            printf("mask[%u] is %d where y is %g\n", (unsigned)i, mask[i], load(y[i]));
+            return;
+        }
+    }
+}
+
+static void test_training(const char *name, int fused) {
     float old_mean[C], old_var[C];
     double inverse[C];
     const double count = N * P;
     int c;
     memcpy(old_mean, running_mean, sizeof running_mean);
     memcpy(old_var, running_var, sizeof running_var);
-    expect_forward(mean, variance, relu);
-    check_status(name, forward(relu, 0.25), HBN_OK);
+    expect_forward(mean, variance, fused);
+    check_status(name, forward(fused, 0.25), HBN_OK);
     check_forward(name);
     for (c = 0; c < C; c++) {
         inverse[c] = 1 / sqrt(variance[c] + eps);
-        check("save_mean", c, relu ? wide_mean[c] : narrow_mean[c], mean[c],
+        check("save_mean", c, fused ? wide_mean[c] : narrow_mean[c], mean[c],
               fabs(mean[c]) + sqrt(variance[c]));
-        check("save_invstd", c, relu ? wide_invstd[c] : narrow_invstd[c], inverse[c], inverse[c]);
+        check("save_invstd", c, fused ? wide_invstd[c] : narrow_invstd[c], inverse[c], inverse[c]);
         check("running_mean", c, running_mean[c], 0.75 * old_mean[c] + 0.25 * mean[c],
               fabs(old_mean[c]) + fabs(mean[c]));
         check("running_var", c, running_var[c],
@@ -333,12 +372,12 @@ static void test_training(const char *name, int relu) {
     /* Neither a refusal nor a momentum of 0 changes the running statistics. */
     memcpy(old_mean, running_mean, sizeof running_mean);
     memcpy(old_var, running_var, sizeof running_var);
-    check_status("momentum", forward(relu, NAN), HBN_INVALID_NUMBER);
+    check_status("momentum", forward(fused, NAN), HBN_INVALID_NUMBER);
     check_status("save_invstd",
                  hbn_forward_training(shape, x, weight, bias, running_mean, running_var, 0.25, eps,
                                       y, narrow_mean, narrow_mean),
                  HBN_OVERLAP);
-    check_status(name, forward(relu, 0), HBN_OK);
+    check_status(name, forward(fused, 0), HBN_OK);
     check_forward(name);
     if (memcmp(old_mean, running_mean, sizeof old_mean) != 0 ||
         memcmp(old_var, running_var, sizeof old_var) != 0) {
@@ -346,8 +385,16 @@ static void test_training(const char *name, int relu) {
         printf("%s changed running statistics\n", name);
     }
 
-    check_status("backward", backward(relu), HBN_OK);
-    check_backward("backward", inverse, relu);
+    check_status("backward", backward(fused, dy), HBN_OK);
+    check_backward("backward", inverse, fused);
+    if (fused == ADD_RELU) {
+        check_mask();
+        check_status("grad_output", backward(fused, dx), HBN_OVERLAP);
+    } else {
+        memcpy(dx, dy, sizeof dy);
+        check_status("in place", backward(fused, dx), HBN_OK);
+        check_backward("in place", inverse, fused);
+    }
 }
 #endif
 
@@ -392,19 +439,32 @@ static void test_folded(void) {
 }
 #endif
 
+#ifdef HAS_FORWARD_INFERENCE_ADD_RELU
+static hbn_status add_relu(hbn_shape s, const hbn_element *input, const float *w, const float *b,
+                           const float *m, const float *v, double e, hbn_element *output) {
+    return hbn_forward_inference_add_relu(s, input, residual, w, b, m, v, e, output);
+}
+#endif
+
 int main(void) {
     fill();
 #ifdef HAS_FORWARD_INFERENCE
-    test_inference("forward_inference", hbn_forward_inference, 0);
+    test_inference("forward_inference", hbn_forward_inference, NOTHING);
 #endif
 #ifdef HAS_FORWARD_INFERENCE_RELU
-    test_inference("forward_inference_relu", hbn_forward_inference_relu, 1);
+    test_inference("forward_inference_relu", hbn_forward_inference_relu, RELU);
+#endif
+#ifdef HAS_FORWARD_INFERENCE_ADD_RELU
+    test_inference("forward_inference_add_relu", add_relu, ADD_RELU);
 #endif
 #if defined HAS_FORWARD_TRAINING && defined HAS_BACKWARD
-    test_training("forward_training", 0);
+    test_training("forward_training", NOTHING);
 #endif
 #if defined HAS_FORWARD_TRAINING_RELU && defined HAS_BACKWARD_RELU
-    test_training("forward_training_relu", 1);
+    test_training("forward_training_relu", RELU);
+#endif
+#if defined HAS_FORWARD_TRAINING_ADD_RELU && defined HAS_BACKWARD_ADD_RELU
+    test_training("forward_training_add_relu", ADD_RELU);
 #endif
 #if defined HAS_FOLD && defined HAS_FORWARD_FOLDED
     test_folded();

@@ -15,8 +15,8 @@ import pack as packs  # noqa: E402
 
 CMAKE = pathlib.Path(sys.executable).parent / "cmake"
 
-FORWARD_BACKWARD = "forward_inference,forward_inference_relu,forward_training,forward_training_relu,backward,backward_relu"
-ALL = FORWARD_BACKWARD + ",fold,forward_folded,forward_folded_relu"
+FORWARD_BACKWARD = ",".join(name for name in packs.OPERATIONS if "fold" not in name)
+ALL = ",".join(packs.OPERATIONS)
 FOLDED = "fold,forward_folded"
 
 EMULATORS = {
