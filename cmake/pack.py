@@ -223,7 +223,7 @@ class Pack:
         lines = [" ".join(line.removeprefix("/**").removeprefix(" *").split()) for line in comment.splitlines()]
         wrap = functools.partial(textwrap.fill, width=110, break_long_words=False, break_on_hyphens=False)
         return (wrap(" ".join(lines), initial_indent="/** ", subsequent_indent=" *  ") + " */\n" +
-                wrap(" ".join(declaration.split()), subsequent_indent="    ") + "\n\n")
+                wrap(parameters_whole(declaration), subsequent_indent="    ").replace("\0", " ") + "\n\n")
 
     # ---- code
 
@@ -316,6 +316,11 @@ class Pack:
         return result.stdout
 
 
+def parameters_whole(declaration: str) -> str:
+    """On one line, where spaces that are no place to break it are zeros."""
+    return ", ".join(" ".join(part.split()).replace(" ", "\0") for part in declaration.split(","))
+
+
 def parse_shape(text: str) -> tuple[int, int, int, int]:
     """N,C,H,W; 0 where a size is left out, or not a number."""
     parts = text.split(",") if text else ["", "", "", ""]
@@ -376,9 +381,10 @@ Batch normalization of {pack.dtype} tensors, {pack.layout.upper()}. Made by
 
     {pack.command}
 
-`hbn.h` says what there is. {use} The library
-calls memcpy and memset{', and what libgcc has of __aeabi_*' if pack.target.halide.startswith('arm-32') else ''}, and
-nothing else. It takes no memory but the stack.
+`hbn.h` says what there is. {use}
+
+The library calls memcpy and memset{', what libgcc has of __aeabi_*' * pack.target.halide.startswith('arm-32')}{
+    ', the hbn_parallel_for() that you define' * pack.parallel}, and nothing else. It takes no memory but the stack.
 
 ## Sizes, in bytes
 
