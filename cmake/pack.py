@@ -120,9 +120,9 @@ class Pack:
         for name in self.operations:
             if name not in OPERATIONS:
                 sys.exit(f"OPS: '{name}' is none of {', '.join(OPERATIONS)}")
-        folded = [name for name in self.operations if not re.match("fold|forward_folded", name)]
-        if self.dtype == "int8" and folded:
-            sys.exit(f"DTYPE=int8 is for fold and forward_folded only, not {', '.join(folded)}")
+        others = [name for name in self.operations if not re.match("fold|forward_folded", name)]
+        if self.dtype == "int8" and others:
+            sys.exit(f"DTYPE=int8 is for fold and forward_folded only, not {', '.join(others)}")
         if self.target.c_source and self.dtype not in ("float32", "int8"):
             sys.exit(f"DTYPE={self.dtype} is not for TARGET={self.target_name}: Halide writes no 16-bit floats in C++")
         if self.parallel and self.target.c_source:
