@@ -240,20 +240,36 @@ class Pack:
                 parameters.append("lanes=1")
             parameters += operation.activation()
         output = "c_source" if self.target.c_source else "object"
-        self.run(self.generators, "-g", operation.generator, "-f", kernel, "-n", kernel, "-o", self.work, "-e",
-                 f"{output},c_header", f"target={self.halide_target()}-no_runtime-no_asserts-no_bounds_query",
-                 *parameters)
         whole = self.work / f"{kernel}.o"
+        for halide_target in self.halide_targets():
+            self.run(self.generators, "-g", operation.generator, "-f", kernel, "-n", kernel, "-o", self.work, "-e",
+                     f"{output},c_header", f"target={halide_target}-no_runtime-no_asserts-no_bounds_query", *parameters)
+            if self.target.c_source or not self.computes_in_float16(whole):
+                break
         if self.target.c_source:
             self.compile_cpp(next(self.work.glob(f"{kernel}*.cpp")), whole)
         needed = self.work / f"{name}.kernel.o"
         self.run(self.target.tools + "ld", "-r", "--gc-sections", f"--entry={kernel}", "-o", needed, whole)
         return needed
 
-    def halide_target(self) -> str:
-        """With instructions to convert float16, which 64-bit ARM has had from the beginning; to compute in it took longer."""
-        every_arm64 = self.target.halide.startswith("arm-64") and "arm_fp16" not in self.target.halide
-        return self.target.halide + ("-arm_fp16" if every_arm64 and self.dtype == "float16" else "")
+    def halide_targets(self) -> list[str]:
+        """What to compile a kernel for, the best first; the next one where that takes what the processor lacks."""
+        best = []
+        if self.without_float16_arithmetic():
+            # For instructions that convert float16, which every 64-bit ARM has.
+            best.append(self.target.halide + "-arm_fp16")
+        return [*best, self.target.halide]
+
+    def without_float16_arithmetic(self) -> bool:
+        """Whether the tensors are of float16 and the processors 64-bit ARMs that may not compute in it."""
+        return (self.dtype == "float16" and self.target.halide.startswith("arm-64")
+                and "arm_fp16" not in self.target.halide)
+
+    def computes_in_float16(self, code: pathlib.Path) -> bool:
+        """Whether instructions do anything but convert float16, on processors that may have no others."""
+        listing = self.run(self.target.tools + "objdump", "-d", "--no-show-raw-insn", code)
+        others = re.search(r"\tf(?!cvt[ln]?2?\t)\w+\t.*(\bh\d|\.[48]h)", listing)
+        return self.without_float16_arithmetic() and others is not None
 
     def compile_cpp(self, source: pathlib.Path, to: pathlib.Path) -> None:
         """What Halide wrote in C++."""

@@ -11,7 +11,6 @@ void schedule_for_arm(ChannelPipeline pipeline, const Halide::Target &) {
     parameters.map_lanes = 8;
     parameters.column_lanes = 8;
     parameters.run_lanes = 4;
-    // Packs' loops are not unrolled otherwise, and cores that issue in order wait for each multiplication.
     parameters.row_lanes = pipeline.standalone ? 16 : 8;
     parameters.rows_per_column = 4;
     schedule_vectorized(pipeline, parameters);

@@ -54,12 +54,13 @@ def cases() -> list[Case]:
             every.append(Case(target, ALL, "float32", layout, written(fixed), fixed))
             every.append(Case(target, ALL, "float32", layout, "", odd))
             every.append(Case(target, FORWARD_BACKWARD, "float16", layout, written(odd), odd))
+            every.append(Case(target, FORWARD_BACKWARD, "float16", layout, "", odd))
             every.append(Case(target, FOLDED, "int8", layout, written(odd), odd))
             if not packs.TARGETS[target].c_source:
                 every.append(Case(target, FORWARD_BACKWARD, "float32", layout, written(odd), odd, "hook"))
         every.append(Case(target, ALL, "float32", "nchw", ",16,,", (5, 16, 30, 40)))
         every.append(Case(target, FORWARD_BACKWARD, "bfloat16", "nchw", "1,3,224,224", (1, 3, 224, 224)))
-        every.append(Case(target, FOLDED, "float16", "nchw", "", odd))
+        every.append(Case(target, FOLDED, "float16", "nchw", written(fixed), fixed))
     return [case for case in every if not packs.TARGETS[case.target].c_source or not re.search("16", case.dtype)]
 
 
