@@ -5,7 +5,6 @@ import argparse
 import collections
 import pathlib
 import re
-import subprocess
 import sys
 import tempfile
 from typing import NamedTuple
@@ -13,6 +12,7 @@ from typing import NamedTuple
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "cmake"))
 import pack as packs  # noqa: E402
+import report  # noqa: E402
 
 SIZED_TARGETS = ["baremetal-arm64", "linux-armv7", "baremetal-cortex-m7", "baremetal-cortex-m"]
 SIZED_OPERATIONS = ["forward_inference", "forward_training", "backward", "forward_folded"]
@@ -38,6 +38,17 @@ class Block(NamedTuple):
     instructions: list[str]
 
 
+class Ratio(NamedTuple):
+    """A rival's cycles over hbn's."""
+
+    value: float
+    where: str
+
+    def name(self) -> str:
+        """As report.Row has it."""
+        return self.where
+
+
 class Measurer:
     """Makes packs and programs in a folder."""
 
@@ -45,12 +56,10 @@ class Measurer:
         self.arguments = arguments
         self.folder = folder
 
-    def make(self, target: str, ops: str, dtype: str, shape: str, layout: str = "nchw") -> dict[str, packs.Size]:
+    def make(self, target: str, ops: str, dtype: str, shape: str) -> dict[str, packs.Size]:
         """A pack in `folder`/pack."""
-        return packs.make(argparse.Namespace(
-            target=target, ops=ops, dtype=dtype, layout=layout, shape=shape, threads="none",
-            out=str(self.folder / "pack"), generators=self.arguments.generators,
-            halide_include=self.arguments.halide_include))
+        return packs.make(target=target, ops=ops, dtype=dtype, shape=shape, out=self.folder / "pack",
+                          **vars(self.arguments))
 
     def blocks(self, operation: str, dtype: str, flags: list[str] | None) -> list[Block]:
         """What is executed of an operation: hbn's where flags is None, else plain.cpp compiled with them."""
@@ -64,20 +73,20 @@ class Measurer:
             function, library = f"hbn_kernel_{operation}", self.folder / "pack" / "libhbn.a"
         else:
             function, library = f"plain_{operation}", folder / "plain.o"
-            run(TOOLS + "g++", *flags, *defines, "-c", sources / "plain.cpp", "-o", library)
+            packs.run(TOOLS + "g++", *flags, *defines, "-c", sources / "plain.cpp", "-o", library)
             defines.append("-DPLAIN")
-        run(TOOLS + "gcc", "-O1", "-static", *defines, sources / "cost.c", library, "-lm", "-o", program)
+        packs.run(TOOLS + "gcc", "-O1", "-static", *defines, sources / "cost.c", library, "-lm", "-o", program)
         listing = disassemble(program, function)
         first, last = min(listing), max(listing)
         log = folder / "log"
-        run("qemu-aarch64", "-singlestep", "-d", "exec,nochain", "-dfilter", f"{first:#x}..{last:#x}", "-D", log, program)
+        packs.run("qemu-aarch64", "-singlestep", "-d", "exec,nochain", "-dfilter", f"{first:#x}..{last:#x}", "-D", log, program)
         counts = collections.Counter(int(pc, 16) for pc in re.findall(r"^Trace \d+: \S+ \[\w+/(\w+)/", log.read_text(), re.M))
         return blocks_of(listing, counts)
 
 
 def disassemble(program: pathlib.Path, function: str) -> dict[int, str]:
     """Address and text of each instruction."""
-    text = run(TOOLS + "objdump", "-d", "--no-show-raw-insn", f"--disassemble={function}", program)
+    text = packs.run(TOOLS + "objdump", "-d", "--no-show-raw-insn", f"--disassemble={function}", program)
     return {int(address, 16): instruction.split("//")[0].strip()
             for address, instruction in re.findall(r"^ +(\w+):\t(.*)$", text, re.M)}
 
@@ -107,18 +116,10 @@ def cycles(blocks: list[Block], processor: str, elements: int) -> float:
         # Where branches go doesn't matter to llvm-mca.
         text = "\n".join(re.sub(r"^(b\.\w+|b|cbn?z|tbn?z)\t(.*?)[0-9a-f]+ <.*>$", r"\1\t\2.", line)
                          for line in block.instructions)
-        output = run("llvm-mca", "-mtriple=aarch64", f"-mcpu={processor}", "-mattr=+fullfp16", "-iterations=200",
+        output = packs.run("llvm-mca", "-mtriple=aarch64", f"-mcpu={processor}", "-mattr=+fullfp16", "-iterations=200",
                      "-instruction-info=0", "-resource-pressure=0", text=text + "\n")
         total += block.times * int(re.search(r"Total Cycles: +(\d+)", output)[1]) / 200
     return total / elements
-
-
-def run(*command: object, text: str | None = None) -> str:
-    """A command's output; fails where it does."""
-    result = subprocess.run([str(word) for word in command], text=True, capture_output=True, check=False, input=text)
-    if result.returncode:
-        sys.exit(f"{' '.join(map(str, command))}\n{result.stdout}{result.stderr}")
-    return result.stdout
 
 
 def size_table(measurer: Measurer) -> list[str]:
@@ -146,17 +147,12 @@ def cost_table(measurer: Measurer) -> tuple[list[str], list[str]]:
             lines.append(f"| {operation} {dtype}, {variant} | " + " | ".join(f"{f:.2f}" for f in figures[variant]) + " |")
         ours, vector, scalar = figures.values()
         for i, processor in enumerate(PROCESSORS, 1):
-            behind_scalar.append((scalar[i] / ours[i], f"{operation} {dtype} on {processor}"))
-            behind_vector.append((vector[i] / ours[i], f"{operation} {dtype} on {processor}"))
-    return lines, [met("scalar loop's cycles / hbn's", behind_scalar, 3), met("vectorized loop's cycles / hbn's", behind_vector, 1)]
-
-
-def met(what: str, ratios: list[tuple[float, str]], least: float) -> str:
-    """As the other benchmarks print it."""
-    worst = min(ratios)
-    reached = sum(ratio >= least for ratio, _ in ratios)
-    return (f"{'met    ' if reached == len(ratios) else 'NOT MET'}  {what} >= {least:.2f}: worst {worst[0]:.2f}, {worst[1]} "
-            f"({reached} of {len(ratios)} reach it)")
+            where = f"{operation} {dtype} on {processor}"
+            behind_scalar.append(Ratio(scalar[i] / ours[i], where))
+            behind_vector.append(Ratio(vector[i] / ours[i], where))
+    aims = [("scalar", behind_scalar, 3), ("vectorized", behind_vector, 1)]
+    return lines, [report.worst_line(f"{name} loop's cycles / hbn's", ratios, lambda ratio: ratio.value, least, "")
+                   for name, ratios, least in aims]
 
 
 def main() -> None:

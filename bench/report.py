@@ -3,7 +3,7 @@
 import math
 import pathlib
 import statistics
-from typing import Any, Callable, Iterable, NamedTuple
+from typing import Any, Callable, Iterable, NamedTuple, Protocol
 
 from grid import Cell, CONTESTANTS, FUSED_OPERATIONS, LAYOUTS, OPERATIONS
 
@@ -144,7 +144,14 @@ def verdict(met: bool) -> str:
     return "met    " if met else "NOT MET"
 
 
-def worst_line(title: str, rows_of: Iterable[Row], value: Callable[[Row], float | None], least: float,
+class Named(Protocol):
+    """What can be the worst of its kind."""
+
+    def name(self) -> str:
+        """As it is printed."""
+
+
+def worst_line(title: str, rows_of: Iterable[Named], value: Callable[[Any], float | None], least: float,
                unit: str) -> str:
     """Whether every row reaches `least`, and the row that is the farthest from it."""
     valued = [(found, row) for row in rows_of if (found := value(row)) is not None]

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SOURCES = ROOT / "runtime" / "pack"
@@ -93,26 +93,27 @@ class Size(NamedTuple):
 
     text: int
     data: int
-    stack: int | None
+    stack: int
 
 
 class Pack:
     """What is asked for, and where it goes."""
 
-    def __init__(self, arguments: argparse.Namespace) -> None:
-        self.target_name: str = arguments.target
-        self.target = TARGETS[arguments.target]
-        self.operations: list[str] = arguments.ops.split(",")
-        self.dtype: str = arguments.dtype
-        self.layout: str = arguments.layout
-        self.shape = parse_shape(arguments.shape)
-        self.parallel: bool = arguments.threads == "hook"
-        self.folder = pathlib.Path(arguments.out)
-        self.generators = pathlib.Path(arguments.generators).resolve()
-        self.halide_include = pathlib.Path(arguments.halide_include).resolve()
+    def __init__(self, *, target: str, ops: str, out: str | pathlib.Path, generators: str, halide_include: str,
+                 dtype: str = "float32", layout: str = "nchw", shape: str = "", threads: str = "none") -> None:
+        self.target_name = target
+        self.target = TARGETS[target]
+        self.operations = ops.split(",")
+        self.dtype = dtype
+        self.layout = layout
+        self.shape = parse_shape(shape)
+        self.parallel = threads == "hook"
+        self.folder = pathlib.Path(out)
+        self.generators = pathlib.Path(generators).resolve()
+        self.halide_include = pathlib.Path(halide_include).resolve()
         self.work = self.folder / "objects"
-        self.command = (f"make pack TARGET={self.target_name} OPS={arguments.ops} DTYPE={self.dtype} "
-                        f"LAYOUT={self.layout} SHAPE={arguments.shape}" + " THREADS=hook" * self.parallel)
+        self.command = (f"make pack TARGET={self.target_name} OPS={ops} DTYPE={self.dtype} "
+                        f"LAYOUT={self.layout} SHAPE={shape}" + " THREADS=hook" * self.parallel)
         self.check()
 
     def check(self) -> None:
@@ -151,7 +152,7 @@ class Pack:
         if self.target.as_sources:
             self.write_sources()
         else:
-            self.run(self.target.tools + "ar", "rcsD", self.folder / "libhbn.a", *common, *objects)
+            run(self.target.tools + "ar", "rcsD", self.folder / "libhbn.a", *common, *objects)
         return sizes
 
     def write_sources(self) -> None:
@@ -242,14 +243,14 @@ class Pack:
         output = "c_source" if self.target.c_source else "object"
         whole = self.work / f"{kernel}.o"
         for halide_target in self.halide_targets():
-            self.run(self.generators, "-g", operation.generator, "-f", kernel, "-n", kernel, "-o", self.work, "-e",
+            run(self.generators, "-g", operation.generator, "-f", kernel, "-n", kernel, "-o", self.work, "-e",
                      f"{output},c_header", f"target={halide_target}-no_runtime-no_asserts-no_bounds_query", *parameters)
-            if self.target.c_source or not self.computes_in_float16(whole):
+            if not self.without_float16_arithmetic() or not self.computes_in_float16(whole):
                 break
         if self.target.c_source:
             self.compile_cpp(next(self.work.glob(f"{kernel}*.cpp")), whole)
         needed = self.work / f"{name}.kernel.o"
-        self.run(self.target.tools + "ld", "-r", "--gc-sections", f"--entry={kernel}", "-o", needed, whole)
+        run(self.target.tools + "ld", "-r", "--gc-sections", f"--entry={kernel}", "-o", needed, whole)
         return needed
 
     def halide_targets(self) -> list[str]:
@@ -266,10 +267,9 @@ class Pack:
                 and "arm_fp16" not in self.target.halide)
 
     def computes_in_float16(self, code: pathlib.Path) -> bool:
-        """Whether instructions do anything but convert float16, on processors that may have no others."""
-        listing = self.run(self.target.tools + "objdump", "-d", "--no-show-raw-insn", code)
-        others = re.search(r"\tf(?!cvt[ln]?2?\t)\w+\t.*(\bh\d|\.[48]h)", listing)
-        return self.without_float16_arithmetic() and others is not None
+        """Whether instructions do anything but convert float16."""
+        listing = run(self.target.tools + "objdump", "-d", "--no-show-raw-insn", code)
+        return re.search(r"\tf(?!cvt[ln]?2?\t)\w+\t.*(\bh\d|\.[48]h)", listing) is not None
 
     def compile_cpp(self, source: pathlib.Path, to: pathlib.Path) -> None:
         """What Halide wrote in C++."""
@@ -277,11 +277,11 @@ class Pack:
         types = ("-U__INT32_TYPE__", "-D__INT32_TYPE__=int", "-U__UINT32_TYPE__", "-D__UINT32_TYPE__=unsigned")
         # What the compiler knows of the C library, it may use: the processor's square root.
         flags = [flag for flag in self.target.flags if flag not in BARE]
-        self.run(self.target.tools + "g++", *flags, *types, "-std=c++17", "-Os", "-fno-math-errno", "-ffp-contract=off",
+        run(self.target.tools + "g++", *flags, *types, "-std=c++17", "-Os", "-fno-math-errno", "-ffp-contract=off",
                  "-fno-exceptions", "-fno-rtti", "-fno-threadsafe-statics", "-ffunction-sections", "-fdata-sections", "-w",
                  f"-I{self.halide_include}", "-c", source, "-o", to)
         if not self.target.has_sqrt:
-            self.run(self.target.tools + "objcopy", "--redefine-sym", "sqrt=hbn_pack_sqrt", to)
+            run(self.target.tools + "objcopy", "--redefine-sym", "sqrt=hbn_pack_sqrt", to)
 
     def compile_wrapper(self, name: str) -> pathlib.Path:
         """The function that users call."""
@@ -298,7 +298,7 @@ class Pack:
     def compile_c(self, source: pathlib.Path, name: str, defines: list[str]) -> pathlib.Path:
         """An object from C."""
         to = self.work / f"{name}.o"
-        self.run(self.target.tools + "gcc", *self.target.flags, "-std=c99", "-Os", "-Wall", "-Wextra", "-Werror",
+        run(self.target.tools + "gcc", *self.target.flags, "-std=c99", "-Os", "-Wall", "-Wextra", "-Werror",
                  "-fno-asynchronous-unwind-tables", "-ffunction-sections", "-fstack-usage", f"-I{self.folder}",
                  f"-I{self.work}", f"-I{SOURCES}", "-isystem", self.halide_include, *defines, "-c", source, "-o", to)
         return to
@@ -308,11 +308,11 @@ class Pack:
     def measure(self, name: str, objects: list[pathlib.Path]) -> Size:
         """Of an operation with all that it calls."""
         linked = self.work / f"{name}.linked.o"
-        self.run(self.target.tools + "ld", "-r", "--gc-sections", f"--entry=hbn_{name}", "-o", linked, *objects)
-        text, data, bss = map(int, self.run(self.target.tools + "size", linked).splitlines()[1].split()[:3])
+        run(self.target.tools + "ld", "-r", "--gc-sections", f"--entry=hbn_{name}", "-o", linked, *objects)
+        text, data, bss = map(int, run(self.target.tools + "size", linked).splitlines()[1].split()[:3])
         stack = stack_of_wrapper(self.work / f"{name}.su") + stack_of_kernel(
-            self.run(self.target.tools + "objdump", "-d", self.work / f"{name}.kernel.o"))
-        undefined = {line.split()[-1] for line in self.run(self.target.tools + "nm", "-u", linked).splitlines()}
+            run(self.target.tools + "objdump", "-d", self.work / f"{name}.kernel.o"))
+        undefined = {line.split()[-1] for line in run(self.target.tools + "nm", "-u", linked).splitlines()}
         allowed = {"memcpy", "memset", "_GLOBAL_OFFSET_TABLE_"}
         if self.parallel:
             allowed.add("hbn_parallel_for")
@@ -323,13 +323,14 @@ class Pack:
             sys.exit(f"{name} needs {', '.join(sorted(undefined - allowed))}")
         return Size(text, data + bss, stack)
 
-    def run(self, *command: object) -> str:
-        """A command's output; exits where it fails."""
-        words = [str(word) for word in command]
-        result = subprocess.run(words, text=True, capture_output=True, check=False)
-        if result.returncode:
-            sys.exit(f"{shlex.join(words)}\n{result.stdout}{result.stderr}")
-        return result.stdout
+
+def run(*command: object, text: str | None = None) -> str:
+    """A command's output, given `text`; exits where it fails."""
+    words = [str(word) for word in command]
+    result = subprocess.run(words, text=True, capture_output=True, check=False, input=text)
+    if result.returncode:
+        sys.exit(f"{shlex.join(words)}\n{result.stdout}{result.stderr}")
+    return result.stdout
 
 
 def parameters_whole(declaration: str) -> str:
@@ -435,9 +436,9 @@ set_target_properties(hbn::hbn PROPERTIES
 """
 
 
-def make(arguments: argparse.Namespace) -> dict[str, Size]:
-    """The whole folder; main() says what the arguments are."""
-    pack = Pack(arguments)
+def make(**arguments: Any) -> dict[str, Size]:
+    """The whole folder, of what Pack takes."""
+    pack = Pack(**arguments)
     sizes = pack.make()
     (pack.folder / "README.md").write_text(readme(pack, sizes))
     if not pack.target.as_sources:
@@ -460,7 +461,7 @@ def main() -> None:
     parser.add_argument("--generators", required=True, help="the program that emits kernels")
     parser.add_argument("--halide-include", required=True)
     arguments = parser.parse_args()
-    print(report(make(arguments)))
+    print(report(make(**vars(arguments))))
     print(f"Wrote {arguments.out}")
 
 

@@ -566,9 +566,12 @@ protected:
                                     : std::vector<Type>{Base::dtype});
     }
 
-    void define_forward(Output<Func> &y, const TensorInput &x,
-                        const std::vector<Expr> &coefficients) {
+    // Statistics are float64.
+    void define_forward(Output<Func> &y, const TensorInput &x, const Expr &mean, const Expr &invstd,
+                        const Expr &weight, const Expr &bias) {
         const auto at = Base::element();
+        const auto coefficients = Base::once_a_channel(
+            normalization_coefficients(mean, invstd, weight, bias, Base::arithmetic()));
         if (activation == Activation::none) {
             y(at) = Base::rounded(normalize(x(at), coefficients, Base::arithmetic()));
             return;

@@ -23,9 +23,7 @@ public:
         set_shape(x, weight);
         const auto ch = channel();
         const Expr invstd = invstd_from_variance(f64(running_var(ch)), eps);
-        const auto coefficients = once_a_channel(normalization_coefficients(
-            f64(running_mean(ch)), invstd, weight(ch), bias(ch), arithmetic()));
-        define_forward(y, x, coefficients);
+        define_forward(y, x, f64(running_mean(ch)), invstd, weight(ch), bias(ch));
     }
 
     void schedule() {

@@ -29,9 +29,7 @@ public:
         m2(ch) = moments[1];
 
         const Expr invstd = invstd_from_variance(moments[1] / count(), eps);
-        const auto coefficients = once_a_channel(
-            normalization_coefficients(moments[0], invstd, weight(ch), bias(ch), arithmetic()));
-        define_forward(y, x, coefficients);
+        define_forward(y, x, moments[0], invstd, weight(ch), bias(ch));
     }
 
     void schedule() {
@@ -82,9 +80,7 @@ public:
         new_running_mean(ch) = moved_to_batch(running_mean(ch), moments[0], momentum);
         new_running_var(ch) = moved_to_batch(running_var(ch), moments[1] / (count() - 1), momentum);
 
-        const auto coefficients = once_a_channel(
-            normalization_coefficients(moments[0], invstd, weight(ch), bias(ch), arithmetic()));
-        define_forward(y, x, coefficients);
+        define_forward(y, x, moments[0], invstd, weight(ch), bias(ch));
     }
 
     void schedule() {

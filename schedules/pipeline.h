@@ -126,6 +126,20 @@ bool rounds_float16(const Halide::Target &target);
 // Whether even and odd columns of bfloat16 are computed apart.
 bool pairs_bfloat16(const Halide::Target &target);
 
+// ---- what schedules for processors share
+
+// `tasks` in parallel, unless one thread is to do all.
+void share_out(Halide::Func f, const Halide::Var &tasks, const ChannelPipeline &p);
+
+// The loops over channels (or blocks of them) that hold one reduction each, whichever output owns
+// them.
+void fuse_channel_outputs(ChannelPipeline &p, Halide::Func owner, const Halide::Var &outer);
+
+// Within owner's loop over channels, one after another.
+void compute_coefficients_at_channel(ChannelPipeline &p, Halide::Func owner, const Halide::Var &c);
+
+// ---- one for each family of targets
+
 void schedule_for_x86(ChannelPipeline pipeline, const Halide::Target &target);
 void schedule_for_arm(ChannelPipeline pipeline, const Halide::Target &target);
 void schedule_for_gpu(ChannelPipeline pipeline, const Halide::Target &target);

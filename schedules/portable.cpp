@@ -14,9 +14,7 @@ void schedule_for_any_target(ChannelPipeline p, const Target &) {
     if (!p.elementwise.empty()) {
         owner.reorder(w, h, n, c);
     }
-    if (p.parallel) {
-        owner.parallel(c);
-    }
+    share_out(owner, c, p);
     for (Reduction &r : p.reductions) {
         r.merged.compute_at(owner, c);
         r.tile.compute_at(r.merged, r.tiles.x);
@@ -34,21 +32,8 @@ void schedule_for_any_target(ChannelPipeline p, const Target &) {
             f.compute_at(r.merged, r.tiles.x);
         }
     }
-    for (Func &f : p.coefficients) {
-        f.compute_at(owner, c);
-        if (p.standalone) {
-            // Which Halide can't prove, and would ask for memory.
-            f.bound_extent(c, 1);
-        }
-    }
-    for (Func &f : p.per_channel) {
-        if (f.name() != owner.name()) {
-            if (p.parallel) {
-                f.parallel(c);
-            }
-            f.compute_with(owner, c);
-        }
-    }
+    compute_coefficients_at_channel(p, owner, c);
+    fuse_channel_outputs(p, owner, c);
 }
 
 }  // namespace hbn

@@ -1,4 +1,4 @@
-// The one place that maps a target to its family's schedule.
+// The one place that maps a target to its family's schedule, and what schedules share.
 #include "schedules/pipeline.h"
 
 namespace hbn {
@@ -26,6 +26,31 @@ bool rounds_float16(const Target &target) {
 
 bool pairs_bfloat16(const Target &target) {
     return target.arch == Target::X86 && target.has_feature(Target::SSE41);
+}
+
+void share_out(Halide::Func f, const Halide::Var &tasks, const ChannelPipeline &p) {
+    if (p.parallel) {
+        f.parallel(tasks);
+    }
+}
+
+void fuse_channel_outputs(ChannelPipeline &p, Halide::Func owner, const Halide::Var &outer) {
+    for (Halide::Func &f : p.per_channel) {
+        if (f.name() != owner.name()) {
+            share_out(f, outer, p);
+            f.compute_with(owner, outer);
+        }
+    }
+}
+
+void compute_coefficients_at_channel(ChannelPipeline &p, Halide::Func owner, const Halide::Var &c) {
+    for (Halide::Func &f : p.coefficients) {
+        f.compute_at(owner, c);
+        if (p.standalone) {
+            // Which Halide can't prove, and would ask for memory.
+            f.bound_extent(c, 1);
+        }
+    }
 }
 
 }  // namespace hbn

@@ -13,23 +13,6 @@ namespace {
 // Elements a parallel task maps where nothing else decides: enough to outweigh the task's start.
 constexpr int task_elements = 16384;
 
-void share_out(Func f, const Var &tasks, const ChannelPipeline &p) {
-    if (p.parallel) {
-        f.parallel(tasks);
-    }
-}
-
-// The loops over channels (or blocks of them) that hold one reduction each, whichever output owns
-// them.
-void fuse_channel_outputs(ChannelPipeline &p, Func owner, const Var &outer) {
-    for (Func &f : p.per_channel) {
-        if (f.name() != owner.name()) {
-            share_out(f, outer, p);
-            f.compute_with(owner, outer);
-        }
-    }
-}
-
 // `inner`, then the dimensions of `over`.
 std::vector<VarOrRVar> with_inner(const Var &inner, const RDom &over) {
     std::vector<VarOrRVar> order = {inner};
@@ -83,13 +66,7 @@ void schedule_channel_after_channel(ChannelPipeline &p, const VectorParameters &
         r.tile.compute_at(r.merged, r.tiles.x);
         compute_tiles_at(r, r.merged, r.tiles.x);
     }
-    for (Func &f : p.coefficients) {
-        f.compute_at(owner, c);
-        if (p.standalone) {
-            // Which Halide can't prove, and would ask for memory.
-            f.bound_extent(c, 1);
-        }
-    }
+    compute_coefficients_at_channel(p, owner, c);
     fuse_channel_outputs(p, owner, c);
 }
 
@@ -123,14 +100,6 @@ void schedule_channels_side_by_side(ChannelPipeline &p, const VectorParameters &
         for (Reduction::Sweep &sweep : r.sweeps) {
             at_tile.push_back(sweep.sums);
             at_tile.push_back(sweep.by_lane);
-            if (sweep.group.defined()) {
-                at_tile.push_back(sweep.group);
-            }
-        }
-        for (Func &f : at_tile) {
-            f.compute_at(r.merged, r.tiles.x).vectorize(r.c, lanes, guarded);
-        }
-        for (Reduction::Sweep &sweep : r.sweeps) {
             sweep.sums.update().reorder(r.c, sweep.lanes.x).vectorize(r.c, lanes, guarded);
             for (size_t i = 0; i < sweep.over.size(); i++) {
                 sweep.by_lane.update(int(i))
@@ -138,9 +107,13 @@ void schedule_channels_side_by_side(ChannelPipeline &p, const VectorParameters &
                     .vectorize(r.c, lanes, guarded);
             }
             if (sweep.group.defined()) {
-                sweep.group.compute_at(sweep.by_lane, sweep.over[0].x);
+                sweep.group.compute_at(sweep.by_lane, sweep.over[0].x)
+                    .vectorize(r.c, lanes, guarded);
                 sweep.group.update().reorder(r.c, sweep.in_group.x).vectorize(r.c, lanes, guarded);
             }
+        }
+        for (Func &f : at_tile) {
+            f.compute_at(r.merged, r.tiles.x).vectorize(r.c, lanes, guarded);
         }
     }
     for (Func &f : p.coefficients) {

@@ -11,19 +11,17 @@ hbn_status HBN_FUNCTION(int32_t num_features, const float *weight, const float *
                           hbn_pack_vector(running_var, num_features, sizeof(float), 0),
                           hbn_pack_vector(scale, num_features, sizeof(float), 1),
                           hbn_pack_vector(shift, num_features, sizeof(float), 1)};
-    /* The kernel takes its sizes and strides from here, whatever is fixed. */
+    /* The kernel takes its size and stride from here, whatever is fixed. */
     halide_dimension_t dim = {0, num_features, 1, 0};
-    halide_buffer_t b[6];
+    call c;
+    halide_buffer_t *b = c.buffers;
     int i;
     HBN_TRY(hbn_pack_check(shape, spans, HBN_COUNT(spans)));
     if (!hbn_pack_is_eps(eps)) {
         return HBN_INVALID_NUMBER;
     }
-    for (i = 0; i < 6; i++) {
-        b[i].device = 0;
-        b[i].device_interface = NULL;
-        b[i].host = (uint8_t *)spans[i].data;
-        b[i].flags = 0;
+    hbn_pack_start(&c, shape, spans, HBN_COUNT(spans));
+    for (i = 0; i < HBN_COUNT(spans); i++) {
         b[i].dimensions = 1;
         b[i].dim = &dim;
     }

@@ -101,9 +101,8 @@ class Runner:
     def make(self, target: str, ops: str, dtype: str, layout: str, shape: str, name: str,
              threads: str = "none") -> dict[str, packs.Size]:
         """A pack in a folder of that name."""
-        return packs.make(argparse.Namespace(
-            target=target, ops=ops, dtype=dtype, layout=layout, shape=shape, threads=threads, out=str(self.folder / name),
-            generators=self.generators, halide_include=self.halide_include))
+        return packs.make(target=target, ops=ops, dtype=dtype, layout=layout, shape=shape, threads=threads,
+                          out=self.folder / name, generators=self.generators, halide_include=self.halide_include)
 
     def run_case(self, case: Case) -> str | None:
         """Builds pack_test.c against the pack and runs it; the problem, or None."""
