@@ -27,13 +27,14 @@ public:
         const auto at = element(), ch = channel();
         const Expr mean = f64(running_mean(ch));
         const Expr invstd = invstd_from_variance(f64(running_var(ch)), eps);
-        const Func dz = gradient_of_z(grad_output, x, mean, invstd, weight(ch));
-        const auto sums = gradient_sums_of(dz, x, mean);
+        const auto dz = gradient_of_z(grad_output, x, mean, invstd, weight(ch));
+        const auto sums = gradient_sums_of(dz.in_sums, x, mean);
         grad_weight(ch) = Halide::cast(statistics(), sums[1] * invstd);
         grad_bias(ch) = Halide::cast(statistics(), sums[0]);
 
         const auto gain = once_a_channel({Halide::cast(statistics(), f64(weight(ch)) * invstd)});
-        define_backward(grad_input, Halide::cast(statistics(), dz(at)) * gain[0], grad_output);
+        define_backward(grad_input, Halide::cast(statistics(), dz.at_element(at)) * gain[0],
+                        grad_output);
     }
 
     void schedule() {

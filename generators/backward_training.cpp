@@ -28,14 +28,15 @@ public:
     void generate() {
         set_shape(x, mean);
         const auto at = element(), ch = channel();
-        const Func dz = gradient_of_z(grad_output, x, mean(ch), invstd(ch), weight(ch));
-        const auto sums = gradient_sums_of(dz, x, mean(ch));
+        const auto dz = gradient_of_z(grad_output, x, mean(ch), invstd(ch), weight(ch));
+        const auto sums = gradient_sums_of(dz.in_sums, x, mean(ch));
         grad_weight(ch) = Halide::cast(statistics(), sums[1] * f64(invstd(ch)));
         grad_bias(ch) = Halide::cast(statistics(), sums[0]);
 
         const auto coefficients = gradient_coefficients(input_gradient_coefficients(
             mean(ch), invstd(ch), weight(ch), sums[0], sums[1], count(), arithmetic()));
-        define_backward(grad_input, input_gradient(dz(at), x(at), coefficients, arithmetic()),
+        define_backward(grad_input,
+                        input_gradient(dz.at_element(at), x(at), coefficients, arithmetic()),
                         grad_output);
     }
 

@@ -395,23 +395,33 @@ protected:
         return reduced();
     }
 
-    // Computed once a channel, to be read at an element.
-    std::vector<Expr> once_a_channel(std::vector<Expr> values) {
+    // Computed once a channel, to be read at an element of what is stored; in_sums: of what is summed, whose vectors
+    // may start at odd columns, where paired ones would be loaded one by one.
+    std::vector<Expr> once_a_channel(std::vector<Expr> values,
+                                     std::vector<Expr> *in_sums = nullptr) {
         Func coefficients("coefficients");
         for (Expr &value : values) {
             value = Type(dtype).is_bfloat() ? with_plain_nan(value) : value;
         }
         coefficients(channel()) = Halide::Tuple(values);
         work.coefficients.push_back(coefficients);
+        const auto read = [&](const Halide::FuncRef &tuple) {
+            const std::vector<Expr> elements = elements_of(tuple, values.size());
+            if (in_sums) {
+                *in_sums = elements;
+            }
+            return elements;
+        };
         if (!in_columns()) {
-            return elements_of(coefficients(c), values.size());
+            return read(coefficients(c));
         }
         const ColumnTiling tiling = column_tiling();
         const Func spread = tiling.spread(coefficients, "spread_coefficients");
         work.members = tiling.members;
         work.spread_coefficients.push_back(spread);
+        const std::vector<Expr> one_by_one = read(spread(w, c));
         if (!Type(dtype).is_bfloat() || !pairs_bfloat16(Base::get_target())) {
-            return elements_of(spread(w, c), values.size());
+            return one_by_one;
         }
         // Those of even columns, then those of odd ones.
         Var pair("pair"), odd("odd");
@@ -604,22 +614,38 @@ protected:
         declare_output(grad_input, std::vector<Type>(outputs, Base::dtype));
     }
 
-    // The gradient of z. Statistics as forward had them.
-    Func gradient_of_z(const TensorInput &grad_output, const TensorInput &x, const Expr &mean,
-                       const Expr &invstd, const Expr &weight) {
+    // The same values, to be summed and for what is stored.
+    struct GradientOfZ {
+        Func in_sums{"gradient_of_z"}, at_element{"gradient_of_z"};
+    };
+
+    // Statistics as forward had them.
+    GradientOfZ gradient_of_z(const TensorInput &grad_output, const TensorInput &x,
+                              const Expr &mean, const Expr &invstd, const Expr &weight) {
         const auto at = Base::element();
-        Func gradient("gradient_of_z");
+        GradientOfZ gradient;
         // In the type of arithmetic: to select among 16 bits by what 32 say takes more.
         const Expr wide = Halide::cast(Base::statistics(), grad_output(at));
+        const auto define = [&](const Expr &in_sums, const Expr &at_element) {
+            gradient.in_sums(at) = in_sums;
+            gradient.at_element(at) = at_element;
+        };
         if (activation == Activation::none) {
-            gradient(at) = grad_output(at);
+            define(grad_output(at), grad_output(at));
         } else if (mask) {
-            gradient(at) = zero_where((*mask)(at) == 0, wide);
+            const Expr passed = zero_where((*mask)(at) == 0, wide);
+            define(passed, passed);
         } else {
-            z_coefficients = Base::once_a_channel(normalization_coefficients(
-                mean, invstd, weight, (*bias)(Base::channel()), Base::arithmetic()));
-            const Expr z = normalize_in_exact_order(x(at), z_coefficients, Base::arithmetic());
-            gradient(at) = zero_where(relu_stops(z, Base::dtype), wide);
+            std::vector<Expr> in_sums;
+            z_coefficients = Base::once_a_channel(
+                normalization_coefficients(mean, invstd, weight, (*bias)(Base::channel()),
+                                           Base::arithmetic()),
+                &in_sums);
+            const auto passed = [&](const std::vector<Expr> &coefficients) {
+                const Expr z = normalize_in_exact_order(x(at), coefficients, Base::arithmetic());
+                return zero_where(relu_stops(z, Base::dtype), wide);
+            };
+            define(passed(in_sums), passed(z_coefficients));
         }
         return gradient;
     }
