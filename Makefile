@@ -137,19 +137,19 @@ test-x86: $(venv)/.installed test-packages ## The whole suite, on AVX-512, AVX2 
 	$(call suite,x86,,-LE giant)
 
 .PHONY: test-asan
-test-asan: $(venv)/.installed test-packages ## The same under AddressSanitizer and UndefinedBehaviorSanitizer
+test-asan: build test-packages ## The same under AddressSanitizer and UndefinedBehaviorSanitizer
 	$(call suite,asan,,-LE giant)
 
 .PHONY: test-tsan
-test-tsan: $(venv)/.installed test-packages ## The same under ThreadSanitizer
-	$(call suite,tsan,,-LE giant)
+test-tsan: build test-packages ## Wrapper and conformance under ThreadSanitizer
+	$(call suite,tsan,,-L 'conformance|wrapper')
 
 .PHONY: test-portable
 test-portable: $(venv)/.installed test-packages ## Conformance of the kernels for any processor
 	$(call suite,portable,,-L conformance)
 
 .PHONY: test-arm
-test-arm: $(venv)/.installed test-packages build ## Conformance of the NEON kernels, under qemu-aarch64 and qemu-arm
+test-arm: build test-packages ## Conformance of the NEON kernels, under qemu-aarch64 and qemu-arm
 	$(call suite,arm64,,-L conformance)
 	$(call suite,armv7,,-L conformance)
 

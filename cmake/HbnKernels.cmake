@@ -52,9 +52,28 @@ set(HBN_GENERATOR_SOURCES
     schedules/portable.cpp
 )
 
-# One Halide library, its objects part of `library`. Beside each lie its .stmt (what the schedule made of the
-# algorithm) and .s, to look at.
+# One Halide library, its objects part of `library`. Beside each lies its .stmt, what the schedule made of the
+# algorithm, and with HBN_KERNEL_ASSEMBLY its .s, which take two fifths of the time.
 function(hbn_add_kernel library name generator targets)
+    list(LENGTH targets count)
+    list(JOIN HBN_HALIDE_FEATURES "-" features)
+    if (HBN_KERNELS_FROM)
+        # As Halide names them.
+        set(objects ${HBN_KERNELS_FROM}/${name}.o)
+        if (count GREATER 1)
+            set(objects ${HBN_KERNELS_FROM}/${name}_wrapper.o)
+            foreach (target IN LISTS targets)
+                list(APPEND objects ${HBN_KERNELS_FROM}/${name}-${target}-${features}-no_runtime.o)
+            endforeach ()
+        endif ()
+        set_source_files_properties(${objects} TARGET_DIRECTORY ${library} PROPERTIES EXTERNAL_OBJECT ON)
+        target_sources(${library} PRIVATE ${objects})
+        return()
+    endif ()
+    set(assembly "")
+    if (HBN_KERNEL_ASSEMBLY)
+        set(assembly ASSEMBLY ${name}_assembly)
+    endif ()
     add_halide_library(${name} FROM hbn_generators
                        GENERATOR ${generator}
                        TARGETS ${targets}
@@ -62,16 +81,16 @@ function(hbn_add_kernel library name generator targets)
                        PARAMS ${ARGN}
                        USE_RUNTIME hbn_kernel_runtime
                        STMT ${name}_stmt
-                       ASSEMBLY ${name}_assembly)
-    list(LENGTH targets count)
+                       ${assembly})
     if (count GREATER 1)
         # Halide names these files after each target, but promises the build the plain names; without those,
         # every build would make every kernel again. They become the best target's.
         list(GET targets 0 best)
-        list(JOIN HBN_HALIDE_FEATURES "-" features)
-        add_custom_command(OUTPUT ${name}.h APPEND
-            COMMAND ${CMAKE_COMMAND} -E copy ${name}-${best}-${features}-no_runtime.stmt ${name}.stmt
-            COMMAND ${CMAKE_COMMAND} -E copy ${name}-${best}-${features}-no_runtime.s ${name}.s)
+        foreach (file IN LISTS ${name}_stmt ${name}_assembly)
+            cmake_path(GET file EXTENSION extension)
+            add_custom_command(OUTPUT ${name}.h APPEND
+                COMMAND ${CMAKE_COMMAND} -E copy ${name}-${best}-${features}-no_runtime${extension} ${file})
+        endforeach ()
     endif ()
     get_target_property(objects ${name} SOURCES)
     set_target_properties(${name} PROPERTIES EXCLUDE_FROM_ALL ON)
@@ -79,10 +98,12 @@ function(hbn_add_kernel library name generator targets)
 endfunction()
 
 function(hbn_add_all_kernels library)
-    add_halide_generator(hbn_generators SOURCES ${HBN_GENERATOR_SOURCES})
+    if (NOT HBN_KERNELS_FROM)
+        add_halide_generator(hbn_generators SOURCES ${HBN_GENERATOR_SOURCES})
+    endif ()
     if (TARGET hbn_generators)
         target_include_directories(hbn_generators PRIVATE ${PROJECT_SOURCE_DIR})
-        # Generators run on this machine and are not what sanitizers are for.
+        # Generators run on this machine, and are not what sanitizers are for.
         target_compile_options(hbn_generators PRIVATE -O1 -fno-sanitize=all)
         target_link_options(hbn_generators PRIVATE -fno-sanitize=all)
         set_target_properties(hbn_generators PROPERTIES NO_SYSTEM_FROM_IMPORTED OFF)
@@ -102,13 +123,10 @@ function(hbn_add_all_kernels library)
     foreach (line IN LISTS HBN_OPERATIONS HBN_FUSED_OPERATIONS)
         separate_arguments(parameters UNIX_COMMAND "${line}")
         list(POP_FRONT parameters operation generator)
-        set(dtypes ${HBN_DTYPES})
-        if (generator)
-            set(dtypes ${HBN_FUSED_DTYPES})
-        else ()
+        if (NOT generator)
             set(generator ${operation})
         endif ()
-        foreach (dtype IN LISTS dtypes)
+        foreach (dtype IN LISTS HBN_DTYPES)
             foreach (layout IN LISTS HBN_LAYOUTS)
                 # Layouts that only matter to sums, or to speed where speed is not what float64 is for.
                 if ((layout STREQUAL "nchw_few_channels" AND NOT operation IN_LIST HBN_REDUCING_OPERATIONS)
@@ -157,5 +175,5 @@ function(hbn_add_all_kernels library)
 #ifdef HBN_TENSOR_KERNEL
 ${lines}#endif
 ")
-    target_include_directories(${library} PRIVATE ${CMAKE_CURRENT_BINARY_DIR})
+    target_include_directories(${library} PRIVATE ${CMAKE_CURRENT_BINARY_DIR} ${HBN_KERNELS_FROM})
 endfunction()

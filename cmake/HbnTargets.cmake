@@ -4,7 +4,7 @@
 # HBN_HALIDE_TARGETS       best first; the last is what every processor of the family has. More than one
 #                          becomes a choice at run time.
 # HBN_INSTRUCTION_SETS     their names, in the same order, as users write them in HBN_INSTRUCTION_SET
-# HBN_DTYPES, HBN_LAYOUTS  what kernels exist for; HBN_FUSED_DTYPES: with an activation
+# HBN_DTYPES, HBN_LAYOUTS  what kernels exist for
 # HBN_DEVICE_RUNTIME       whether kernels run on a device, through Halide's own runtime
 # HBN_TENSOR_PARAMS        generator parameters of all operations on tensors
 
@@ -22,12 +22,6 @@ if (HBN_TARGET STREQUAL "x86")
     set(HBN_INSTRUCTION_SETS avx512 avx2 sse41)
     # 64-bit indices: with 32-bit ones LLVM does not see where two address the same element, and loads it twice.
     list(APPEND HBN_HALIDE_FEATURES large_buffers)
-    if (HBN_SANITIZE)
-        # Kernels are not instrumented, and the wrapper is the same around each: two keep the choice between them
-        # tested, and builds quick.
-        list(POP_FRONT HBN_HALIDE_TARGETS)
-        list(POP_FRONT HBN_INSTRUCTION_SETS)
-    endif ()
 elseif (HBN_TARGET STREQUAL "arm64")
     set(HBN_HALIDE_TARGETS arm-64-linux)
     set(HBN_INSTRUCTION_SETS neon)
@@ -72,10 +66,4 @@ if (HBN_ONLY_INSTRUCTION_SETS)
     endforeach ()
     set(HBN_HALIDE_TARGETS ${chosen_targets})
     set(HBN_INSTRUCTION_SETS ${chosen_sets})
-endif ()
-
-set(HBN_FUSED_DTYPES ${HBN_DTYPES})
-if (HBN_SANITIZE)
-    # As above.
-    set(HBN_FUSED_DTYPES float32)
 endif ()

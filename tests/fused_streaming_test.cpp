@@ -76,11 +76,7 @@ TEST_P(FusedBeyondTheCache, gives_the_same_bits) {
 }
 
 std::vector<DType> dtypes() {
-#ifdef HBN_TEST_FUSED_FLOAT32_ONLY
-    return {DType::float32};
-#else
     return {DType::float32, DType::float64, DType::bfloat16, DType::float16};
-#endif
 }
 
 INSTANTIATE_TEST_SUITE_P(, FusedBeyondTheCache, ::testing::ValuesIn(dtypes()),

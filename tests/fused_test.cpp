@@ -22,7 +22,7 @@ std::string case_name(const ::testing::TestParamInfo<Case> &info) {
 }
 
 std::vector<DType> dtypes() {
-#if defined(HBN_TEST_FLOAT32_ONLY) || defined(HBN_TEST_FUSED_FLOAT32_ONLY)
+#ifdef HBN_TEST_FLOAT32_ONLY
     return {DType::float32};
 #else
     return {DType::float32, DType::float64, DType::bfloat16, DType::float16};
