@@ -149,9 +149,9 @@ test-portable: $(venv)/.installed test-packages ## Conformance of the kernels fo
 	$(call suite,portable,,-L conformance)
 
 .PHONY: test-arm
-test-arm: build test-packages ## Conformance of the NEON kernels, under qemu-aarch64 and qemu-arm
-	$(call suite,arm64,,-L conformance)
-	$(call suite,armv7,,-L conformance)
+test-arm: build test-packages ## The same on 64-bit and 32-bit ARM, under qemu-aarch64 and qemu-arm
+	$(call suite,arm64)
+	$(call suite,armv7)
 
 .PHONY: test-pack
 test-pack: test-packages generators ## Packs: on this CPU, on ARM under qemu, and as firmware of whole boards under qemu

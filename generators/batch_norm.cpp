@@ -594,7 +594,9 @@ Expr range_scale(const Expr &invstd) {
     // Clearing the significand of a positive float64 leaves the power of two at or below it.
     const Expr exponent = cast<uint64_t>(Expr(uint64_t(0x7ff0000000000000)));
     const Expr power = reinterpret<double>(reinterpret<uint64_t>(invstd) & exponent);
-    return select(power < f64(1), power, f64(1));
+    // A normal float32, since some processors take others for zero; values up to 2^128 times that are
+    // still small.
+    return select(power < f64(1), max(power, f64(std::ldexp(1.0f, -126))), f64(1));
 }
 
 // x - mean, to scale; the coefficients are those that come first.

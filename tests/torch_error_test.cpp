@@ -14,6 +14,8 @@ constexpr double kEps = 1e-5;
 
 // Both are given a saved mean rounded to float32, which can be nearly all of grad_input's error.
 constexpr double kSameError = 1.01;
+// Of the oracle that PyTorch was measured with; long double may be wider here.
+constexpr double kOracleError = 0x1p-64;
 
 struct TorchErrors {
     std::string checksum;
@@ -121,7 +123,7 @@ TEST_P(TorchError, of_y_is_no_smaller) {
                     return std::fmax(Real(1), std::fabs(xhat * weight) + std::fabs(bias));
                 }));
     }
-    EXPECT_LE(ours, theirs.y);
+    EXPECT_LE(ours, theirs.y + kOracleError);
 }
 
 TEST_P(TorchError, of_grad_input_is_no_smaller) {
