@@ -26,7 +26,8 @@ build = $(ninja) -C build/$(1) -j $(jobs) | $(python) cmake/progress.py
 run_tests = $(ctest) --test-dir build/$(1) -j $(jobs) --output-on-failure --no-tests=error
 
 test_packages := libgtest-dev g++-aarch64-linux-gnu qemu-user pocl-opencl-icd ocl-icd-libopencl1 \
-	g++-arm-linux-gnueabihf gcc-arm-none-eabi libstdc++-arm-none-eabi-newlib qemu-system-arm
+	g++-arm-linux-gnueabihf gcc-arm-none-eabi libstdc++-arm-none-eabi-newlib qemu-system-arm \
+	clang lld llvm wasi-libc libclang-rt-14-dev-wasm32
 
 .PHONY: help
 help: ## List these commands
@@ -57,6 +58,10 @@ $(venv)/.installed-bench: $(venv)/.installed
 	$(pip) --no-deps torch || { all=; echo "PyTorch could not be installed"; }; \
 	$(pip) onednn onednn-devel intel-opencl-rt || { all=; echo "oneDNN could not be installed"; }; \
 	if [ "$$all" ]; then touch $@; fi
+
+$(venv)/.installed-wasm: $(venv)/.installed
+	@$(pip) wasmtime
+	@touch $@
 
 $(venv)/.installed-format: $(venv)/.installed
 	@$(pip) clang-format
@@ -154,7 +159,7 @@ test-arm: build test-packages ## The same on 64-bit and 32-bit ARM, under qemu-a
 	$(call suite,armv7)
 
 .PHONY: test-pack
-test-pack: test-packages generators ## Packs: on this CPU, on ARM under qemu, and as firmware of whole boards under qemu
+test-pack: test-packages $(venv)/.installed-wasm generators ## Packs: on this CPU, on ARM under qemu, in WebAssembly, and as firmware of whole boards under qemu
 	@echo "== packs"
 	@$(python) tests/pack/run.py $(emit) --folder build/pack/test $(ARGS)
 

@@ -14,7 +14,7 @@ sys.path.insert(0, str(ROOT / "cmake"))
 import pack as packs  # noqa: E402
 import report  # noqa: E402
 
-SIZED_TARGETS = ["baremetal-arm64", "linux-armv7", "baremetal-cortex-m7", "baremetal-cortex-m"]
+SIZED_TARGETS = ["baremetal-arm64", "linux-armv7", "baremetal-cortex-m7", "baremetal-cortex-m", "wasm"]
 SIZED_OPERATIONS = ["forward_inference", "forward_training", "backward", "forward_folded"]
 SIZED_SHAPE = "1,64,56,56"
 

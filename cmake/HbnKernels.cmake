@@ -48,6 +48,7 @@ set(HBN_GENERATOR_SOURCES
     schedules/lanes.cpp
     schedules/x86.cpp
     schedules/arm.cpp
+    schedules/wasm.cpp
     schedules/gpu.cpp
     schedules/portable.cpp
 )

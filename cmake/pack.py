@@ -19,12 +19,22 @@ class Target(NamedTuple):
     """What a pack is compiled for."""
 
     halide: str  # its target string
-    tools: str  # prefix of gcc, ld and so on
+    tools: str  # prefix of gcc, ld and so on; of WebAssembly, LLVM's take the place of those
     flags: tuple[str, ...]
     packages: tuple[str, ...]  # of Debian, that hold those
     c_source: bool = False  # kernels by way of C++, which `tools` compile
     has_sqrt: bool = True  # of double
     as_sources: bool = False  # what goes into the pack; `tools` show that it compiles, and its size
+
+    def is_wasm(self) -> bool:
+        """WebAssembly, which is not ELF."""
+        return self.halide.startswith("wasm")
+
+    def tool(self, name: str) -> str:
+        """A program of the tool chain, by its name in GNU's."""
+        if self.is_wasm():
+            return {"gcc": "clang", "ld": "wasm-ld"}.get(name, f"llvm-{name}")
+        return self.tools + name
 
 
 BARE = ("-ffreestanding",)
@@ -43,6 +53,9 @@ TARGETS = {
     "baremetal-cortex-m7": Target("arm-32-noos-no_neon", "arm-none-eabi-",
                                   (*BARE, "-mthumb", "-mcpu=cortex-m7", "-mfloat-abi=hard", "-mfpu=fpv5-d16"),
                                   CORTEX_M_PACKAGES, c_source=True),
+    "wasm": Target("wasm-32-wasmrt-wasm_simd128-wasm_bulk_memory", "",
+                   ("--target=wasm32-wasi", "-msimd128", "-mbulk-memory"),
+                   ("clang", "lld", "llvm", "wasi-libc", "libclang-rt-14-dev-wasm32")),
     "linux-x86-64": Target("x86-64-linux-sse41", "", ("-fPIC",), ("g++",)),
     "portable": Target("arm-32-noos-no_neon", "", (), ("g++",), c_source=True, as_sources=True),
 }
@@ -129,8 +142,8 @@ class Pack:
         if self.parallel and self.target.c_source:
             sys.exit(f"THREADS=hook is not for TARGET={self.target_name}")
         for tool in ("gcc", "ar", "ld", "size", "nm", "objdump"):
-            if not shutil.which(self.target.tools + tool):
-                sys.exit(f"{self.target.tools}{tool} is missing: sudo apt-get install "
+            if not shutil.which(self.target.tool(tool)):
+                sys.exit(f"{self.target.tool(tool)} is missing: sudo apt-get install "
                          f"{' '.join(self.target.packages)}")
 
     def make(self) -> dict[str, Size]:
@@ -152,7 +165,7 @@ class Pack:
         if self.target.as_sources:
             self.write_sources()
         else:
-            run(self.target.tools + "ar", "rcsD", self.folder / "libhbn.a", *common, *objects)
+            run(self.target.tool("ar"), "rcsD", self.folder / "libhbn.a", *common, *objects)
         return sizes
 
     def write_sources(self) -> None:
@@ -249,8 +262,11 @@ class Pack:
                 break
         if self.target.c_source:
             self.compile_cpp(next(self.work.glob(f"{kernel}*.cpp")), whole)
+        if self.target.is_wasm():
+            # Whose linker leaves that for the program.
+            return whole
         needed = self.work / f"{name}.kernel.o"
-        run(self.target.tools + "ld", "-r", "--gc-sections", f"--entry={kernel}", "-o", needed, whole)
+        run(self.target.tool("ld"), "-r", "--gc-sections", f"--entry={kernel}", "-o", needed, whole)
         return needed
 
     def halide_targets(self) -> list[str]:
@@ -268,7 +284,7 @@ class Pack:
 
     def computes_in_float16(self, code: pathlib.Path) -> bool:
         """Whether instructions do anything but convert float16."""
-        listing = run(self.target.tools + "objdump", "-d", "--no-show-raw-insn", code)
+        listing = run(self.target.tool("objdump"), "-d", "--no-show-raw-insn", code)
         return re.search(r"\tf(?!cvt[ln]?2?\t)\w+\t.*(\bh\d|\.[48]h)", listing) is not None
 
     def compile_cpp(self, source: pathlib.Path, to: pathlib.Path) -> None:
@@ -277,11 +293,11 @@ class Pack:
         types = ("-U__INT32_TYPE__", "-D__INT32_TYPE__=int", "-U__UINT32_TYPE__", "-D__UINT32_TYPE__=unsigned")
         # What the compiler knows of the C library, it may use: the processor's square root.
         flags = [flag for flag in self.target.flags if flag not in BARE]
-        run(self.target.tools + "g++", *flags, *types, "-std=c++17", "-Os", "-fno-math-errno", "-ffp-contract=off",
+        run(self.target.tool("g++"), *flags, *types, "-std=c++17", "-Os", "-fno-math-errno", "-ffp-contract=off",
                  "-fno-exceptions", "-fno-rtti", "-fno-threadsafe-statics", "-ffunction-sections", "-fdata-sections", "-w",
                  f"-I{self.halide_include}", "-c", source, "-o", to)
         if not self.target.has_sqrt:
-            run(self.target.tools + "objcopy", "--redefine-sym", "sqrt=hbn_pack_sqrt", to)
+            run(self.target.tool("objcopy"), "--redefine-sym", "sqrt=hbn_pack_sqrt", to)
 
     def compile_wrapper(self, name: str) -> pathlib.Path:
         """The function that users call."""
@@ -298,7 +314,7 @@ class Pack:
     def compile_c(self, source: pathlib.Path, name: str, defines: list[str]) -> pathlib.Path:
         """An object from C."""
         to = self.work / f"{name}.o"
-        run(self.target.tools + "gcc", *self.target.flags, "-std=c99", "-Os", "-Wall", "-Wextra", "-Werror",
+        run(self.target.tool("gcc"), *self.target.flags, "-std=c99", "-Os", "-Wall", "-Wextra", "-Werror",
                  "-fno-asynchronous-unwind-tables", "-ffunction-sections", "-fstack-usage", f"-I{self.folder}",
                  f"-I{self.work}", f"-I{SOURCES}", "-isystem", self.halide_include, *defines, "-c", source, "-o", to)
         return to
@@ -307,12 +323,14 @@ class Pack:
 
     def measure(self, name: str, objects: list[pathlib.Path]) -> Size:
         """Of an operation with all that it calls."""
+        if self.target.is_wasm():
+            return self.measure_wasm(name, objects)
         linked = self.work / f"{name}.linked.o"
-        run(self.target.tools + "ld", "-r", "--gc-sections", f"--entry=hbn_{name}", "-o", linked, *objects)
-        text, data, bss = map(int, run(self.target.tools + "size", linked).splitlines()[1].split()[:3])
+        run(self.target.tool("ld"), "-r", "--gc-sections", f"--entry=hbn_{name}", "-o", linked, *objects)
+        text, data, bss = map(int, run(self.target.tool("size"), linked).splitlines()[1].split()[:3])
         stack = stack_of_wrapper(self.work / f"{name}.su") + stack_of_kernel(
-            run(self.target.tools + "objdump", "-d", self.work / f"{name}.kernel.o"))
-        undefined = {line.split()[-1] for line in run(self.target.tools + "nm", "-u", linked).splitlines()}
+            run(self.target.tool("objdump"), "-d", self.work / f"{name}.kernel.o"))
+        undefined = {line.split()[-1] for line in run(self.target.tool("nm"), "-u", linked).splitlines()}
         allowed = {"memcpy", "memset", "_GLOBAL_OFFSET_TABLE_"}
         if self.parallel:
             allowed.add("hbn_parallel_for")
@@ -322,6 +340,20 @@ class Pack:
         if undefined - allowed:
             sys.exit(f"{name} needs {', '.join(sorted(undefined - allowed))}")
         return Size(text, data + bss, stack)
+
+
+    def measure_wasm(self, name: str, objects: list[pathlib.Path]) -> Size:
+        """The same, where ld leaves nothing out of what is to be linked again."""
+        allowed, linked = self.work / "allowed", self.work / f"{name}.wasm"
+        allowed.write_text("memcpy\nmemset\n" + "hbn_parallel_for\n" * self.parallel)
+        run(self.target.tool("ld"), "--no-entry", "--gc-sections", f"--export=hbn_{name}",
+            f"--allow-undefined-file={allowed}", "-o", linked, *objects)
+        sections = {"CODE": 0, "DATA": 0}
+        for match in re.finditer(r"^ *\d+ (\w+) +([0-9a-f]{8}) ", run(self.target.tool("objdump"), "-h", linked), re.M):
+            sections[match[1]] = int(match[2], 16)
+        stack = sum(stack_of_wasm(run(self.target.tool("objdump"), "-d", self.work / file))
+                    for file in (f"{name}.o", f"hbn_kernel_{name}.o"))
+        return Size(sections["CODE"] + sections["DATA"], 0, stack)
 
 
 def run(*command: object, text: str | None = None) -> str:
@@ -367,6 +399,11 @@ def stack_of_kernel(disassembly: str) -> int:
     return total
 
 
+def stack_of_wasm(disassembly: str) -> int:
+    """What functions take from the stack pointer, which is a global; the engine's own stack is not in it."""
+    return sum(map(int, re.findall(r"global\.get\t\d+\n.*i32\.const\t(\d+)\n.*i32\.sub", disassembly)))
+
+
 def register_bytes(registers: str) -> int:
     """Of `r4`, or `d8-d15`."""
     numbers = [int(number) for number in re.findall(r"\d+", registers)] or [0]
@@ -385,7 +422,7 @@ def readme(pack: Pack, sizes: dict[str, Size]) -> str:
     flags = " ".join(pack.target.flags)
     use = f"""Compile with `-I` this folder and link `libhbn.a`:
 
-    {pack.target.tools}gcc {flags} -I. main.c libhbn.a
+    {pack.target.tool("gcc")} {flags} -I. main.c libhbn.a
 
 or, in CMake, `find_package(hbn REQUIRED PATHS this/folder)` and `target_link_libraries(app hbn::hbn)`."""
     if pack.target.as_sources:
@@ -408,7 +445,7 @@ The library calls memcpy and memset{', what libgcc has of __aeabi_*' * pack.targ
 {report(sizes)}
 
 Each operation with all that it calls, linked alone with `--gc-sections`. Text includes constants. The stack is the
-wrapper's (gcc's -fstack-usage) and the kernel's (what its code takes from the stack pointer).
+wrapper's and the kernel's{', in linear memory' if pack.target.is_wasm() else ''}: what their code takes from the stack pointer.
 """
 
 

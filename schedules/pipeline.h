@@ -142,6 +142,7 @@ void compute_coefficients_at_channel(ChannelPipeline &p, Halide::Func owner, con
 
 void schedule_for_x86(ChannelPipeline pipeline, const Halide::Target &target);
 void schedule_for_arm(ChannelPipeline pipeline, const Halide::Target &target);
+void schedule_for_wasm(ChannelPipeline pipeline, const Halide::Target &target);
 void schedule_for_gpu(ChannelPipeline pipeline, const Halide::Target &target);
 void schedule_for_any_target(ChannelPipeline pipeline, const Halide::Target &target);
 

@@ -14,6 +14,8 @@ void schedule(ChannelPipeline pipeline, const Target &target) {
         schedule_for_x86(pipeline, target);
     } else if (target.arch == Target::ARM && !target.has_feature(Target::NoNEON)) {
         schedule_for_arm(pipeline, target);
+    } else if (target.arch == Target::WebAssembly && target.has_feature(Target::WasmSimd128)) {
+        schedule_for_wasm(pipeline, target);
     } else {
         schedule_for_any_target(pipeline, target);
     }

@@ -195,7 +195,7 @@ typedef hbn_status inference_function(hbn_shape, const hbn_element *, const floa
 
 static void test_inference(const char *name, inference_function *run, int fused) {
     double m[C], v[C];
-    hbn_element before[SIZE];
+    static hbn_element before[SIZE]; /* more than some stacks */
     hbn_shape other = shape;
     int c;
     for (c = 0; c < C; c++) {

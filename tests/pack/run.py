@@ -25,6 +25,7 @@ EMULATORS = {
     "linux-arm64": ["qemu-aarch64", "-cpu", "cortex-a53", "-L", "/usr/aarch64-linux-gnu"],
     "linux-arm64-fp16": ["qemu-aarch64", "-cpu", "max", "-L", "/usr/aarch64-linux-gnu"],
     "linux-armv7": ["qemu-arm", "-L", "/usr/arm-linux-gnueabihf"],
+    "wasm": [sys.executable, ROOT / "tests" / "pack" / "run_wasm.py"],
 }
 
 
@@ -122,7 +123,7 @@ class Runner:
         defines += [f"-DTEST_{case.dtype.upper()}", f"-DTEST_{case.layout.upper()}", f"-DTEST_FIXED={int(fixed)}",
                     f"-DTEST_HOOK={int(case.threads == 'hook')}"]
         program = folder / "pack_test"
-        built = run(target.tools + "gcc", *target.flags, "-std=c99", "-O1", "-Wall", "-Wextra", "-Werror",
+        built = run(target.tool("gcc"), *target.flags, "-std=c99", "-O1", "-Wall", "-Wextra", "-Werror",
                     "-Wno-unused-variable", "-Wno-unused-function", f"-I{folder}", *defines,
                     ROOT / "tests/pack/pack_test.c", library, "-lm", "-o", program)
         if built.returncode:
@@ -137,7 +138,7 @@ class Runner:
         target = packs.TARGETS[target_name]
         source = ROOT / "examples/firmware"
         program = folder / "firmware.elf"
-        common = [target.tools + "gcc", *target.flags, "-std=c99", "-O1", "-Wall", "-Wextra", f"-I{folder}"]
+        common = [target.tool("gcc"), *target.flags, "-std=c99", "-O1", "-Wall", "-Wextra", f"-I{folder}"]
         if target_name not in FIRMWARE:
             built = run(*common, source / "main.c", source / "stdio_console.c", folder / "libhbn.a", "-o", program)
             command = [program]
