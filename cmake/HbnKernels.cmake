@@ -57,14 +57,15 @@ set(HBN_GENERATOR_SOURCES
 # algorithm, and with HBN_KERNEL_ASSEMBLY its .s, which take two fifths of the time.
 function(hbn_add_kernel library name generator targets)
     list(LENGTH targets count)
+    # Halide's names of files, where there are several targets.
     list(JOIN HBN_HALIDE_FEATURES "-" features)
+    string(APPEND features "-no_runtime")
     if (HBN_KERNELS_FROM)
-        # As Halide names them.
         set(objects ${HBN_KERNELS_FROM}/${name}.o)
         if (count GREATER 1)
             set(objects ${HBN_KERNELS_FROM}/${name}_wrapper.o)
             foreach (target IN LISTS targets)
-                list(APPEND objects ${HBN_KERNELS_FROM}/${name}-${target}-${features}-no_runtime.o)
+                list(APPEND objects ${HBN_KERNELS_FROM}/${name}-${target}-${features}.o)
             endforeach ()
         endif ()
         set_source_files_properties(${objects} TARGET_DIRECTORY ${library} PROPERTIES EXTERNAL_OBJECT ON)
@@ -90,7 +91,7 @@ function(hbn_add_kernel library name generator targets)
         foreach (file IN LISTS ${name}_stmt ${name}_assembly)
             cmake_path(GET file EXTENSION extension)
             add_custom_command(OUTPUT ${name}.h APPEND
-                COMMAND ${CMAKE_COMMAND} -E copy ${name}-${best}-${features}-no_runtime${extension} ${file})
+                COMMAND ${CMAKE_COMMAND} -E copy ${name}-${best}-${features}${extension} ${file})
         endforeach ()
     endif ()
     get_target_property(objects ${name} SOURCES)

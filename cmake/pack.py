@@ -262,10 +262,10 @@ class Pack:
                 break
         if self.target.c_source:
             self.compile_cpp(next(self.work.glob(f"{kernel}*.cpp")), whole)
-        if self.target.is_wasm():
-            # Whose linker leaves that for the program.
-            return whole
         needed = self.work / f"{name}.kernel.o"
+        if self.target.is_wasm():
+            # Whose linker leaves nothing out before the program.
+            return whole.rename(needed)
         run(self.target.tool("ld"), "-r", "--gc-sections", f"--entry={kernel}", "-o", needed, whole)
         return needed
 
@@ -323,17 +323,16 @@ class Pack:
 
     def measure(self, name: str, objects: list[pathlib.Path]) -> Size:
         """Of an operation with all that it calls."""
+        stack = stack_of_wrapper(self.work / f"{name}.su") + stack_of_kernel(
+            run(self.target.tool("objdump"), "-d", self.work / f"{name}.kernel.o"))
+        callees = {"memcpy", "memset"} | ({"hbn_parallel_for"} if self.parallel else set())
         if self.target.is_wasm():
-            return self.measure_wasm(name, objects)
+            return Size(self.link_wasm(name, objects, callees), 0, stack)
         linked = self.work / f"{name}.linked.o"
         run(self.target.tool("ld"), "-r", "--gc-sections", f"--entry=hbn_{name}", "-o", linked, *objects)
         text, data, bss = map(int, run(self.target.tool("size"), linked).splitlines()[1].split()[:3])
-        stack = stack_of_wrapper(self.work / f"{name}.su") + stack_of_kernel(
-            run(self.target.tool("objdump"), "-d", self.work / f"{name}.kernel.o"))
         undefined = {line.split()[-1] for line in run(self.target.tool("nm"), "-u", linked).splitlines()}
-        allowed = {"memcpy", "memset", "_GLOBAL_OFFSET_TABLE_"}
-        if self.parallel:
-            allowed.add("hbn_parallel_for")
+        allowed = callees | {"_GLOBAL_OFFSET_TABLE_"}
         if self.target.halide.startswith("arm-32"):
             # Arithmetic that the processor lacks, in libgcc.
             allowed |= {symbol for symbol in undefined if symbol.startswith("__aeabi_")}
@@ -341,19 +340,14 @@ class Pack:
             sys.exit(f"{name} needs {', '.join(sorted(undefined - allowed))}")
         return Size(text, data + bss, stack)
 
-
-    def measure_wasm(self, name: str, objects: list[pathlib.Path]) -> Size:
-        """The same, where ld leaves nothing out of what is to be linked again."""
+    def link_wasm(self, name: str, objects: list[pathlib.Path], callees: set[str]) -> int:
+        """Bytes of code and constants of a whole module, as WebAssembly's linker leaves out nothing sooner."""
         allowed, linked = self.work / "allowed", self.work / f"{name}.wasm"
-        allowed.write_text("memcpy\nmemset\n" + "hbn_parallel_for\n" * self.parallel)
+        allowed.write_text("\n".join(callees))
         run(self.target.tool("ld"), "--no-entry", "--gc-sections", f"--export=hbn_{name}",
             f"--allow-undefined-file={allowed}", "-o", linked, *objects)
-        sections = {"CODE": 0, "DATA": 0}
-        for match in re.finditer(r"^ *\d+ (\w+) +([0-9a-f]{8}) ", run(self.target.tool("objdump"), "-h", linked), re.M):
-            sections[match[1]] = int(match[2], 16)
-        stack = sum(stack_of_wasm(run(self.target.tool("objdump"), "-d", self.work / file))
-                    for file in (f"{name}.o", f"hbn_kernel_{name}.o"))
-        return Size(sections["CODE"] + sections["DATA"], 0, stack)
+        sections = run(self.target.tool("objdump"), "-h", linked)
+        return sum(int(size, 16) for size in re.findall(r"^ *\d+ (?:CODE|DATA) +([0-9a-f]{8}) ", sections, re.M))
 
 
 def run(*command: object, text: str | None = None) -> str:
@@ -380,13 +374,14 @@ def parse_shape(text: str) -> tuple[int, int, int, int]:
 
 
 def stack_of_wrapper(usage: pathlib.Path) -> int:
-    """Of gcc's -fstack-usage, the largest function's."""
+    """Of the compiler's -fstack-usage, the largest function's."""
     return max(int(line.split("\t")[1]) for line in usage.read_text().splitlines())
 
 
 def stack_of_kernel(disassembly: str) -> int:
     """What functions take from the stack pointer, added up: they call each other once at most."""
-    total = 0
+    # WebAssembly's is a global.
+    total = sum(map(int, re.findall(r"global\.get\t\d+\n.*i32\.const\t(\d+)\n.*i32\.sub", disassembly)))
     for line in disassembly.splitlines():
         if match := re.search(r"\tsub\t(?:sp, )?sp, (?:sp, )?#(0x[0-9a-f]+|\d+)(, lsl #12)?", line):
             total += int(match[1], 0) << (12 if match[2] else 0)
@@ -397,11 +392,6 @@ def stack_of_kernel(disassembly: str) -> int:
         elif match := re.search(r"\tv?push\w*(?:\.w)?\t\{(.*)\}", line):
             total += sum(register_bytes(registers) for registers in match[1].split(","))
     return total
-
-
-def stack_of_wasm(disassembly: str) -> int:
-    """What functions take from the stack pointer, which is a global; the engine's own stack is not in it."""
-    return sum(map(int, re.findall(r"global\.get\t\d+\n.*i32\.const\t(\d+)\n.*i32\.sub", disassembly)))
 
 
 def register_bytes(registers: str) -> int:
@@ -445,7 +435,8 @@ The library calls memcpy and memset{', what libgcc has of __aeabi_*' * pack.targ
 {report(sizes)}
 
 Each operation with all that it calls, linked alone with `--gc-sections`. Text includes constants. The stack is the
-wrapper's and the kernel's{', in linear memory' if pack.target.is_wasm() else ''}: what their code takes from the stack pointer.
+wrapper's (the compiler's -fstack-usage) and the kernel's (what its code takes from the stack pointer{
+    ', in linear memory' * pack.target.is_wasm()}).
 """
 
 

@@ -395,41 +395,44 @@ protected:
         return reduced();
     }
 
-    // Computed once a channel, to be read at an element of what is stored; in_sums: of what is summed, whose vectors
-    // may start at odd columns, where paired ones would be loaded one by one.
-    std::vector<Expr> once_a_channel(std::vector<Expr> values,
-                                     std::vector<Expr> *in_sums = nullptr) {
+    // Computed once a channel, to be read at an element.
+    std::vector<Expr> once_a_channel(const std::vector<Expr> &values) {
+        return read_at_element(channel_coefficients(values));
+    }
+    // The same, to be read by read_in_sums(), too.
+    Func channel_coefficients(std::vector<Expr> values) {
         Func coefficients("coefficients");
         for (Expr &value : values) {
             value = Type(dtype).is_bfloat() ? with_plain_nan(value) : value;
         }
         coefficients(channel()) = Halide::Tuple(values);
         work.coefficients.push_back(coefficients);
-        const auto read = [&](const Halide::FuncRef &tuple) {
-            const std::vector<Expr> elements = elements_of(tuple, values.size());
-            if (in_sums) {
-                *in_sums = elements;
-            }
-            return elements;
-        };
         if (!in_columns()) {
-            return read(coefficients(c));
+            return coefficients;
         }
         const ColumnTiling tiling = column_tiling();
         const Func spread = tiling.spread(coefficients, "spread_coefficients");
         work.members = tiling.members;
         work.spread_coefficients.push_back(spread);
-        const std::vector<Expr> one_by_one = read(spread(w, c));
-        if (!Type(dtype).is_bfloat() || !pairs_bfloat16(Base::get_target())) {
-            return one_by_one;
+        return spread;
+    }
+    // At element(), for what is summed: vectors may start at odd columns, where paired ones would be loaded one by one.
+    std::vector<Expr> read_in_sums(const Func &coefficients) const {
+        return elements_of(in_columns() ? coefficients(w, c) : coefficients(c),
+                           coefficients.outputs());
+    }
+    // At element(), for what is stored.
+    std::vector<Expr> read_at_element(const Func &coefficients) {
+        if (!in_columns() || !Type(dtype).is_bfloat() || !pairs_bfloat16(Base::get_target())) {
+            return read_in_sums(coefficients);
         }
         // Those of even columns, then those of odd ones.
+        const size_t size = coefficients.outputs();
         Var pair("pair"), odd("odd");
         Func paired("paired_coefficients");
-        std::vector<Expr> elements = elements_of(spread(2 * pair + odd, c), values.size());
-        paired(pair, odd, c) = Halide::Tuple(elements);
+        paired(pair, odd, c) = Halide::Tuple(elements_of(coefficients(2 * pair + odd, c), size));
         work.paired_coefficients.push_back(paired);
-        return elements_of(paired(w / 2, w % 2, c), values.size());
+        return elements_of(paired(w / 2, w % 2, c), size);
     }
 
     // An output's element.
@@ -616,38 +619,36 @@ protected:
 
     // The same values, to be summed and for what is stored.
     struct GradientOfZ {
-        Func in_sums{"gradient_of_z"}, at_element{"gradient_of_z"};
+        Func in_sums, at_element;
     };
 
     // Statistics as forward had them.
     GradientOfZ gradient_of_z(const TensorInput &grad_output, const TensorInput &x,
                               const Expr &mean, const Expr &invstd, const Expr &weight) {
         const auto at = Base::element();
-        GradientOfZ gradient;
         // In the type of arithmetic: to select among 16 bits by what 32 say takes more.
         const Expr wide = Halide::cast(Base::statistics(), grad_output(at));
-        const auto define = [&](const Expr &in_sums, const Expr &at_element) {
-            gradient.in_sums(at) = in_sums;
-            gradient.at_element(at) = at_element;
+        const auto gradient = [&](const Expr &value) {
+            Func f("gradient_of_z");
+            f(at) = value;
+            return f;
         };
         if (activation == Activation::none) {
-            define(grad_output(at), grad_output(at));
-        } else if (mask) {
-            const Expr passed = zero_where((*mask)(at) == 0, wide);
-            define(passed, passed);
-        } else {
-            std::vector<Expr> in_sums;
-            z_coefficients = Base::once_a_channel(
-                normalization_coefficients(mean, invstd, weight, (*bias)(Base::channel()),
-                                           Base::arithmetic()),
-                &in_sums);
-            const auto passed = [&](const std::vector<Expr> &coefficients) {
-                const Expr z = normalize_in_exact_order(x(at), coefficients, Base::arithmetic());
-                return zero_where(relu_stops(z, Base::dtype), wide);
-            };
-            define(passed(in_sums), passed(z_coefficients));
+            const Func all = gradient(grad_output(at));
+            return {all, all};
         }
-        return gradient;
+        if (mask) {
+            const Func passed = gradient(zero_where((*mask)(at) == 0, wide));
+            return {passed, passed};
+        }
+        const Func coefficients = Base::channel_coefficients(normalization_coefficients(
+            mean, invstd, weight, (*bias)(Base::channel()), Base::arithmetic()));
+        z_coefficients = Base::read_at_element(coefficients);
+        const auto passed = [&](const std::vector<Expr> &k) {
+            const Expr z = normalize_in_exact_order(x(at), k, Base::arithmetic());
+            return gradient(zero_where(relu_stops(z, Base::dtype), wide));
+        };
+        return {passed(Base::read_in_sums(coefficients)), passed(z_coefficients)};
     }
 
     // Of input_gradient(); after gradient_of_z(), since the first are z's, too.

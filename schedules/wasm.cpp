@@ -6,10 +6,7 @@ namespace hbn {
 void schedule_for_wasm(ChannelPipeline pipeline, const Halide::Target &) {
     VectorParameters parameters;
     parameters.map_lanes = 4;
-    parameters.column_lanes = 8;
-    parameters.run_lanes = 4;
     parameters.row_lanes = 8;
-    parameters.rows_per_column = 4;
     schedule_vectorized(pipeline, parameters);
 }
 
