@@ -14,6 +14,8 @@ set(HBN_OPERATIONS
     backward_inference_input
     backward_reduce
     backward_elemt
+    jvp_elemt
+    double_backward_elemt
 )
 set(HBN_REDUCING_OPERATIONS forward_training stats backward_training backward_inference backward_reduce)
 # Those that an activation may be fused into: a generator and its parameters, for each operation of this
@@ -40,6 +42,8 @@ set(HBN_GENERATOR_SOURCES
     generators/backward_inference.cpp
     generators/backward_reduce.cpp
     generators/backward_elemt.cpp
+    generators/jvp_elemt.cpp
+    generators/double_backward_elemt.cpp
     generators/per_channel.cpp
     schedules/schedule.cpp
     schedules/vectorized.cpp
@@ -150,7 +154,7 @@ function(hbn_add_all_kernels library)
     list(GET HBN_HALIDE_TARGETS -1 channel_target)
     string(REGEX REPLACE "-(opencl|cuda).*" "" channel_target ${channel_target})
     foreach (dtype IN ITEMS float32 float64)
-        foreach (operation IN ITEMS finalize_moments invstd_from_variance)
+        foreach (operation IN ITEMS finalize_moments invstd_from_variance double_backward_product)
             hbn_add_kernel(${library} hbn_${operation}_${dtype} ${operation} ${channel_target}
                            dtype=${dtype})
             string(APPEND lines "HBN_CHANNEL_KERNEL(${operation}, ${dtype})\n")

@@ -687,4 +687,68 @@ Expr input_gradient(const Expr &grad_output, const Expr &x, const std::vector<Ex
     return exact_order((centred - deviation(x, k, a) * k[next]) * k[next + 2]);
 }
 
+std::vector<Expr> tangent_coefficients(const Expr &mean, const Expr &invstd, const Expr &weight,
+                                       const Expr &weight_tangent, const Expr &bias_tangent,
+                                       const GradientSums &sums, const Expr &count,
+                                       const Arithmetic &a) {
+    const auto rounded = [&](const Expr &e) { return cast(statistic_type(a.tensor), e); };
+    const Expr wide_invstd = f64(invstd);
+    const Expr scale = scale_of(wide_invstd, a);
+    const Expr gain = f64(weight) * wide_invstd;
+    const Expr slope = f64(weight_tangent) - gain * (sums.xmu * wide_invstd / count);
+    std::vector<Expr> coefficients = deviation_coefficients(mean, scale, a);
+    coefficients.push_back(rounded(gain));
+    coefficients.push_back(rounded(sums.plain / count));
+    coefficients.push_back(rounded(slope * (wide_invstd / scale)));
+    coefficients.push_back(rounded(f64(bias_tangent)));
+    return coefficients;
+}
+
+Expr tangent(const Expr &x_tangent, const Expr &x, const std::vector<Expr> &k,
+             const Arithmetic &a) {
+    const int next = deviation_size(a);
+    const Expr centred = exact_order(cast(k[0].type(), x_tangent) - k[next + 1]);
+    return exact_order(centred * k[next] + (deviation(x, k, a) * k[next + 2] + k[next + 3]));
+}
+
+std::vector<Expr> double_backward_coefficients(const Expr &mean, const Expr &invstd,
+                                               const Expr &weight, const Expr &ddw,
+                                               const GradientSums &of_dy,
+                                               const GradientSums &of_ddx, const Expr &product,
+                                               const Expr &count, const Arithmetic &a) {
+    const auto rounded = [&](const Expr &e) { return cast(statistic_type(a.tensor), e); };
+    const Expr wide_invstd = f64(invstd);
+    const Expr scale = scale_of(wide_invstd, a);
+    const Expr gain = f64(weight) * wide_invstd * wide_invstd / count;
+    const Expr sum_dy_xhat = of_dy.xmu * wide_invstd, sum_ddx_xhat = of_ddx.xmu * wide_invstd;
+    const Expr of_projected_dy = f64(ddw) * wide_invstd - gain * sum_ddx_xhat;
+    const Expr of_projected_ddx = -gain * sum_dy_xhat;
+    const Expr of_xhat = -gain * product - of_projected_dy * (sum_dy_xhat / count) -
+                         of_projected_ddx * (sum_ddx_xhat / count);
+    std::vector<Expr> coefficients = deviation_coefficients(mean, scale, a);
+    coefficients.push_back(rounded(of_projected_dy));
+    coefficients.push_back(rounded(of_dy.plain / count));
+    coefficients.push_back(rounded(of_projected_ddx));
+    coefficients.push_back(rounded(of_ddx.plain / count));
+    coefficients.push_back(rounded(of_xhat * (wide_invstd / scale)));
+    return coefficients;
+}
+
+Expr double_backward(const Expr &dy, const Expr &ddx, const Expr &x, const std::vector<Expr> &k,
+                     const Arithmetic &a) {
+    const int next = deviation_size(a);
+    const Expr centred_dy = exact_order(cast(k[0].type(), dy) - k[next + 1]);
+    const Expr centred_ddx = exact_order(cast(k[0].type(), ddx) - k[next + 3]);
+    return exact_order(centred_dy * k[next] +
+                       (centred_ddx * k[next + 2] + deviation(x, k, a) * k[next + 4]));
+}
+
+Expr double_backward_product(const Expr &sum_dy_ddx, const Expr &center, const Expr &invstd,
+                             const GradientSums &of_dy, const GradientSums &of_ddx,
+                             const Expr &count) {
+    const Expr wide_invstd = f64(invstd);
+    const Expr centred = sum_dy_ddx - of_dy.plain * (of_ddx.plain / count - f64(center));
+    return centred - (of_dy.xmu * wide_invstd) * (of_ddx.xmu * wide_invstd / count);
+}
+
 }  // namespace hbn

@@ -234,6 +234,37 @@ std::vector<Expr> input_gradient_coefficients(const Expr &mean, const Expr &invs
 Expr input_gradient(const Expr &grad_output, const Expr &x, const std::vector<Expr> &coefficients,
                     const Arithmetic &arithmetic);
 
+// Backward takes a gradient g to weight * invstd * P(g), P(g) = g - sum_g / M - xhat * sum(g * xhat) / M being a
+// symmetric projection. {sum of g, sum of g * (x - mean)} over a channel:
+struct GradientSums {
+    Expr plain, xmu;
+};
+
+// y's tangent: weight * invstd * P(x_tangent) + xhat * weight_tangent + bias_tangent.
+std::vector<Expr> tangent_coefficients(const Expr &mean, const Expr &invstd, const Expr &weight,
+                                       const Expr &weight_tangent, const Expr &bias_tangent,
+                                       const GradientSums &sums, const Expr &count,
+                                       const Arithmetic &arithmetic);
+Expr tangent(const Expr &x_tangent, const Expr &x, const std::vector<Expr> &coefficients,
+             const Arithmetic &arithmetic);
+
+// Double backward: the gradient by x of sum(ddx * grad_input) + ddw * grad_weight + ddb * grad_bias, where ddx, ddw and
+// ddb (grad_grad_input, ...) are constants. With product = sum(dy * P(ddx)), and by d xhat = invstd * P(dx) and
+// d invstd = -invstd^2 * xhat * dx / M, it is
+//   ddw * invstd * P(dy)
+//   - weight * invstd^2 / M * (product * xhat + sum(dy * xhat) * P(ddx) + sum(ddx * xhat) * P(dy)).
+std::vector<Expr> double_backward_coefficients(const Expr &mean, const Expr &invstd,
+                                               const Expr &weight, const Expr &ddw,
+                                               const GradientSums &of_dy,
+                                               const GradientSums &of_ddx, const Expr &product,
+                                               const Expr &count, const Arithmetic &arithmetic);
+Expr double_backward(const Expr &dy, const Expr &ddx, const Expr &x,
+                     const std::vector<Expr> &coefficients, const Arithmetic &arithmetic);
+// product, from sum(dy * (ddx - center)), center being a number near ddx's mean.
+Expr double_backward_product(const Expr &sum_dy_ddx, const Expr &center, const Expr &invstd,
+                             const GradientSums &of_dy, const GradientSums &of_ddx,
+                             const Expr &count);
+
 // What all generators of (N, C, H, W) tensors have in common: the tensors' layout, and the walks
 // over it.
 template<typename Derived>

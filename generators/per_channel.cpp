@@ -113,6 +113,40 @@ public:
     }
 };
 
+// Of double backward: what joins grad_output and grad_grad_input, and the gradient that weight gets from it.
+class DoubleBackwardProduct : public ChannelGenerator<DoubleBackwardProduct> {
+public:
+    Input<Halide::Buffer<double, 1>> sum_dy_ddx{"sum_dy_ddx"};
+    Input<Halide::Buffer<void, 1>> center{"center"};
+    Input<Halide::Buffer<void, 1>> invstd{"invstd"};
+    Input<Halide::Buffer<double, 1>> sum_dy{"sum_dy"};
+    Input<Halide::Buffer<double, 1>> sum_dy_xmu{"sum_dy_xmu"};
+    Input<Halide::Buffer<double, 1>> sum_ddx{"sum_ddx"};
+    Input<Halide::Buffer<double, 1>> sum_ddx_xmu{"sum_ddx_xmu"};
+    Input<double> count{"count"};
+    Output<Halide::Buffer<double, 1>> product{"product"};
+    Output<Halide::Buffer<void, 1>> grad_weight{"grad_weight"};
+
+    void configure() {
+        center.set_type(dtype);
+        invstd.set_type(dtype);
+        grad_weight.set_type(dtype);
+    }
+
+    void generate() {
+        const Expr value =
+            double_backward_product(sum_dy_ddx(c), center(c), invstd(c), {sum_dy(c), sum_dy_xmu(c)},
+                                    {sum_ddx(c), sum_ddx_xmu(c)}, count);
+        product(c) = value;
+        grad_weight(c) = Halide::cast(dtype, f64(invstd(c)) * value);
+    }
+
+    void schedule() {
+        promise_vectors(sum_dy_ddx, center, invstd, sum_dy, sum_dy_xmu, sum_ddx, sum_ddx_xmu,
+                        product, grad_weight);
+    }
+};
+
 // scale and shift such that batch normalization with these statistics is x * scale + shift.
 class Fold : public ChannelGenerator<Fold> {
 public:
@@ -169,5 +203,6 @@ public:
 HALIDE_REGISTER_GENERATOR(hbn::FinalizeMoments, finalize_moments)
 HALIDE_REGISTER_GENERATOR(hbn::MergeMoments, merge_moments)
 HALIDE_REGISTER_GENERATOR(hbn::InvstdFromVariance, invstd_from_variance)
+HALIDE_REGISTER_GENERATOR(hbn::DoubleBackwardProduct, double_backward_product)
 HALIDE_REGISTER_GENERATOR(hbn::Fold, fold)
 HALIDE_REGISTER_GENERATOR(hbn::Convert, convert)

@@ -1,17 +1,13 @@
 // hbn_batch_norm_backward, with what may be fused into it, and its halves,
 // hbn_batch_norm_backward_reduce and hbn_batch_norm_backward_elemt.
 #include "dispatch.h"
-#include "pieces.h"
+#include "gradient_sums.h"
 #include "vectors.h"
 #include "workspace.h"
 
 using namespace hbn::internal;
 
 namespace {
-
-double count_of(const hbn_tensor &x) {
-    return double(x.sizes[0]) * double(x.sizes[2]) * double(x.sizes[3]);
-}
 
 // One block of channels of a backward pass. Absent vectors and tensors, and a grad_input that is not
 // wanted, have no data.
@@ -66,35 +62,11 @@ struct Backward {
         }
     }
 
-    // sum_dy, sum_dy_xmu, and the parameters' gradients in the statistic type.
     hbn_status reduce(const hbn_vector &center, const hbn_vector &scale, const hbn_vector &sum_dy,
                       const hbn_vector &sum_dy_xmu, const hbn_vector &to_weight,
                       const hbn_vector &to_bias) const {
-        const Pieces cuts = pieces();
-        if (cuts.one()) {
-            return call(Operation::backward_reduce,
-                        {in(grad_output), in(x), in(center), in(scale), out(sum_dy),
-                         out(sum_dy_xmu), out(to_weight), out(to_bias)});
-        }
-        const hbn_vector piece_dy = Workspace::take(HBN_FLOAT64);
-        const hbn_vector piece_dy_xmu = Workspace::take(HBN_FLOAT64);
-        fill_zero(&sum_dy);
-        fill_zero(&sum_dy_xmu);
-        HBN_TRY(cuts.for_each([&](auto cut) {
-            HBN_TRY(call(Operation::backward_reduce,
-                         {in(cut(grad_output)), in(cut(x)), in(center), in(scale), out(piece_dy),
-                          out(piece_dy_xmu), out(to_weight), out(to_bias)}));
-            for (int64_t c = 0; c < sum_dy.size; c++) {
-                store(sum_dy, c, load(sum_dy, c) + load(piece_dy, c));
-                store(sum_dy_xmu, c, load(sum_dy_xmu, c) + load(piece_dy_xmu, c));
-            }
-            return HBN_OK;
-        }));
-        for (int64_t c = 0; c < sum_dy.size; c++) {
-            store(to_weight, c, load(sum_dy_xmu, c) * load(scale, c));
-            store(to_bias, c, load(sum_dy, c));
-        }
-        return HBN_OK;
+        return reduce_gradients(grad_output, x, pieces(), center, scale, sum_dy, sum_dy_xmu,
+                                to_weight, to_bias);
     }
 
     hbn_status elemt(const hbn_vector &sum_dy, const hbn_vector &sum_dy_xmu, const hbn_vector &w,

@@ -43,6 +43,8 @@ const char *const kOperationNames[kOperations] = {
     "backward_inference_input",
     "backward_reduce",
     "backward_elemt",
+    "jvp_elemt",
+    "double_backward_elemt",
     "forward_training_relu",
     "forward_training_add_relu",
     "forward_inference_relu",
@@ -55,6 +57,7 @@ const char *const kOperationNames[kOperations] = {
     "finalize_moments",
     "merge_moments",
     "invstd_from_variance",
+    "double_backward_product",
     "convert",
 };
 
@@ -260,6 +263,8 @@ bool reduces(Operation operation) {
     case Operation::normalize:
     case Operation::backward_inference_input:
     case Operation::backward_elemt:
+    case Operation::jvp_elemt:
+    case Operation::double_backward_elemt:
         return false;
     default:
         return true;

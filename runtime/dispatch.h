@@ -23,6 +23,8 @@ enum class Operation {
     backward_inference_input,
     backward_reduce,
     backward_elemt,
+    jvp_elemt,
+    double_backward_elemt,
     forward_training_relu,
     forward_training_add_relu,
     forward_inference_relu,
@@ -36,6 +38,7 @@ enum class Operation {
     finalize_moments,
     merge_moments,
     invstd_from_variance,
+    double_backward_product,
     convert,
 };
 

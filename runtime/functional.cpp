@@ -217,6 +217,52 @@ AddReluGradients batch_norm_add_relu_backward(const TensorView &grad_output, con
     return result;
 }
 
+Tensor batch_norm_jvp(const TensorView &x_tangent, const TensorView &x, const VectorView &weight,
+                      const VectorView &weight_tangent, const VectorView &bias_tangent,
+                      const VectorView &mean, const VectorView &invstd,
+                      const VectorView &running_mean, const VectorView &running_var, bool training,
+                      double eps, const std::optional<TensorView> &out) {
+    check(x);
+    Tensor y_tangent;
+    if (!out) {
+        y_tangent = Tensor::like(x);
+    }
+    const hbn_tensor c_t = to_c(x_tangent), c_x = to_c(x),
+                     c_y = to_c(out ? *out : y_tangent.view());
+    throw_on_error(hbn_batch_norm_jvp(
+        &c_t, &c_x, OptionalVector(weight), OptionalVector(weight_tangent),
+        OptionalVector(bias_tangent), OptionalVector(mean), OptionalVector(invstd),
+        OptionalVector(running_mean), OptionalVector(running_var), training, eps, &c_y));
+    return y_tangent;
+}
+
+DoubleGradients batch_norm_double_backward(
+    const TensorView &grad_grad_input, const VectorView &grad_grad_weight,
+    const VectorView &grad_grad_bias, const TensorView &grad_output, const TensorView &x,
+    const VectorView &weight, const VectorView &mean, const VectorView &invstd,
+    const VectorView &running_mean, const VectorView &running_var, bool training, double eps,
+    const std::optional<TensorView> &grad_output_out, const std::optional<TensorView> &input_out) {
+    check(x);
+    DoubleGradients result;
+    if (!grad_output_out) {
+        result.grad_grad_output = Tensor::like(x);
+    }
+    if (!input_out) {
+        result.grad_input = Tensor::like(x);
+    }
+    result.grad_weight = Vector(statistic_dtype(x.dtype), x.sizes[1]);
+    const hbn_tensor c_ddx = to_c(grad_grad_input), c_dy = to_c(grad_output), c_x = to_c(x),
+                     c_ddy =
+                         to_c(grad_output_out ? *grad_output_out : result.grad_grad_output.view()),
+                     c_dx = to_c(input_out ? *input_out : result.grad_input.view());
+    throw_on_error(hbn_batch_norm_double_backward(
+        &c_ddx, OptionalVector(grad_grad_weight), OptionalVector(grad_grad_bias), &c_dy, &c_x,
+        OptionalVector(weight), OptionalVector(mean), OptionalVector(invstd),
+        OptionalVector(running_mean), OptionalVector(running_var), training, eps, &c_ddy, &c_dx,
+        OptionalVector(result.grad_weight)));
+    return result;
+}
+
 Moments batch_norm_stats(const TensorView &x) {
     check(x);
     Moments moments;

@@ -10,9 +10,9 @@
 namespace hbn::internal {
 
 // More than any one operation takes.
-constexpr int kWorkspaceVectors = 20;
+constexpr int kWorkspaceVectors = 28;
 
-// `v`, or its conversion, or `absent` in each channel. Takes from the workspace as needed.
+// `v`, or its conversion, or `absent` in each channel (0 or 1). Takes from the workspace as needed.
 hbn_status as_input(const hbn_vector &v, hbn_dtype dtype, double absent, hbn_vector *input);
 
 // Where a kernel writes: the caller's vector itself when it is of the right dtype, else scratch.

@@ -75,6 +75,13 @@ protected:
     Real count() const {
         return Real(p.sizes[0] * p.sizes[2] * p.sizes[3]);
     }
+    // What a derivative is given: forward's, or running statistics.
+    ChannelOracle statistics_of(const functional::ForwardResult &saved, int64_t c,
+                                bool training) const {
+        return training ? ChannelOracle(get(saved.mean, c), get(saved.invstd, c), count())
+                        : ChannelOracle(running_mean[c],
+                                        1 / std::sqrt(Real(running_var[c]) + Real(kEps)), count());
+    }
 
     void expect_near(double actual, Real expected, Real relative) const {
         EXPECT_LE(std::fabs(actual - expected), relative * std::fabs(expected) + 1e-30L)
@@ -153,6 +160,47 @@ TEST_P(Conformance, backward_inference) {
                             count());
     }
     EXPECT_TRUE(dx.only_elements_written());
+}
+
+TEST_P(Conformance, jvp) {
+    TestVector weight_tangent{statistics, normal.values(channels)};
+    TestVector bias_tangent{statistics, normal.values(channels)};
+    const auto saved = functional::batch_norm_forward(x, weight, bias, {}, {}, true, 0.1, kEps);
+    for (bool training : {true, false}) {
+        functional::batch_norm_jvp(dy, x, weight, p.affine ? weight_tangent.view() : VectorView(),
+                                   p.affine ? bias_tangent.view() : VectorView(), saved.mean,
+                                   saved.invstd, running_mean, running_var, training, kEps,
+                                   y.view());
+        for (int64_t c = 0; c < channels; c++) {
+            expect_tangent(dy, x, y, c, statistics_of(saved, c, training), weight_of(c),
+                           p.affine ? weight_tangent[c] : 0, p.affine ? bias_tangent[c] : 0,
+                           training);
+        }
+        EXPECT_TRUE(y.only_elements_written());
+    }
+}
+
+TEST_P(Conformance, double_backward) {
+    TestTensor ddx(p.dtype, p.sizes, p.layout);
+    ddx.fill([&](int64_t) { return normal(-0.5); });
+    TestVector ddw{statistics, normal.values(channels)};
+    TestVector ddb{statistics, normal.values(channels)};
+    const auto saved = functional::batch_norm_forward(x, weight, bias, {}, {}, true, 0.1, kEps);
+    for (bool training : {true, false}) {
+        const auto gradients = functional::batch_norm_double_backward(
+            ddx, p.affine ? ddw.view() : VectorView(), p.affine ? ddb.view() : VectorView(), dy, x,
+            weight, saved.mean, saved.invstd, running_mean, running_var, training, kEps, y.view(),
+            dx.view());
+        for (int64_t c = 0; c < channels; c++) {
+            const ChannelOracle s = statistics_of(saved, c, training);
+            const Real to_weight = p.affine ? ddw[c] : 0, to_bias = p.affine ? ddb[c] : 0;
+            expect_tangent(ddx, x, y, c, s, weight_of(c), to_weight, to_bias, training);
+            expect_double_backward(ddx, dy, x, dx, get(gradients.grad_weight, c), c, s,
+                                   weight_of(c), to_weight, training);
+        }
+        EXPECT_TRUE(y.only_elements_written());
+        EXPECT_TRUE(dx.only_elements_written());
+    }
 }
 
 // A wanted gradient does not depend on which others are wanted.

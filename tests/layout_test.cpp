@@ -135,6 +135,12 @@ TEST_P(EmptyBatch, leaves_statistics_and_gives_zero_gradients) {
         }
     }
     EXPECT_EQ(functional::batch_norm_stats(x).count, 0);
+    const auto g = functional::batch_norm_double_backward(x, {}, {}, dy, x, {}, result.mean,
+                                                          result.invstd, {}, {}, true, kEps);
+    EXPECT_EQ(g.grad_input.view().sizes, sizes);
+    for (int64_t c = 0; c < 3; c++) {
+        EXPECT_EQ(get(g.grad_weight, c), 0);
+    }
 }
 
 INSTANTIATE_TEST_SUITE_P(, EmptyBatch,

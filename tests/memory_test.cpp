@@ -86,6 +86,13 @@ TEST_P(GuardPages, untouched_by_every_operation) {
     const auto sums = functional::batch_norm_backward_reduce(dy, x, saved.mean, saved.invstd);
     functional::batch_norm_backward_elemt(dy, x, saved.mean, saved.invstd, vector(0), sums,
                                           moments.count, dx);
+    for (bool training : {true, false}) {
+        functional::batch_norm_jvp(dy, x, vector(0), vector(1), vector(1), saved.mean, saved.invstd,
+                                   vector(2), vector(3), training, 1e-5, dx);
+        functional::batch_norm_double_backward(dx, vector(0), vector(1), dy, x, vector(0),
+                                               saved.mean, saved.invstd, vector(2), vector(3),
+                                               training, 1e-5);
+    }
     const double last = load(dtype, static_cast<uint8_t *>(y.data) + tensor_bytes - size_of(dtype));
     EXPECT_TRUE(std::isfinite(last));
 }

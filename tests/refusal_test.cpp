@@ -11,12 +11,13 @@ constexpr int64_t kChannels = 6;
 // A call that is right until a case spoils it.
 struct Call {
     TestTensor x{DType::float32, {2, kChannels, 3, 4}}, y{DType::float32, {2, kChannels, 3, 4}};
+    TestTensor y2{DType::float32, {2, kChannels, 3, 4}};
     TestTensor dy{DType::float32, {2, kChannels, 3, 4}};
     TestVector weight{DType::float32, std::vector<double>(kChannels, 1)};
     TestVector bias{DType::float32, std::vector<double>(kChannels, 0)};
     TestVector mean{DType::float32, std::vector<double>(kChannels, 0.5)};
     TestVector var{DType::float32, std::vector<double>(kChannels, 2)};
-    TensorView input = x, output = y, grad_output = dy;
+    TensorView input = x, output = y, output2 = y2, grad_output = dy;
     VectorView w = weight, b = bias, m = mean, v = var;
     bool training = true;
     double momentum = 0.1, eps = 1e-5;
@@ -27,8 +28,8 @@ struct Call {
         dy.fill([&](int64_t) { return normal(); });
     }
     std::vector<std::vector<uint8_t>> memory() const {
-        return {x.bytes(),    y.bytes(),    dy.bytes(), weight.bytes(),
-                bias.bytes(), mean.bytes(), var.bytes()};
+        return {x.bytes(),      y.bytes(),    y2.bytes(),   dy.bytes(),
+                weight.bytes(), bias.bytes(), mean.bytes(), var.bytes()};
     }
     void forward() {
         functional::batch_norm_forward(input, w, b, m, v, training, momentum, eps, output);
@@ -36,6 +37,14 @@ struct Call {
     void backward() {
         functional::batch_norm_backward(grad_output, input, w, m, v, m, v, training, eps, {},
                                         output);
+    }
+    // grad_output is the tangent, or what reached grad_input.
+    void jvp() {
+        functional::batch_norm_jvp(grad_output, input, w, w, b, m, v, m, v, training, eps, output);
+    }
+    void double_backward() {
+        functional::batch_norm_double_backward(grad_output, w, b, input, input, w, m, v, m, v,
+                                               training, eps, output, output2);
     }
 };
 
@@ -212,6 +221,60 @@ INSTANTIATE_TEST_SUITE_P(
         Refusal{"no_data", [](Call &c) { c.grad_output.data = nullptr; },
                 "grad_output has no data"}),
     refusal_name);
+
+class DerivativesRefuse : public ::testing::TestWithParam<Refusal> {};
+
+TEST_P(DerivativesRefuse, with_their_text_and_nothing_written) {
+    expect_refused(GetParam(), &Call::jvp);
+    expect_refused(GetParam(), &Call::double_backward);
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    , DerivativesRefuse,
+    ::testing::Values(
+        Refusal{"three_dimensions", [](Call &c) { c.grad_output.ndim = 3; },
+                "expected 4D input (got 3D input)"},
+        Refusal{"shapes", [](Call &c) { c.grad_output.sizes[0] = 1; }, "should have the shape of"},
+        Refusal{"dtypes", [](Call &c) { c.grad_output.dtype = DType::bfloat16; }, "dtype"},
+        Refusal{"output_shape", [](Call &c) { c.output.sizes[3] = 3; }, "should have the shape of"},
+        Refusal{"no_statistics_in_training", [](Call &c) { c.m = c.v = {}; },
+                "must be defined in training mode"},
+        Refusal{"no_statistics_in_evaluation",
+                [](Call &c) {
+                    c.m = c.v = {};
+                    c.training = false;
+                },
+                "must be defined in evaluation mode"},
+        Refusal{"mean_size", [](Call &c) { c.m = shorter(c.m); },
+                "should contain 6 elements not 4"},
+        Refusal{"weight_size", [](Call &c) { c.w = shorter(c.w); },
+                "weight should contain 6 elements not 4"},
+        Refusal{"bias_tangent_size", [](Call &c) { c.b = shorter(c.b); },
+                "should contain 6 elements not 4"},
+        Refusal{"weight_dtype", [](Call &c) { c.w.dtype = DType::float64; }, "mixed dtype"},
+        Refusal{"output_overlaps_x", [](Call &c) { c.output.data = c.input.data; },
+                "refer to a single memory location"},
+        Refusal{"output_partly_over_an_input",
+                [](Call &c) { c.output.data = static_cast<float *>(c.grad_output.data) + 4; },
+                "refer to a single memory location"},
+        Refusal{"eps_negative_in_evaluation",
+                [](Call &c) {
+                    c.eps = -1;
+                    c.training = false;
+                },
+                "eps must be non-negative"},
+        Refusal{"no_data", [](Call &c) { c.grad_output.data = nullptr; }, "has no data"}),
+    refusal_name);
+
+TEST(DoubleBackwardRefuses, outputs_that_overlap_or_are_read_later) {
+    Call both;
+    both.output2 = both.output;
+    EXPECT_THROW(both.double_backward(), std::invalid_argument);
+    // grad_input still needs what grad_grad_output would overwrite.
+    Call in_place;
+    in_place.output = in_place.grad_output;
+    EXPECT_THROW(in_place.double_backward(), std::invalid_argument);
+}
 
 TEST(SplitRefuses, moments_of_other_channels) {
     Call c;

@@ -143,6 +143,30 @@ TEST_P(Pieces, stay_within_the_bound) {
     EXPECT_TRUE(dx.only_elements_written());
 }
 
+TEST_P(Pieces, of_derivatives_stay_within_the_bound) {
+    const auto [layout, limit] = GetParam();
+    const Shape sizes{3, 5, 7, 9};
+    Normal normal{43};
+    TestTensor x(DType::float32, sizes, layout), dy(DType::float32, sizes, layout),
+        ddx(DType::float32, sizes, layout), ddy(DType::float32, sizes, layout),
+        dx(DType::float32, sizes, layout);
+    x.fill([&](int64_t c) { return normal(double(c)); });
+    dy.fill([&](int64_t) { return normal(1); });
+    ddx.fill([&](int64_t) { return normal(-1); });
+    TestVector ddw(DType::float32, normal.values(5)), ddb(DType::float32, normal.values(5));
+    const auto saved = functional::batch_norm_forward(x, {}, {}, {}, {}, true, 0.1, kEps);
+    internal::set_max_elements_per_kernel(limit);
+    const auto gradients =
+        functional::batch_norm_double_backward(ddx, ddw, ddb, dy, x, {}, saved.mean, saved.invstd,
+                                               {}, {}, true, kEps, ddy.view(), dx.view());
+    for (int64_t c = 0; c < 5; c++) {
+        const ChannelOracle s(get(saved.mean, c), get(saved.invstd, c), 3 * 7 * 9);
+        expect_tangent(ddx, x, ddy, c, s, 1, ddw[c], ddb[c], true);
+        expect_double_backward(ddx, dy, x, dx, get(gradients.grad_weight, c), c, s, 1, ddw[c],
+                               true);
+    }
+}
+
 INSTANTIATE_TEST_SUITE_P(, Pieces,
                          ::testing::Combine(::testing::Values(Layout::nchw, Layout::nhwc,
                                                               Layout::strided),

@@ -56,6 +56,14 @@ struct AddReluGradients {
     Vector grad_bias;
 };
 
+/// Double backward's results.
+struct DoubleGradients {
+    Tensor
+        grad_grad_output;  ///< gradient of backward's grad_output; empty when `grad_output_out` was given
+    Tensor grad_input;   ///< of x; empty when `input_out` was given
+    Vector grad_weight;  ///< of weight
+};
+
 /// Per-channel count, mean and m2 (sum of squared deviations): what machines exchange.
 struct Moments {
     double count = 0;
@@ -123,6 +131,24 @@ AddReluGradients batch_norm_add_relu_backward(
     const VectorView &running_mean, const VectorView &running_var, bool training, double eps,
     const std::optional<TensorView> &out = std::nullopt,
     const std::optional<TensorView> &residual_out = std::nullopt);
+
+/// Forward-mode derivative: y's tangent, of x's layout, from those of x, weight and bias (absent: 0). `mean` and
+/// `invstd` are what forward saved, in training; `out` may be x_tangent itself.
+Tensor batch_norm_jvp(const TensorView &x_tangent, const TensorView &x, const VectorView &weight,
+                      const VectorView &weight_tangent, const VectorView &bias_tangent,
+                      const VectorView &mean, const VectorView &invstd,
+                      const VectorView &running_mean, const VectorView &running_var, bool training,
+                      double eps, const std::optional<TensorView> &out = std::nullopt);
+
+/// Double backward, as aten::batchnorm_double_backward: from what reached backward's results (absent: 0), the
+/// gradients of backward's arguments.
+DoubleGradients batch_norm_double_backward(
+    const TensorView &grad_grad_input, const VectorView &grad_grad_weight,
+    const VectorView &grad_grad_bias, const TensorView &grad_output, const TensorView &x,
+    const VectorView &weight, const VectorView &mean, const VectorView &invstd,
+    const VectorView &running_mean, const VectorView &running_var, bool training, double eps,
+    const std::optional<TensorView> &grad_output_out = std::nullopt,
+    const std::optional<TensorView> &input_out = std::nullopt);
 
 /// The split four: the same operations cut in two at the statistics.
 Moments batch_norm_stats(const TensorView &x);

@@ -175,6 +175,48 @@ hbn_status hbn_batch_norm_add_relu_backward(
     const hbn_tensor *grad_input, const hbn_tensor *grad_residual, const hbn_vector *grad_weight,
     const hbn_vector *grad_bias);
 
+/** Forward-mode derivative: what hbn_batch_norm_forward's y changes by when x, weight and bias change by their
+ *  tangents.
+ *
+ *  training:   y_tangent = weight * invstd * (t - sum(t)/M - xhat * sum(t*xhat)/M) + xhat * weight_tangent
+ *                        + bias_tangent,   t = x_tangent
+ *  inference:  y_tangent = weight * invstd * t + xhat * weight_tangent + bias_tangent
+ *
+ *  @param x_tangent, x    (N, C, H, W) of one dtype
+ *  @param weight          (C) or NULL
+ *  @param weight_tangent, bias_tangent  (C) or NULL for 0; dtypes as weight may have
+ *  @param mean, invstd    (C) as forward saved them; needed with batch statistics, else NULL
+ *  @param running_mean, running_var  (C); needed in inference, else NULL
+ *  @param training        non-zero when forward used batch statistics
+ *  @param eps             as in forward; used in inference only
+ *  @param y_tangent       shape and dtype of x; may be x_tangent itself, no other overlap */
+hbn_status hbn_batch_norm_jvp(const hbn_tensor *x_tangent, const hbn_tensor *x,
+                              const hbn_vector *weight, const hbn_vector *weight_tangent,
+                              const hbn_vector *bias_tangent, const hbn_vector *mean,
+                              const hbn_vector *invstd, const hbn_vector *running_mean,
+                              const hbn_vector *running_var, int training, double eps,
+                              const hbn_tensor *y_tangent);
+
+/** Double backward: gradients of what hbn_batch_norm_backward computes, as aten::batchnorm_double_backward has
+ *  them. grad_grad_* are the gradients that reached backward's outputs; each output is optional.
+ *
+ *  @param grad_grad_input  (N, C, H, W), what reached backward's grad_input
+ *  @param grad_grad_weight, grad_grad_bias  (C) or NULL for 0: what reached grad_weight and grad_bias
+ *  @param grad_output, x, weight, mean, invstd, running_mean, running_var, training, eps  as backward had them
+ *  @param grad_grad_output  gradient of backward's grad_output; may be grad_grad_input itself where it is
+ *                         the only output wanted
+ *  @param grad_input      gradient of x
+ *  @param grad_weight     (C), gradient of weight
+ *
+ *  All tensors are of one shape and dtype. mean and invstd count as functions of x, as in forward. */
+hbn_status hbn_batch_norm_double_backward(
+    const hbn_tensor *grad_grad_input, const hbn_vector *grad_grad_weight,
+    const hbn_vector *grad_grad_bias, const hbn_tensor *grad_output, const hbn_tensor *x,
+    const hbn_vector *weight, const hbn_vector *mean, const hbn_vector *invstd,
+    const hbn_vector *running_mean, const hbn_vector *running_var, int training, double eps,
+    const hbn_tensor *grad_grad_output, const hbn_tensor *grad_input,
+    const hbn_vector *grad_weight);
+
 /** First half of forward training: writes moments->count, mean[] and m2[] of x.
  *  moments->channels must be C. An empty x gives count 0, mean 0, m2 0. */
 hbn_status hbn_batch_norm_stats(const hbn_tensor *x, hbn_moments *moments);
