@@ -18,9 +18,10 @@ struct Context {
     hbn_vector weight, mean, invstd;
 
     // From vectors of the caller's that may be absent, or of another dtype.
-    hbn_status load(const hbn_tensor &x, bool is_training, double eps, const hbn_vector &caller_weight,
-                    const hbn_vector &saved_mean, const hbn_vector &saved_invstd,
-                    const hbn_vector &running_mean, const hbn_vector &running_var) {
+    hbn_status load(const hbn_tensor &x, bool is_training, double eps,
+                    const hbn_vector &caller_weight, const hbn_vector &saved_mean,
+                    const hbn_vector &saved_invstd, const hbn_vector &running_mean,
+                    const hbn_vector &running_var) {
         training = is_training;
         dtype = statistic_dtype(x.dtype);
         count = count_of(x);
@@ -106,18 +107,18 @@ hbn_status require_kernels(const hbn_tensor &x, bool training, bool reduces) {
 
 }  // namespace
 
-extern "C" hbn_status hbn_batch_norm_jvp(
-    const hbn_tensor *x_tangent, const hbn_tensor *x, const hbn_vector *weight,
-    const hbn_vector *weight_tangent, const hbn_vector *bias_tangent, const hbn_vector *mean,
-    const hbn_vector *invstd, const hbn_vector *running_mean, const hbn_vector *running_var,
-    int training, double eps, const hbn_tensor *y_tangent) {
+extern "C" hbn_status hbn_batch_norm_jvp(const hbn_tensor *x_tangent, const hbn_tensor *x,
+                                         const hbn_vector *weight, const hbn_vector *weight_tangent,
+                                         const hbn_vector *bias_tangent, const hbn_vector *mean,
+                                         const hbn_vector *invstd, const hbn_vector *running_mean,
+                                         const hbn_vector *running_var, int training, double eps,
+                                         const hbn_tensor *y_tangent) {
     HBN_TRY(check_tensors({{"x_tangent", x_tangent}, {"x", x}, {"y_tangent", y_tangent}}));
     const int64_t channels = x->sizes[1];
     HBN_TRY(check_statistics(*x, training, eps, mean, invstd, running_mean, running_var));
-    HBN_TRY(check_vectors({{"weight", weight},
-                           {"weight_tangent", weight_tangent},
-                           {"bias_tangent", bias_tangent}},
-                          channels, x->dtype, VectorDType::parameter));
+    HBN_TRY(check_vectors(
+        {{"weight", weight}, {"weight_tangent", weight_tangent}, {"bias_tangent", bias_tangent}},
+        channels, x->dtype, VectorDType::parameter));
     HBN_TRY(check_overlap(
         {Footprint({"x_tangent", x_tangent}), Footprint({"x", x}), Footprint({"weight", weight}),
          Footprint({"weight_tangent", weight_tangent}), Footprint({"bias_tangent", bias_tangent}),
@@ -165,10 +166,9 @@ struct DoubleBackward {
         if (grad_input.data || grad_weight.data) {
             HBN_TRY(by_x_and_weight(k, of_ddx));
         }
-        return grad_grad_output.data
-                   ? map_tangent(grad_grad_input, x, k, grad_grad_weight, grad_grad_bias, of_ddx,
-                                 grad_grad_output)
-                   : HBN_OK;
+        return grad_grad_output.data ? map_tangent(grad_grad_input, x, k, grad_grad_weight,
+                                                   grad_grad_bias, of_ddx, grad_grad_output)
+                                     : HBN_OK;
     }
 
 private:
@@ -193,14 +193,13 @@ private:
             if (!k.training) {
                 HBN_TRY(zeros(&product));
             }
-            HBN_TRY(
-                Pieces({grad_output, grad_grad_input, x, grad_input}).for_each([&](auto cut) {
-                    return call(Operation::double_backward_elemt,
-                                {in(cut(grad_output)), in(cut(grad_grad_input)), in(cut(x)),
-                                 in(k.mean), in(k.invstd), in(k.weight), in(w), in(of_dy.plain),
-                                 in(of_dy.xmu), in(of_ddx.plain), in(of_ddx.xmu), in(product),
-                                 in(k.count), out(cut(grad_input))});
-                }));
+            HBN_TRY(Pieces({grad_output, grad_grad_input, x, grad_input}).for_each([&](auto cut) {
+                return call(Operation::double_backward_elemt,
+                            {in(cut(grad_output)), in(cut(grad_grad_input)), in(cut(x)), in(k.mean),
+                             in(k.invstd), in(k.weight), in(w), in(of_dy.plain), in(of_dy.xmu),
+                             in(of_ddx.plain), in(of_ddx.xmu), in(product), in(k.count),
+                             out(cut(grad_input))});
+            }));
         }
         return to_weight.store();
     }
@@ -273,14 +272,10 @@ extern "C" hbn_status hbn_batch_norm_double_backward(
         const auto tensor_part = [&](const hbn_tensor *t) {
             return t ? slice(*t, 1, begin, size) : hbn_tensor{};
         };
-        const DoubleBackward block{tensor_part(grad_grad_input),
-                                   tensor_part(grad_output),
-                                   tensor_part(x),
-                                   part(grad_grad_weight),
-                                   part(grad_grad_bias),
-                                   tensor_part(grad_grad_output),
-                                   tensor_part(grad_input),
-                                   part(grad_weight)};
+        const DoubleBackward block{
+            tensor_part(grad_grad_input), tensor_part(grad_output), tensor_part(x),
+            part(grad_grad_weight),       part(grad_grad_bias),     tensor_part(grad_grad_output),
+            tensor_part(grad_input),      part(grad_weight)};
         Context k;
         HBN_TRY(k.load(block.x, training, eps, part(weight), part(mean), part(invstd),
                        part(running_mean), part(running_var)));

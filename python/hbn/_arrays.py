@@ -1,0 +1,101 @@
+"""Allocation of results in the library that an argument is of."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+Array = Any
+"""NumPy's array, or anything with `__dlpack__`."""
+
+
+class Maker(Protocol):
+    """Makes uninitialized arrays for the kernels to fill, and gives them the form that the user gets."""
+
+    def empty_like(self, x: Array, dtype: str | None = None) -> Array:
+        """Of x's shape and memory layout."""
+
+    def empty(self, shape: Sequence[int], dtype: str) -> Array:
+        """Dense."""
+
+    def finish(self, array: Array) -> Array:
+        """What the user gets."""
+
+
+class _Numpy:
+    def empty_like(self, x: Array, dtype: str | None = None) -> Array:
+        return np.empty_like(x, dtype=dtype)
+
+    def empty(self, shape: Sequence[int], dtype: str) -> Array:
+        if dtype == "bfloat16":
+            import ml_dtypes
+
+            return np.empty(shape, ml_dtypes.bfloat16)
+        return np.empty(shape, dtype)
+
+    def finish(self, array: Array) -> Array:
+        return array
+
+
+class _Torch:
+    def __init__(self, torch: Any) -> None:
+        self._torch = torch
+
+    def empty_like(self, x: Array, dtype: str | None = None) -> Array:
+        return self._torch.empty_like(x, dtype=dtype and getattr(self._torch, dtype))
+
+    def empty(self, shape: Sequence[int], dtype: str) -> Array:
+        return self._torch.empty(shape, dtype=getattr(self._torch, dtype))
+
+    def finish(self, array: Array) -> Array:
+        return array
+
+
+class _Standard(_Numpy):
+    """Libraries of the Python array API standard, whose arrays may be immutable: made by NumPy."""
+
+    def __init__(self, namespace: Any) -> None:
+        self._namespace = namespace
+
+    def empty_like(self, x: Array, dtype: str | None = None) -> Array:
+        return super().empty_like(np.asarray(x), dtype)
+
+    def finish(self, array: Array) -> Array:
+        if array is None:
+            return None
+        # NumPy lends no bfloat16 by DLPack.
+        take = self._namespace.asarray if dtype_name(array) == "bfloat16" else self._namespace.from_dlpack
+        return take(array)
+
+
+_numpy = _Numpy()
+
+
+def maker_for(x: Array) -> Maker:
+    """What makes arrays of x's library; NumPy's where that is not known."""
+    if isinstance(x, np.ndarray):
+        return _numpy
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(x, torch.Tensor):
+        if x.requires_grad and torch.is_grad_enabled():
+            raise ValueError(
+                "x requires grad, which functions of hbn do not record: use hbn.torch, or detach() it first"
+            )
+        return _Torch(torch)
+    if hasattr(x, "__array_namespace__"):
+        return _Standard(x.__array_namespace__())
+    return _numpy
+
+
+def dtype_name(x: Array) -> str:
+    """Such as "float32"."""
+    dtype = getattr(x, "dtype", None)
+    return getattr(dtype, "name", None) or str(dtype).removeprefix("torch.")
+
+
+def statistic_dtype(x: Array) -> str:
+    """What the statistics of such tensors are kept in."""
+    return "float64" if dtype_name(x) == "float64" else "float32"

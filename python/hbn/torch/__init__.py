@@ -1,0 +1,14 @@
+"""hbn's kernels in PyTorch: modules, and functions that put them into models.
+
+    import hbn.torch
+    model = hbn.torch.convert(model)   # every BatchNorm1d, 2d, 3d; train and save as before
+
+The modules are subclasses of torch.nn's with the same state; autograd, double backward, forward-mode derivatives,
+torch.compile, torch.export, autocast, deepcopy and pickle work as with those. Threads are as many as PyTorch's
+(torch.set_num_threads).
+"""
+
+from hbn.torch._convert import convert, fuse_conv_bn, revert
+from hbn.torch._modules import BatchNorm1d, BatchNorm2d, BatchNorm3d
+
+__all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "convert", "fuse_conv_bn", "revert"]

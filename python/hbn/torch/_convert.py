@@ -1,0 +1,120 @@
+"""Putting hbn's modules into models, and taking them out."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from hbn.torch._modules import BatchNorm1d, BatchNorm2d, BatchNorm3d
+
+M = TypeVar("M", bound=nn.Module)
+
+_HBN_OF: dict[type[nn.Module], type[nn.Module]] = {
+    nn.BatchNorm1d: BatchNorm1d,
+    nn.BatchNorm2d: BatchNorm2d,
+    nn.BatchNorm3d: BatchNorm3d,
+}
+_TORCH_OF = {hbn: torch_class for torch_class, hbn in _HBN_OF.items()}
+
+
+def _with_class(module: nn.Module, to: type[nn.Module]) -> nn.Module:
+    # One of the same state: its dictionary is the old one's, with parameters, buffers, hooks, the training flag and
+    # whatever else users have put there.
+    other = to.__new__(to)
+    other.__dict__ = module.__dict__.copy()
+    return other
+
+
+def _swap(model: nn.Module, classes: dict[type[nn.Module], type[nn.Module]]) -> nn.Module:
+    # A module that is used in several places stays one module.
+    swapped: dict[nn.Module, nn.Module] = {}
+
+    def of(module: nn.Module) -> nn.Module:
+        if type(module) not in classes:
+            return module
+        if module not in swapped:
+            swapped[module] = _with_class(module, classes[type(module)])
+        return swapped[module]
+
+    for parent in list(model.modules()):
+        for name, child in parent._modules.items():
+            if child is not None:
+                parent._modules[name] = of(child)
+    return of(model)
+
+
+def convert(model: M) -> M:
+    """Swaps every BatchNorm1d, BatchNorm2d and BatchNorm3d of a model for hbn's, in place.
+
+    Parameters and buffers stay the same objects, so that optimizers go on; so do hooks and the training flag. Subclasses of
+    those modules are left alone.
+
+    Returns:
+        The model; a new module of the same state where the model is itself a batch normalization.
+    """
+    return _swap(model, _HBN_OF)  # type: ignore[return-value]
+
+
+def revert(model: M) -> M:
+    """Undoes `convert`: PyTorch's own modules again, of the same state."""
+    return _swap(model, _TORCH_OF)  # type: ignore[return-value]
+
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+def fuse_conv_bn(model: M) -> M:
+    """Folds batch normalizations in evaluation mode into the convolutions before them, in place.
+
+    What is fused is a convolution followed by a batch normalization in an nn.Sequential, or as children of a traceable
+    model (torch.fx), where nothing else sees the convolution's output; the batch normalization becomes nn.Identity.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: The model, or a batch normalization that would be fused, is in training mode.
+    """
+    if model.training:
+        raise ValueError("fuse_conv_bn needs a model in evaluation mode: model.eval()")
+    names = {module: name for name, module in model.named_modules()}
+    for convolution, batch_norm in _pairs(model):
+        if batch_norm.training:
+            raise ValueError(f"fuse_conv_bn needs {names[batch_norm]} in evaluation mode")
+        fused = torch.nn.utils.fuse_conv_bn_eval(convolution, batch_norm)
+        convolution.weight, convolution.bias = fused.weight, fused.bias
+        _replace(model, names[batch_norm], nn.Identity())
+    return model
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
+
+
+def _pairs(model: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
+    # Of modules that are called once, the second on nothing but what the first returns.
+    graph = torch.fx.symbolic_trace(model).graph
+    modules = dict(model.named_modules())
+    calls: dict[nn.Module, int] = {}
+    for node in graph.nodes:
+        if node.op == "call_module":
+            calls[modules[node.target]] = calls.get(modules[node.target], 0) + 1
+    pairs = []
+    for node in graph.nodes:
+        if node.op != "call_module" or not isinstance(modules[node.target], _BATCH_NORMS):
+            continue
+        before, batch_norm = node.args[0] if node.args else None, modules[node.target]
+        if not isinstance(before, torch.fx.Node) or before.op != "call_module" or len(before.users) > 1:
+            continue
+        convolution = modules[before.target]
+        if (
+            isinstance(convolution, _CONVOLUTIONS)
+            and batch_norm.running_mean is not None
+            and calls[convolution] == calls[batch_norm] == 1
+        ):
+            pairs.append((convolution, batch_norm))
+    return pairs

@@ -1,0 +1,429 @@
+"""Batch normalization for PyTorch: custom operators (torch.ops.hbn.*), and autograd functions for eager calls.
+
+Both call the same kernels. A compiler sees operators; they return new running statistics instead of writing them. Eager
+calls go by autograd functions straight to the kernels, since an operator written in Python costs several times what
+PyTorch's own call does.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hbn import _core
+from hbn._functional import set_num_threads
+
+# ---- kernels
+
+_threads_seen = -1
+
+
+def follow_num_threads() -> None:
+    """Has hbn use as many threads as PyTorch, from when that number changes."""
+    global _threads_seen
+    threads = torch.get_num_threads()
+    if threads != _threads_seen:
+        _threads_seen = threads
+        set_num_threads(threads)
+
+
+def _statistic_dtype(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _uses_batch_statistics(training: bool, running_mean: Tensor | None, running_var: Tensor | None) -> bool:
+    return training or (running_mean is None and running_var is None)
+
+
+def dense(x: Tensor) -> Tensor:
+    """x itself where hbn can read it, else a copy."""
+    if x.dim() > 4 and not (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last_3d)):
+        return x.contiguous()
+    return x
+
+
+def _forward(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    momentum: float | None,
+    eps: float,
+    num_batches_tracked: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """y, and mean and invstd as rows of one tensor; running statistics are written in training."""
+    follow_num_threads()
+    y = torch.empty_like(x)
+    saved = None
+    if _uses_batch_statistics(training, running_mean, running_var):
+        saved = torch.empty((2, x.shape[1]), dtype=_statistic_dtype(x))
+    _core.forward(
+        x, weight, bias, running_mean, running_var, training, momentum, eps, y, saved, None, num_batches_tracked
+    )
+    return y, saved
+
+
+def _backward(
+    grad_output: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    saved: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    eps: float,
+    mask: tuple[bool, bool, bool],
+    parameter_dtype: torch.dtype,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    follow_num_threads()
+    grad_output = dense(grad_output)
+    grad_input = torch.empty_like(x) if mask[0] else None
+    grad_weight = torch.empty(x.shape[1], dtype=parameter_dtype) if mask[1] else None
+    grad_bias = torch.empty(x.shape[1], dtype=parameter_dtype) if mask[2] else None
+    _core.backward(
+        grad_output,
+        x,
+        weight,
+        saved,
+        None,
+        running_mean,
+        running_var,
+        training,
+        eps,
+        grad_input,
+        grad_weight,
+        grad_bias,
+    )
+    return grad_input, grad_weight, grad_bias
+
+
+def _jvp(
+    x_tangent: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    weight_tangent: Tensor | None,
+    bias_tangent: Tensor | None,
+    saved: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    eps: float,
+) -> Tensor:
+    follow_num_threads()
+    y_tangent = torch.empty_like(x)
+    _core.jvp(
+        dense(x_tangent),
+        x,
+        weight,
+        weight_tangent,
+        bias_tangent,
+        saved,
+        None,
+        running_mean,
+        running_var,
+        training,
+        eps,
+        y_tangent,
+    )
+    return y_tangent
+
+
+def _double_backward(
+    grad_grad_input: Tensor,
+    grad_grad_weight: Tensor | None,
+    grad_grad_bias: Tensor | None,
+    grad_output: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    saved: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    follow_num_threads()
+    grad_grad_output, grad_input = torch.empty_like(x), torch.empty_like(x)
+    grad_weight = torch.empty(x.shape[1], dtype=_statistic_dtype(x) if weight is None else weight.dtype)
+    _core.double_backward(
+        dense(grad_grad_input),
+        grad_grad_weight,
+        grad_grad_bias,
+        dense(grad_output),
+        x,
+        weight,
+        saved,
+        None,
+        running_mean,
+        running_var,
+        training,
+        eps,
+        grad_grad_output,
+        grad_input,
+        grad_weight,
+    )
+    return grad_grad_output, grad_input, grad_weight
+
+
+def _parameter_dtype(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> torch.dtype:
+    for parameter in (weight, bias):
+        if parameter is not None:
+            return parameter.dtype
+    return _statistic_dtype(x)
+
+
+# ---- autograd functions, for eager calls
+
+
+class _Backward(torch.autograd.Function):
+    """Backward, differentiable once more."""
+
+    @staticmethod
+    def forward(ctx, grad_output, x, weight, saved, running_mean, running_var, training, eps, mask, dtype):  # type: ignore[no-untyped-def,override]
+        ctx.save_for_backward(grad_output, x, weight, saved, running_mean, running_var)
+        ctx.training, ctx.eps = training, eps
+        return _backward(
+            grad_output, x, weight, saved, running_mean, running_var, training, eps, mask, dtype
+        )
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_grad_input, grad_grad_weight, grad_grad_bias):  # type: ignore[no-untyped-def,override]
+        grad_output, x, weight, saved, running_mean, running_var = ctx.saved_tensors
+        if grad_grad_input is None:
+            grad_grad_input = torch.zeros_like(x)
+        to_grad_output, to_x, to_weight = _double_backward(
+            grad_grad_input,
+            grad_grad_weight,
+            grad_grad_bias,
+            grad_output,
+            x,
+            weight,
+            saved,
+            running_mean,
+            running_var,
+            ctx.training,
+            ctx.eps,
+        )
+        if weight is None:
+            to_weight = None
+        return to_grad_output, to_x, to_weight, None, None, None, None, None, None, None
+
+
+class _BatchNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias, running_mean, running_var, training, momentum, eps, num_batches_tracked):  # type: ignore[no-untyped-def,override]
+        y, saved = _forward(
+            x, weight, bias, running_mean, running_var, training, momentum, eps, num_batches_tracked
+        )
+        if saved is not None:
+            running_mean = running_var = None
+        tensors = (x, weight, saved, running_mean, running_var)
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
+        ctx.dtype = _parameter_dtype(x, weight, bias)
+        ctx.eps = eps
+        return y
+
+    @staticmethod
+    def backward(ctx, grad_output):  # type: ignore[no-untyped-def,override]
+        x, weight, saved, running_mean, running_var = ctx.saved_tensors
+        differentiate = _Backward.apply if torch.is_grad_enabled() else _backward
+        gradients = differentiate(
+            grad_output,
+            x,
+            weight,
+            saved,
+            running_mean,
+            running_var,
+            saved is not None,
+            ctx.eps,
+            ctx.needs_input_grad[:3],
+            ctx.dtype,
+        )
+        return (*gradients, None, None, None, None, None, None)
+
+    @staticmethod
+    def jvp(ctx, x_tangent, weight_tangent, bias_tangent, *_):  # type: ignore[no-untyped-def,override]
+        x, weight, saved, running_mean, running_var = ctx.saved_tensors
+        if x_tangent is None:
+            x_tangent = torch.zeros_like(x)
+        return _jvp(
+            x_tangent,
+            x,
+            weight,
+            weight_tangent,
+            bias_tangent,
+            saved,
+            running_mean,
+            running_var,
+            saved is not None,
+            ctx.eps,
+        )
+
+
+def batch_norm_eager(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    momentum: float | None,
+    eps: float,
+    num_batches_tracked: Tensor | None,
+) -> Tensor:
+    """y. In training num_batches_tracked is counted up, and a momentum of None is 1 / that."""
+    y: Tensor = _BatchNorm.apply(
+        x, weight, bias, running_mean, running_var, training, momentum, eps, num_batches_tracked
+    )
+    return y
+
+
+# ---- operators, for compilers
+
+_library = torch.library.Library("hbn", "DEF")
+_STATISTICS = "Tensor? saved, Tensor? running_mean, Tensor? running_var, bool training, float eps"
+_library.define(
+    "batch_norm_forward(Tensor x, Tensor? weight, Tensor? bias, Tensor? running_mean, Tensor? running_var, "
+    "bool training, float momentum, float eps) -> (Tensor y, Tensor saved, Tensor running_mean, Tensor running_var)"
+)
+_library.define(
+    f"batch_norm_backward(Tensor grad_output, Tensor x, Tensor? weight, {_STATISTICS}, bool[3] grad_mask, "
+    "ScalarType dtype) -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias)"
+)
+_library.define(
+    "batch_norm_double_backward(Tensor grad_grad_input, Tensor? grad_grad_weight, Tensor? grad_grad_bias, "
+    f"Tensor grad_output, Tensor x, Tensor? weight, {_STATISTICS}) "
+    "-> (Tensor grad_grad_output, Tensor grad_input, Tensor grad_weight)"
+)
+
+
+def _nothing(x: Tensor) -> Tensor:
+    """Stands for an absent result: operators return tensors."""
+    return x.new_empty(0)
+
+
+def _forward_operator(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    new_mean = None if running_mean is None else running_mean.clone()
+    new_var = None if running_var is None else running_var.clone()
+    y, saved = _forward(x, weight, bias, new_mean, new_var, training, momentum, eps)
+    return tuple(_nothing(x) if t is None else t for t in (y, saved, new_mean, new_var))  # type: ignore[return-value]
+
+
+def _forward_shapes(x, weight, bias, running_mean, running_var, training, momentum, eps):  # type: ignore[no-untyped-def]
+    saved = _nothing(x)
+    if _uses_batch_statistics(training, running_mean, running_var):
+        saved = x.new_empty((2, x.shape[1]), dtype=_statistic_dtype(x))
+    running = [_nothing(x) if t is None else torch.empty_like(t) for t in (running_mean, running_var)]
+    return torch.empty_like(x), saved, *running
+
+
+def _backward_operator(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return tuple(_nothing(args[1]) if t is None else t for t in _backward(*args))  # type: ignore[return-value]
+
+
+def _backward_shapes(grad_output, x, weight, saved, running_mean, running_var, training, eps, mask, dtype):  # type: ignore[no-untyped-def]
+    of_channels = [x.new_empty(x.shape[1] if wanted else 0, dtype=dtype) for wanted in mask[1:]]
+    return torch.empty_like(x) if mask[0] else _nothing(x), *of_channels
+
+
+def _double_backward_shapes(ddx, ddw, ddb, grad_output, x, weight, *_):  # type: ignore[no-untyped-def]
+    grad_weight = x.new_empty(x.shape[1], dtype=_statistic_dtype(x) if weight is None else weight.dtype)
+    return torch.empty_like(x), torch.empty_like(x), grad_weight
+
+
+def _save_for_backward(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    x, weight, bias, running_mean, running_var, training, _, eps = inputs
+    ctx.batch_statistics = _uses_batch_statistics(training, running_mean, running_var)
+    ctx.dtype, ctx.eps = _parameter_dtype(x, weight, bias), eps
+    if ctx.batch_statistics:
+        ctx.save_for_backward(x, weight, output[1], None, None)
+    else:
+        ctx.save_for_backward(x, weight, None, running_mean, running_var)
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate_forward(ctx, grad_output, *_):  # type: ignore[no-untyped-def]
+    if grad_output is None:
+        return (None,) * 8
+    x, weight, saved, running_mean, running_var = ctx.saved_tensors
+    mask = list(ctx.needs_input_grad[:3])
+    gradients = torch.ops.hbn.batch_norm_backward(
+        grad_output, x, weight, saved, running_mean, running_var, ctx.batch_statistics, ctx.eps, mask, ctx.dtype
+    )
+    wanted = (g if m else None for g, m in zip(gradients, mask, strict=True))
+    return (*wanted, None, None, None, None, None)
+
+
+def _save_for_double_backward(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    grad_output, x, weight, saved, running_mean, running_var, training, eps, _, _ = inputs
+    ctx.save_for_backward(grad_output, x, weight, saved, running_mean, running_var)
+    ctx.training, ctx.eps = training, eps
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate_backward(ctx, grad_grad_input, grad_grad_weight, grad_grad_bias):  # type: ignore[no-untyped-def]
+    grad_output, x, weight, saved, running_mean, running_var = ctx.saved_tensors
+    if grad_grad_input is None:
+        grad_grad_input = torch.zeros_like(x)
+    gradients = torch.ops.hbn.batch_norm_double_backward(
+        grad_grad_input,
+        grad_grad_weight,
+        grad_grad_bias,
+        grad_output,
+        x,
+        weight,
+        saved,
+        running_mean,
+        running_var,
+        ctx.training,
+        ctx.eps,
+    )
+    return (*gradients[:2], None if weight is None else gradients[2], *(None,) * 7)
+
+
+_library.impl("batch_norm_forward", _forward_operator, "CPU")
+_library.impl("batch_norm_backward", _backward_operator, "CPU")
+_library.impl("batch_norm_double_backward", _double_backward, "CPU")
+torch.library.register_fake("hbn::batch_norm_forward", _forward_shapes, lib=_library)
+torch.library.register_fake("hbn::batch_norm_backward", _backward_shapes, lib=_library)
+torch.library.register_fake("hbn::batch_norm_double_backward", _double_backward_shapes, lib=_library)
+torch.library.register_autograd(
+    "hbn::batch_norm_forward", _differentiate_forward, setup_context=_save_for_backward, lib=_library
+)
+torch.library.register_autograd(
+    "hbn::batch_norm_backward", _differentiate_backward, setup_context=_save_for_double_backward, lib=_library
+)
+
+
+def batch_norm_traced(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+) -> Tensor:
+    """y. In training running statistics are written, as an operation that the compiler sees."""
+    y, _, new_mean, new_var = torch.ops.hbn.batch_norm_forward(
+        x, weight, bias, running_mean, running_var, training, momentum, eps
+    )
+    if training and running_mean is not None and running_var is not None:
+        running_mean.copy_(new_mean)
+        running_var.copy_(new_var)
+    return y  # type: ignore[no-any-return]
