@@ -43,9 +43,15 @@ $(venv)/.installed: requirements.txt
 	@$(pip) halide cmake ninja
 	@touch $@
 
-$(venv)/.installed-demo: $(venv)/.installed
-	@echo "Fetching photographs and file format libraries"
-	@$(pip) --no-deps scikit-learn mlx-cpu cmeel-zlib
+# For its data: photographs and handwritten digits.
+$(venv)/.installed-scikit-learn: $(venv)/.installed
+	@echo "Fetching photographs and digits"
+	@$(pip) --no-deps scikit-learn
+	@touch $@
+
+$(venv)/.installed-demo: $(venv)/.installed-scikit-learn
+	@echo "Fetching file format libraries"
+	@$(pip) --no-deps mlx-cpu cmeel-zlib
 	@touch $@
 
 # What cannot be had is left out of the comparison, and tried again next time. PyTorch comes without what it
@@ -81,6 +87,16 @@ build: $(venv)/.installed ## Build the library and the examples for this CPU: bu
 	@$(call configure,x86)
 	@$(call build,x86)
 
+build/digits.csv: $(venv)/.installed-scikit-learn
+	@mkdir -p build
+	@$(python) -c 'import gzip, sys; sys.stdout.buffer.write(gzip.open(sys.argv[1]).read())' \
+	    $(site)/sklearn/datasets/data/digits.csv.gz > $@.part
+	@mv $@.part $@
+
+.PHONY: train-digits
+train-digits: build build/digits.csv ## Train a small network, without PyTorch, to read handwritten digits
+	@build/x86/examples/train_digits build/digits.csv
+
 # The program that emits kernels, which packs are made with.
 generators := build/x86/hbn_generators
 emit = --generators $(generators) --halide-include $(site)/halide/include
@@ -111,7 +127,7 @@ bench-embedded: test-packages generators ## What packs cost: bytes on boards, cy
 	@$(python) bench/embedded.py $(emit)
 
 .PHONY: test
-test: test-packages test-x86 test-asan test-tsan test-portable test-arm test-pack test-opencl test-cuda ## Run everything: all suites below
+test: test-packages test-x86 test-examples test-asan test-tsan test-portable test-arm test-pack test-opencl test-cuda ## Run everything: all suites below
 	@echo "make test: all suites passed"
 
 .PHONY: test-packages
@@ -140,6 +156,13 @@ endef
 .PHONY: test-x86
 test-x86: $(venv)/.installed test-packages ## The whole suite, on AVX-512, AVX2 and SSE4.1
 	$(call suite,x86,,-LE giant)
+
+.PHONY: test-examples
+test-examples: build build/digits.csv ## The examples do what they say
+	@echo "== examples"
+	@build/x86/examples/quickstart
+	@build/x86/examples/quickstart_c
+	@build/x86/examples/train_digits build/digits.csv
 
 .PHONY: test-asan
 test-asan: build test-packages ## The same under AddressSanitizer and UndefinedBehaviorSanitizer
