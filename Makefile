@@ -28,6 +28,7 @@ run_tests = $(ctest) --test-dir build/$(1) -j $(jobs) --output-on-failure --no-t
 test_packages := libgtest-dev g++-aarch64-linux-gnu qemu-user pocl-opencl-icd ocl-icd-libopencl1 \
 	g++-arm-linux-gnueabihf gcc-arm-none-eabi libstdc++-arm-none-eabi-newlib qemu-system-arm \
 	clang lld llvm wasi-libc libclang-rt-14-dev-wasm32
+docs_packages := doxygen
 
 .PHONY: help
 help: ## List these commands
@@ -130,20 +131,25 @@ bench-embedded: test-packages generators ## What packs cost: bytes on boards, cy
 test: test-packages test-x86 test-examples test-asan test-tsan test-portable test-arm test-pack test-opencl test-cuda ## Run everything: all suites below
 	@echo "make test: all suites passed"
 
-.PHONY: test-packages
-test-packages: ## Install the Debian packages that tests need (as root), or say which
-	@missing=$$(for p in $(test_packages); do dpkg -s $$p >/dev/null 2>&1 || printf '%s ' $$p; done); \
+# $(1): what needs them, $(2): Debian packages
+define install_packages
+	@missing=$$(for p in $(2); do dpkg -s $$p >/dev/null 2>&1 || printf '%s ' $$p; done); \
 	if [ -n "$$missing" ]; then \
 	    if [ "$$(id -u)" = 0 ]; then \
 	        echo "Installing $$missing"; \
 	        apt-get update -qq; \
 	        DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $$missing >/dev/null; \
 	    else \
-	        echo "The tests need some Debian packages. Please run:"; \
+	        echo "The $(1) some Debian packages. Please run:"; \
 	        echo "  sudo apt-get install $$missing"; \
 	        exit 1; \
 	    fi; \
 	fi
+endef
+
+.PHONY: test-packages
+test-packages: ## Install the Debian packages that tests need (as root), or say which
+	$(call install_packages,tests need,$(test_packages))
 
 # $(1): preset, $(2): further CMake options, $(3): further ctest options
 define suite
@@ -197,6 +203,17 @@ test-cuda: $(venv)/.installed test-packages ## Emit PTX, and assemble it where t
 .PHONY: test-giant
 test-giant: $(venv)/.installed test-packages ## Tensors of more than 2^31 elements (needs 10 GB of memory)
 	$(call suite,x86,,-L giant)
+
+.PHONY: docs
+docs: docs-cpp ## The reference: build/docs/cpp/html/index.html; fails where something public is undocumented
+
+.PHONY: docs-cpp
+docs-cpp:
+	$(call install_packages,reference needs,$(docs_packages))
+	@rm -rf build/docs/cpp
+	@mkdir -p build/docs/cpp
+	@doxygen cmake/Doxyfile
+	@echo "build/docs/cpp/html/index.html"
 
 sources = $(shell git ls-files '*.h' '*.cpp' '*.c')
 
