@@ -213,6 +213,7 @@ docs-cpp:
 	@rm -rf build/docs/cpp
 	@mkdir -p build/docs/cpp
 	@doxygen cmake/Doxyfile
+	@python3 cmake/check_reference.py build/docs/cpp/xml
 	@echo "build/docs/cpp/html/index.html"
 
 sources = $(shell git ls-files '*.h' '*.cpp' '*.c')
