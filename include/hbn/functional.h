@@ -61,12 +61,11 @@ struct AddReluGradients {
     Vector grad_bias;      ///< (C)
 };
 
-/// Double backward's results.
+/// What batch_norm_double_backward returns.
 struct DoubleGradients {
-    Tensor
-        grad_grad_output;  ///< gradient of backward's grad_output; empty when `grad_output_out` was given
-    Tensor grad_input;   ///< of x; empty when `input_out` was given
-    Vector grad_weight;  ///< of weight
+    Tensor grad_grad_output;  ///< of grad_output; empty when `grad_output_out` was given
+    Tensor grad_input;        ///< of x; empty when `input_out` was given
+    Vector grad_weight;       ///< of weight; float32, beside float64 tensors float64
 };
 
 /// Per-channel count, mean and m2 (sum of squared deviations): what machines exchange.
