@@ -28,6 +28,7 @@ run_tests = $(ctest) --test-dir build/$(1) -j $(jobs) --output-on-failure --no-t
 test_packages := libgtest-dev g++-aarch64-linux-gnu qemu-user pocl-opencl-icd ocl-icd-libopencl1 \
 	g++-arm-linux-gnueabihf gcc-arm-none-eabi libstdc++-arm-none-eabi-newlib qemu-system-arm \
 	clang lld llvm wasi-libc libclang-rt-14-dev-wasm32
+docs_packages := doxygen
 
 .PHONY: help
 help: ## List these commands
@@ -43,9 +44,15 @@ $(venv)/.installed: requirements.txt
 	@$(pip) halide cmake ninja
 	@touch $@
 
-$(venv)/.installed-demo: $(venv)/.installed
-	@echo "Fetching photographs and file format libraries"
-	@$(pip) --no-deps scikit-learn mlx-cpu cmeel-zlib
+# For its data: photographs and handwritten digits.
+$(venv)/.installed-scikit-learn: $(venv)/.installed
+	@echo "Fetching photographs and digits"
+	@$(pip) --no-deps scikit-learn
+	@touch $@
+
+$(venv)/.installed-demo: $(venv)/.installed-scikit-learn
+	@echo "Fetching file format libraries"
+	@$(pip) --no-deps mlx-cpu cmeel-zlib
 	@touch $@
 
 # What cannot be had is left out of the comparison, and tried again next time. PyTorch comes without what it
@@ -81,6 +88,16 @@ build: $(venv)/.installed ## Build the library and the examples for this CPU: bu
 	@$(call configure,x86)
 	@$(call build,x86)
 
+build/digits.csv: $(venv)/.installed-scikit-learn
+	@mkdir -p build
+	@$(python) -c 'import gzip, sys; sys.stdout.buffer.write(gzip.open(sys.argv[1]).read())' \
+	    $(site)/sklearn/datasets/data/digits.csv.gz > $@.part
+	@mv $@.part $@
+
+.PHONY: train-digits
+train-digits: build build/digits.csv ## Train a small network, without PyTorch, to read handwritten digits
+	@build/x86/examples/train_digits build/digits.csv
+
 # The program that emits kernels, which packs are made with.
 generators := build/x86/hbn_generators
 emit = --generators $(generators) --halide-include $(site)/halide/include
@@ -111,23 +128,28 @@ bench-embedded: test-packages generators ## What packs cost: bytes on boards, cy
 	@$(python) bench/embedded.py $(emit)
 
 .PHONY: test
-test: test-packages test-x86 test-asan test-tsan test-portable test-arm test-pack test-opencl test-cuda ## Run everything: all suites below
+test: test-packages test-x86 test-examples test-asan test-tsan test-portable test-arm test-pack test-opencl test-cuda ## Run everything: all suites below
 	@echo "make test: all suites passed"
 
-.PHONY: test-packages
-test-packages: ## Install the Debian packages that tests need (as root), or say which
-	@missing=$$(for p in $(test_packages); do dpkg -s $$p >/dev/null 2>&1 || printf '%s ' $$p; done); \
+# $(1): what needs them, $(2): Debian packages
+define install_packages
+	@missing=$$(for p in $(2); do dpkg -s $$p >/dev/null 2>&1 || printf '%s ' $$p; done); \
 	if [ -n "$$missing" ]; then \
 	    if [ "$$(id -u)" = 0 ]; then \
 	        echo "Installing $$missing"; \
 	        apt-get update -qq; \
 	        DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $$missing >/dev/null; \
 	    else \
-	        echo "The tests need some Debian packages. Please run:"; \
+	        echo "The $(1) some Debian packages. Please run:"; \
 	        echo "  sudo apt-get install $$missing"; \
 	        exit 1; \
 	    fi; \
 	fi
+endef
+
+.PHONY: test-packages
+test-packages: ## Install the Debian packages that tests need (as root), or say which
+	$(call install_packages,tests need,$(test_packages))
 
 # $(1): preset, $(2): further CMake options, $(3): further ctest options
 define suite
@@ -140,6 +162,13 @@ endef
 .PHONY: test-x86
 test-x86: $(venv)/.installed test-packages ## The whole suite, on AVX-512, AVX2 and SSE4.1
 	$(call suite,x86,,-LE giant)
+
+.PHONY: test-examples
+test-examples: build build/digits.csv ## The examples do what they say
+	@echo "== examples"
+	@build/x86/examples/quickstart
+	@build/x86/examples/quickstart_c
+	@build/x86/examples/train_digits build/digits.csv
 
 .PHONY: test-asan
 test-asan: build test-packages ## The same under AddressSanitizer and UndefinedBehaviorSanitizer
@@ -174,6 +203,18 @@ test-cuda: $(venv)/.installed test-packages ## Emit PTX, and assemble it where t
 .PHONY: test-giant
 test-giant: $(venv)/.installed test-packages ## Tensors of more than 2^31 elements (needs 10 GB of memory)
 	$(call suite,x86,,-L giant)
+
+.PHONY: docs
+docs: docs-cpp ## The reference: build/docs/cpp/html/index.html; fails where something public is undocumented
+
+.PHONY: docs-cpp
+docs-cpp:
+	$(call install_packages,reference needs,$(docs_packages))
+	@rm -rf build/docs/cpp
+	@mkdir -p build/docs/cpp
+	@doxygen cmake/Doxyfile
+	@python3 cmake/check_reference.py build/docs/cpp/xml
+	@echo "build/docs/cpp/html/index.html"
 
 sources = $(shell git ls-files '*.h' '*.cpp' '*.c')
 

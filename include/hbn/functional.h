@@ -4,7 +4,7 @@
 ///
 /// Tensors are (N, C, H, W) views, see tensor_view.h; one of another rank is refused. Errors are
 /// std::invalid_argument for what the caller passed, std::bad_alloc, and std::runtime_error for
-/// devices; they are thrown before anything is written. hbn.h documents each formula and parameter.
+/// devices; they are thrown before anything is written. Absent vectors are {}. hbn.h has the formulas.
 #ifndef HBN_FUNCTIONAL_H
 #define HBN_FUNCTIONAL_H
 
@@ -14,88 +14,113 @@
 
 namespace hbn {
 
-/// Threads for later calls, process-wide; 0 means one per processor. Results are bitwise
-/// independent of it.
+/// Threads for later calls, process-wide. Results are bitwise independent of it.
+/// @param num_threads  0 means one per processor
 void set_num_threads(int num_threads);
+/// @return how many threads later calls use
 int get_num_threads();
 
+/// Batch normalization as functions: nothing is kept between calls.
 namespace functional {
 
-/// What a forward pass returns: y of the input's layout (empty when `out` was given), and the saved
-/// statistics that backward needs (absent when running statistics were used).
+/// What a forward pass returns.
 struct ForwardResult {
-    Tensor y;
-    Vector mean;
-    Vector invstd;
+    Tensor y;       ///< of the input's layout; empty when `out` was given
+    Vector mean;    ///< of the batch, for backward; absent when running statistics were used
+    Vector invstd;  ///< 1 / sqrt(biased variance + eps), for backward; absent as mean
 };
 
 /// Which gradients backward computes.
 struct GradMask {
-    bool input = true;
-    bool weight = true;
-    bool bias = true;
+    bool input = true;   ///< grad_input
+    bool weight = true;  ///< grad_weight
+    bool bias = true;    ///< grad_bias
 };
 
+/// What a backward pass returns. Vectors are of weight's dtype: without a weight float32, beside float64
+/// tensors float64.
 struct Gradients {
-    Tensor grad_input;  ///< empty when `out` was given or it is not wanted
-    Vector grad_weight;
-    Vector grad_bias;
+    Tensor grad_input;   ///< of x's layout; empty when `out` was given or it is not wanted
+    Vector grad_weight;  ///< (C); absent when not wanted
+    Vector grad_bias;    ///< (C); absent when not wanted
 };
 
+/// What batch_norm_add_relu_forward returns.
 struct AddReluForwardResult {
-    Tensor y;     ///< empty when `out` was given
-    Tensor mask;  ///< uint8; empty when `mask_out` was given, or not needed
-    Vector mean;
-    Vector invstd;
+    Tensor y;       ///< empty when `out` was given
+    Tensor mask;    ///< uint8; empty when `mask_out` was given, or not needed
+    Vector mean;    ///< float64, for backward; absent when running statistics were used
+    Vector invstd;  ///< float64, for backward; absent as mean
 };
 
+/// What batch_norm_add_relu_backward returns; vectors are as in Gradients.
 struct AddReluGradients {
     Tensor grad_input;     ///< empty when `out` was given
     Tensor grad_residual;  ///< empty when `residual_out` was given
-    Vector grad_weight;
-    Vector grad_bias;
+    Vector grad_weight;    ///< (C)
+    Vector grad_bias;      ///< (C)
 };
 
-/// Double backward's results.
+/// What batch_norm_double_backward returns.
 struct DoubleGradients {
-    Tensor
-        grad_grad_output;  ///< gradient of backward's grad_output; empty when `grad_output_out` was given
-    Tensor grad_input;   ///< of x; empty when `input_out` was given
-    Vector grad_weight;  ///< of weight
+    Tensor grad_grad_output;  ///< of grad_output; empty when `grad_output_out` was given
+    Tensor grad_input;        ///< of x; empty when `input_out` was given
+    Vector grad_weight;       ///< of weight; float32, beside float64 tensors float64
 };
 
 /// Per-channel count, mean and m2 (sum of squared deviations): what machines exchange.
 struct Moments {
-    double count = 0;
-    std::vector<double> mean;
-    std::vector<double> m2;
+    double count = 0;          ///< of values in each channel
+    std::vector<double> mean;  ///< of each channel
+    std::vector<double> m2;    ///< of each channel; m2 / count is the biased variance
 
-    /// Becomes the moments of both samples together. @throws std::invalid_argument if channels
-    /// differ.
+    /// Becomes the moments of both samples together.
+    /// @param other  of as many channels
+    /// @throws std::invalid_argument if channels differ
     void merge(const Moments &other);
 };
 
 /// {sum of dy, sum of dy*(x - mean)} per channel, plain sums: what machines add up.
 struct BackwardSums {
-    std::vector<double> sum_dy;
-    std::vector<double> sum_dy_xmu;
-    Vector grad_weight;
-    Vector grad_bias;
+    std::vector<double> sum_dy;      ///< of each channel
+    std::vector<double> sum_dy_xmu;  ///< of each channel
+    Vector grad_weight;              ///< (C) this machine's
+    Vector grad_bias;                ///< (C) this machine's
 };
 
-/// torch.nn.functional.batch_norm. Running buffers are updated in place in training.
+/// torch.nn.functional.batch_norm.
+/// @param input  (N, C, H, W), float32, float64, bfloat16 or float16
+/// @param running_mean, running_var  (C), both or neither; updated in place in training
+/// @param weight, bias  (C), or absent for 1 and 0; float32 (float64 beside a float64 input), or the input's
+///                  own dtype, as running buffers
+/// @param training  false: by running statistics where there are any
+/// @param momentum  the factor of the new value in running buffers
+/// @param eps       added to the variance; positive with batch statistics, else non-negative
+/// @return y, of the input's shape, dtype and layout
 Tensor batch_norm(const TensorView &input, const VectorView &running_mean,
                   const VectorView &running_var, const VectorView &weight = {},
                   const VectorView &bias = {}, bool training = false, double momentum = 0.1,
                   double eps = 1e-5);
 
-/// The same, returning what backward needs; y goes to `out` when given.
+/// The same, returning what backward needs.
+/// @param x, weight, bias, running_mean, running_var, training, momentum, eps  as in batch_norm
+/// @param out  where y goes when given: of x's shape and dtype; may be x itself
+/// @return y, mean and invstd, these of float32 (float64 beside float64 tensors)
 ForwardResult batch_norm_forward(const TensorView &x, const VectorView &weight,
                                  const VectorView &bias, const VectorView &running_mean,
                                  const VectorView &running_var, bool training, double momentum,
                                  double eps, const std::optional<TensorView> &out = std::nullopt);
 
-/// Gradients by `mask`; grad_input goes to `out` when given (which may be grad_output itself).
+/// Gradients of batch_norm_forward.
+/// @param grad_output, x  of one shape and dtype
+/// @param weight  as forward had it
+/// @param mean, invstd  as forward returned them; needed in training, else absent
+/// @param running_mean, running_var  as forward had them; needed outside training, else absent
+/// @param training  whether forward used batch statistics
+/// @param eps   as forward had it
+/// @param mask  which gradients to compute
+/// @param out   where grad_input goes when given; may be grad_output itself
+/// @return the gradients that mask asks for
 Gradients batch_norm_backward(const TensorView &grad_output, const TensorView &x,
                               const VectorView &weight, const VectorView &mean,
                               const VectorView &invstd, const VectorView &running_mean,
@@ -103,14 +128,23 @@ Gradients batch_norm_backward(const TensorView &grad_output, const TensorView &x
                               const GradMask &mask = {},
                               const std::optional<TensorView> &out = std::nullopt);
 
-/// relu(batch_norm(x)) in one pass over memory, and its gradients. Nothing is saved for each element:
-/// `mean` and `invstd` are float64 here, and with them, x, weight and bias backward decides as forward did.
-/// y may go to x itself, grad_input to grad_output.
+/// relu(batch_norm(x)) in one pass over memory. Nothing is saved for each element: `mean` and `invstd` are
+/// float64 here, and with them, x, weight and bias backward decides as forward did.
+/// @param x, weight, bias, running_mean, running_var, training, momentum, eps, out  as in batch_norm_forward
+/// @return y, mean and invstd, these of float64
+/// @throws std::runtime_error for more than 2^31 elements with batch statistics
 ForwardResult batch_norm_relu_forward(const TensorView &x, const VectorView &weight,
                                       const VectorView &bias, const VectorView &running_mean,
                                       const VectorView &running_var, bool training, double momentum,
                                       double eps,
                                       const std::optional<TensorView> &out = std::nullopt);
+
+/// Gradients of batch_norm_relu_forward.
+/// @param grad_output, x, running_mean, running_var, training, eps, out  as in batch_norm_backward
+/// @param weight, bias  as forward had them
+/// @param mean, invstd  as forward returned them; needed in training, else absent
+/// @return all three gradients
+/// @throws std::runtime_error for more than 2^31 elements
 Gradients batch_norm_relu_backward(const TensorView &grad_output, const TensorView &x,
                                    const VectorView &weight, const VectorView &bias,
                                    const VectorView &mean, const VectorView &invstd,
@@ -118,13 +152,28 @@ Gradients batch_norm_relu_backward(const TensorView &grad_output, const TensorVi
                                    bool training, double eps,
                                    const std::optional<TensorView> &out = std::nullopt);
 
-/// relu(batch_norm(x) + residual), as residual networks end a block, and its gradients. A byte an element
-/// says what passed: with running statistics it is written only where `mask_out` is given.
+/// relu(batch_norm(x) + residual), as residual networks end a block. A byte an element says what passed: with
+/// running statistics it is written only where `mask_out` is given.
+/// @param x, weight, bias, running_mean, running_var, training, momentum, eps  as in batch_norm_relu_forward
+/// @param residual  of x's shape and dtype
+/// @param out       where y goes when given; may be x itself only where no mask is written
+/// @param mask_out  where the mask goes when given: uint8 of x's shape
+/// @return y, mask, mean and invstd
+/// @throws std::runtime_error for more than 2^31 elements with batch statistics
 AddReluForwardResult batch_norm_add_relu_forward(
     const TensorView &x, const TensorView &residual, const VectorView &weight,
     const VectorView &bias, const VectorView &running_mean, const VectorView &running_var,
     bool training, double momentum, double eps, const std::optional<TensorView> &out = std::nullopt,
     const std::optional<TensorView> &mask_out = std::nullopt);
+
+/// Gradients of batch_norm_add_relu_forward.
+/// @param grad_output, x, weight, mean, invstd, running_mean, running_var, training, eps  as in
+///                      batch_norm_relu_backward
+/// @param mask          as forward returned it
+/// @param out           where grad_input goes when given; must not overlap an input
+/// @param residual_out  where grad_residual goes when given; must not overlap an input
+/// @return all four gradients
+/// @throws std::runtime_error for more than 2^31 elements
 AddReluGradients batch_norm_add_relu_backward(
     const TensorView &grad_output, const TensorView &x, const TensorView &mask,
     const VectorView &weight, const VectorView &mean, const VectorView &invstd,
@@ -132,16 +181,26 @@ AddReluGradients batch_norm_add_relu_backward(
     const std::optional<TensorView> &out = std::nullopt,
     const std::optional<TensorView> &residual_out = std::nullopt);
 
-/// Forward-mode derivative: y's tangent, of x's layout, from those of x, weight and bias (absent: 0). `mean` and
-/// `invstd` are what forward saved, in training; `out` may be x_tangent itself.
+/// Forward-mode derivative of batch_norm_forward.
+/// @param x_tangent, x  of one shape and dtype
+/// @param weight_tangent, bias_tangent  (C), or absent for 0
+/// @param weight, mean, invstd, running_mean, running_var, training, eps  as in batch_norm_backward
+/// @param out  where y's tangent goes when given; may be x_tangent itself
+/// @return y's tangent, of x's layout; empty when `out` was given
 Tensor batch_norm_jvp(const TensorView &x_tangent, const TensorView &x, const VectorView &weight,
                       const VectorView &weight_tangent, const VectorView &bias_tangent,
                       const VectorView &mean, const VectorView &invstd,
                       const VectorView &running_mean, const VectorView &running_var, bool training,
                       double eps, const std::optional<TensorView> &out = std::nullopt);
 
-/// Double backward, as aten::batchnorm_double_backward: from what reached backward's results (absent: 0), the
-/// gradients of backward's arguments.
+/// Double backward, as aten::batchnorm_double_backward: the gradients of batch_norm_backward's arguments.
+/// @param grad_grad_input  of x's shape and dtype, what reached backward's grad_input
+/// @param grad_grad_weight, grad_grad_bias  (C), what reached grad_weight and grad_bias; or absent for 0
+/// @param grad_output, x, weight, mean, invstd, running_mean, running_var, training, eps  as in
+///                         batch_norm_backward
+/// @param grad_output_out  where grad_grad_output goes when given
+/// @param input_out        where grad_input goes when given
+/// @return all three gradients
 DoubleGradients batch_norm_double_backward(
     const TensorView &grad_grad_input, const VectorView &grad_grad_weight,
     const VectorView &grad_grad_bias, const TensorView &grad_output, const TensorView &x,
@@ -150,30 +209,61 @@ DoubleGradients batch_norm_double_backward(
     const std::optional<TensorView> &grad_output_out = std::nullopt,
     const std::optional<TensorView> &input_out = std::nullopt);
 
-/// The split four: the same operations cut in two at the statistics.
+/// First half of forward training: with batch_norm_normalize, batch_norm_backward_reduce and
+/// batch_norm_backward_elemt for statistics shared across machines.
+/// @param x  this machine's part of the batch
+/// @return its moments, to be merged in a fixed order
 Moments batch_norm_stats(const TensorView &x);
 
+/// Second half of forward training.
+/// @param x, weight, bias  as in batch_norm
+/// @param moments  of all machines together
+/// @param eps      positive
+/// @return y, of x's shape, dtype and layout
 Tensor batch_norm_normalize(const TensorView &x, const Moments &moments, const VectorView &weight,
                             const VectorView &bias, double eps);
+/// The same.
+/// @param x, moments, weight, bias, eps  as above
+/// @param out  where y goes; may be x itself
 void batch_norm_normalize(const TensorView &x, const Moments &moments, const VectorView &weight,
                           const VectorView &bias, double eps, const TensorView &out);
 
+/// First half of backward training.
+/// @param grad_output, x  this machine's part of the batch
+/// @param mean, invstd    of all machines together, see mean_and_invstd
+/// @return this machine's sums and gradients of weight and bias
 BackwardSums batch_norm_backward_reduce(const TensorView &grad_output, const TensorView &x,
                                         const VectorView &mean, const VectorView &invstd);
 
+/// Second half of backward training.
+/// @param grad_output, x, mean, invstd  as in batch_norm_backward_reduce
+/// @param weight  as forward had it
+/// @param sums    sum_dy and sum_dy_xmu added up over all machines; its gradients are not read
+/// @param count   of values per channel in all machines, Moments::count
+/// @return grad_input, of x's layout
 Tensor batch_norm_backward_elemt(const TensorView &grad_output, const TensorView &x,
                                  const VectorView &mean, const VectorView &invstd,
                                  const VectorView &weight, const BackwardSums &sums, double count);
+/// The same.
+/// @param grad_output, x, mean, invstd, weight, sums, count  as above
+/// @param out  where grad_input goes; may be grad_output itself
 void batch_norm_backward_elemt(const TensorView &grad_output, const TensorView &x,
                                const VectorView &mean, const VectorView &invstd,
                                const VectorView &weight, const BackwardSums &sums, double count,
                                const TensorView &out);
 
-/// Updates running buffers from (merged) moments; the factor 0 leaves them untouched.
+/// Updates running buffers from (merged) moments.
+/// @param moments   of the whole batch
+/// @param momentum  the factor of the new value; 0 leaves them untouched
+/// @param running_mean, running_var  (C), both or neither
 void update_running_stats(const Moments &moments, double momentum, const VectorView &running_mean,
                           const VectorView &running_var);
 
-/// mean and invstd of `dtype` (float32, or float64 for float64 tensors), for backward.
+/// What backward needs of (merged) moments.
+/// @param moments  of the whole batch
+/// @param eps      as in batch_norm_normalize
+/// @param dtype    float32, or float64 for float64 tensors
+/// @return mean and invstd
 std::tuple<Vector, Vector> mean_and_invstd(const Moments &moments, double eps, DType dtype);
 
 }  // namespace functional

@@ -20,81 +20,95 @@
 extern "C" {
 #endif
 
+/** What a function returns; hbn_last_error() has the details. */
 typedef enum hbn_status {
-    HBN_OK = 0,
+    HBN_OK = 0,               /**< done */
     HBN_INVALID_ARGUMENT = 1, /**< sizes, dtypes, strides, aliasing, absent data, eps or momentum */
     HBN_OUT_OF_MEMORY = 2,    /**< no room for the per-channel workspace */
     HBN_UNSUPPORTED = 3,      /**< this library was built without the kernel or device */
-    HBN_DEVICE_ERROR = 4      /**< the device's own runtime reported an error */
+    HBN_DEVICE_ERROR = 4      /**< the device's runtime failed, maybe after writing */
 } hbn_status;
 
+/** The type of each element. */
 typedef enum hbn_dtype {
-    HBN_FLOAT32 = 0,
-    HBN_FLOAT64 = 1,
-    HBN_BFLOAT16 = 2,
-    HBN_FLOAT16 = 3,
-    HBN_INT64 = 4, /**< num_batches_tracked only */
-    HBN_UINT8 = 5  /**< masks only */
+    HBN_FLOAT32 = 0,  /**< IEEE 754 binary32, C's float */
+    HBN_FLOAT64 = 1,  /**< IEEE 754 binary64, C's double */
+    HBN_BFLOAT16 = 2, /**< the upper half of a binary32 */
+    HBN_FLOAT16 = 3,  /**< IEEE 754 binary16 */
+    HBN_INT64 = 4,    /**< num_batches_tracked only */
+    HBN_UINT8 = 5     /**< masks only */
 } hbn_dtype;
 
-typedef enum hbn_device { HBN_CPU = 0, HBN_OPENCL = 1, HBN_CUDA = 2 } hbn_device;
+/** Whose memory a tensor is in. */
+typedef enum hbn_device {
+    HBN_CPU = 0,    /**< the host's; what a library with GPU kernels is given, too */
+    HBN_OPENCL = 1, /**< not supported yet: HBN_UNSUPPORTED */
+    HBN_CUDA = 2    /**< not supported yet: HBN_UNSUPPORTED */
+} hbn_device;
 
 /** A tensor of shape (N, C, H, W) in memory the caller owns.
  *  Strides count elements, in the same order as sizes; zero (expanded) strides are fine for inputs,
  *  negative strides are refused. ndim is what the caller's tensor has; anything but 4 is refused
  *  with "expected 4D input (got 3D input)". */
 typedef struct hbn_tensor {
-    void *data;
-    hbn_dtype dtype;
-    hbn_device device;
-    int32_t ndim;
-    int64_t sizes[4];
-    int64_t strides[4];
+    void *data;         /**< of the element (0, 0, 0, 0); only read where the tensor is an input */
+    hbn_dtype dtype;    /**< of each element */
+    hbn_device device;  /**< where data points to */
+    int32_t ndim;       /**< 4 */
+    int64_t sizes[4];   /**< N, C, H, W; each may be 0 */
+    int64_t strides[4]; /**< from one element to the next, in elements: C*H*W, H*W, W, 1 for NCHW */
 } hbn_tensor;
 
 /** A vector of one value per channel in memory the caller owns; stride counts elements.
  *  A NULL pointer to an hbn_vector means the value is absent (None). */
 typedef struct hbn_vector {
-    void *data;
-    hbn_dtype dtype;
-    int64_t size;
-    int64_t stride;
+    void *data;      /**< of channel 0; only read where the vector is an input */
+    hbn_dtype dtype; /**< of each value */
+    int64_t size;    /**< the number of channels */
+    int64_t stride;  /**< from one channel to the next, in elements: 1 for an array */
 } hbn_vector;
 
 /** Statistics of `count` values in each of `channels` channels: their mean, and m2, the sum of
  *  squared deviations from that mean. mean and m2 are dense arrays of `channels` doubles the caller
  *  owns. */
 typedef struct hbn_moments {
-    double count;
-    double *mean;
-    double *m2;
-    int64_t channels;
+    double count;     /**< of values in each channel; 0 for an empty sample */
+    double *mean;     /**< of each channel */
+    double *m2;       /**< of each channel; m2 / count is the biased variance */
+    int64_t channels; /**< length of both arrays */
 } hbn_moments;
 
-/** The text of this thread's last failed call; "" before any. Valid until its next failing call. */
+/** @return the text of this thread's last failed call; "" before any. Valid until its next failing call. */
 const char *hbn_last_error(void);
 
-/** "0.1.0" */
+/** @return "0.1.0" */
 const char *hbn_version(void);
 
 /** Forward pass.
  *
  *  With batch statistics (training != 0, or both running buffers absent):
+ *
  *      y = (x - mean) * invstd * weight + bias,   invstd = 1 / sqrt(m2 / M + eps),   M = N*H*W
+ *
  *  and, when training with running buffers present and momentum != 0,
+ *
  *      running = (1 - momentum) * running + momentum * batch   (variance over M - 1).
+ *
  *  Otherwise running_mean and running_var take the place of the batch's.
  *
  *  @param x             (N, C, H, W), f32, f64, bf16 or f16, any non-negative strides
  *  @param weight, bias  (C) or NULL for 1 and 0; f32 (f64 for f64 input), or the input's own dtype
  *  @param running_mean, running_var  (C), both or neither; updated in place in training; dtypes
  *                       as weight
+ *  @param training      0 for inference: by the running statistics where there are any
  *  @param momentum      the factor of the new value; 0 leaves the buffers untouched bit for bit
  *  @param eps           positive with batch statistics, non-negative otherwise
  *  @param y             shape and dtype of x, any strides without overlap; may be x itself
  *                       (same data and strides), any other overlap is refused
  *  @param mean, invstd  (C) f32 (f64 for f64 input), what backward needs; NULL when not wanted.
- *                       Written only when batch statistics are used. */
+ *                       Written only when batch statistics are used.
+ *  @return HBN_OK; HBN_INVALID_ARGUMENT, too, for one value per channel with batch statistics. An
+ *          empty x is no error, and leaves the running buffers as they are */
 hbn_status hbn_batch_norm_forward(const hbn_tensor *x, const hbn_vector *weight,
                                   const hbn_vector *bias, const hbn_vector *running_mean,
                                   const hbn_vector *running_var, int training, double momentum,
@@ -103,9 +117,9 @@ hbn_status hbn_batch_norm_forward(const hbn_tensor *x, const hbn_vector *weight,
 
 /** Backward pass; each gradient is optional (NULL when not wanted).
  *
- *  training:   grad_input = weight * invstd * (dy - sum(dy)/M - xhat * sum(dy*xhat)/M)
- *  inference:  grad_input = weight * invstd * dy, with the running statistics
- *  both:       grad_weight = sum(dy * xhat),  grad_bias = sum(dy)
+ *      training:   grad_input = weight * invstd * (dy - sum(dy)/M - xhat * sum(dy*xhat)/M)
+ *      inference:  grad_input = weight * invstd * dy, with the running statistics
+ *      both:       grad_weight = sum(dy * xhat),  grad_bias = sum(dy)
  *
  *  @param grad_output, x  (N, C, H, W) of one dtype
  *  @param weight          (C) or NULL
@@ -114,7 +128,8 @@ hbn_status hbn_batch_norm_forward(const hbn_tensor *x, const hbn_vector *weight,
  *  @param training        non-zero when forward used batch statistics
  *  @param eps             as in forward; used in inference only
  *  @param grad_input      shape and dtype of x; may be grad_output itself, no other overlap
- *  @param grad_weight, grad_bias  (C) of a dtype weight may have */
+ *  @param grad_weight, grad_bias  (C) of a dtype weight may have; 0 for an empty x
+ *  @return HBN_OK, or what is wrong */
 hbn_status hbn_batch_norm_backward(const hbn_tensor *grad_output, const hbn_tensor *x,
                                    const hbn_vector *weight, const hbn_vector *mean,
                                    const hbn_vector *invstd, const hbn_vector *running_mean,
@@ -123,10 +138,12 @@ hbn_status hbn_batch_norm_backward(const hbn_tensor *grad_output, const hbn_tens
                                    const hbn_vector *grad_bias);
 
 /** The same forward pass followed by ReLU: y = max(z, 0), z being what hbn_batch_norm_forward gives before
- *  it is rounded to x's dtype. NaN passes, as in torch.relu. Parameters as there, except
+ *  it is rounded to x's dtype. NaN passes, as in torch.relu.
  *
+ *  @param x, weight, bias, running_mean, running_var, training, momentum, eps, y  as there
  *  @param mean, invstd  (C) float64 whatever x's dtype: with them backward finds again, bit for bit,
- *                       which elements passed, so that nothing need be saved for each */
+ *                       which elements passed, so that nothing need be saved for each; otherwise as there
+ *  @return as there; HBN_UNSUPPORTED for more than 2^31 elements with batch statistics */
 hbn_status hbn_batch_norm_relu_forward(const hbn_tensor *x, const hbn_vector *weight,
                                        const hbn_vector *bias, const hbn_vector *running_mean,
                                        const hbn_vector *running_var, int training, double momentum,
@@ -134,11 +151,13 @@ hbn_status hbn_batch_norm_relu_forward(const hbn_tensor *x, const hbn_vector *we
                                        const hbn_vector *invstd);
 
 /** Its backward pass: as hbn_batch_norm_backward, of grad_output where z > 0 (or NaN) and of 0
- *  elsewhere. Parameters as there, except
+ *  elsewhere.
  *
+ *  @param grad_output, x, running_mean, running_var, training, eps, grad_weight, grad_bias  as there
  *  @param weight, bias  as forward had them
  *  @param mean, invstd  (C) float64, as forward saved them
- *  @param grad_input    must be given */
+ *  @param grad_input    as there, but must be given
+ *  @return HBN_OK, or what is wrong; HBN_UNSUPPORTED for more than 2^31 elements */
 hbn_status hbn_batch_norm_relu_backward(const hbn_tensor *grad_output, const hbn_tensor *x,
                                         const hbn_vector *weight, const hbn_vector *bias,
                                         const hbn_vector *mean, const hbn_vector *invstd,
@@ -148,12 +167,15 @@ hbn_status hbn_batch_norm_relu_backward(const hbn_tensor *grad_output, const hbn
                                         const hbn_vector *grad_bias);
 
 /** Forward pass, addition and ReLU, as residual networks end a block: y = max(z + residual, 0), rounded
- *  once. Parameters as in hbn_batch_norm_relu_forward, and
+ *  once.
  *
+ *  @param x, weight, bias, running_mean, running_var, training, momentum, eps, mean, invstd  as in
+ *                   hbn_batch_norm_relu_forward
  *  @param residual  shape and dtype of x, any non-negative strides
- *  @param y         may be x itself where mask is NULL
+ *  @param y         as there, but may be x itself only where mask is NULL
  *  @param mask      shape of x, uint8, any strides without overlap: becomes 1 where y > 0 or NaN, else
- *                   0, for backward. Required with batch statistics, else NULL when not wanted. */
+ *                   0, for backward. Required with batch statistics, else NULL when not wanted.
+ *  @return as there */
 hbn_status hbn_batch_norm_add_relu_forward(const hbn_tensor *x, const hbn_tensor *residual,
                                            const hbn_vector *weight, const hbn_vector *bias,
                                            const hbn_vector *running_mean,
@@ -162,12 +184,15 @@ hbn_status hbn_batch_norm_add_relu_forward(const hbn_tensor *x, const hbn_tensor
                                            const hbn_tensor *mask, const hbn_vector *mean,
                                            const hbn_vector *invstd);
 
-/** Its backward pass. Parameters as in hbn_batch_norm_relu_backward, and
+/** Its backward pass: grad_residual = grad_output where mask is not 0, else 0; grad_input follows from
+ *  that.
  *
+ *  @param grad_output, x, weight, mean, invstd, running_mean, running_var, training, eps  as in
+ *                        hbn_batch_norm_relu_backward
  *  @param mask           as forward wrote it: 0 where grad_output stops
  *  @param grad_input, grad_residual  shape and dtype of x; both must be given, and overlap no input
- *
- *  grad_residual = grad_output where mask is not 0, else 0; grad_input follows from that. */
+ *  @param grad_weight, grad_bias  as there
+ *  @return as there */
 hbn_status hbn_batch_norm_add_relu_backward(
     const hbn_tensor *grad_output, const hbn_tensor *x, const hbn_tensor *mask,
     const hbn_vector *weight, const hbn_vector *mean, const hbn_vector *invstd,
@@ -178,9 +203,9 @@ hbn_status hbn_batch_norm_add_relu_backward(
 /** Forward-mode derivative: what hbn_batch_norm_forward's y changes by when x, weight and bias change by their
  *  tangents.
  *
- *  training:   y_tangent = weight * invstd * (t - sum(t)/M - xhat * sum(t*xhat)/M) + xhat * weight_tangent
- *                        + bias_tangent,   t = x_tangent
- *  inference:  y_tangent = weight * invstd * t + xhat * weight_tangent + bias_tangent
+ *      training:   y_tangent = weight * invstd * (t - sum(t)/M - xhat * sum(t*xhat)/M) + xhat * weight_tangent
+ *                            + bias_tangent,   t = x_tangent
+ *      inference:  y_tangent = weight * invstd * t + xhat * weight_tangent + bias_tangent
  *
  *  @param x_tangent, x    (N, C, H, W) of one dtype
  *  @param weight          (C) or NULL
@@ -189,7 +214,8 @@ hbn_status hbn_batch_norm_add_relu_backward(
  *  @param running_mean, running_var  (C); needed in inference, else NULL
  *  @param training        non-zero when forward used batch statistics
  *  @param eps             as in forward; used in inference only
- *  @param y_tangent       shape and dtype of x; may be x_tangent itself, no other overlap */
+ *  @param y_tangent       shape and dtype of x; may be x_tangent itself, no other overlap
+ *  @return HBN_OK, or what is wrong */
 hbn_status hbn_batch_norm_jvp(const hbn_tensor *x_tangent, const hbn_tensor *x,
                               const hbn_vector *weight, const hbn_vector *weight_tangent,
                               const hbn_vector *bias_tangent, const hbn_vector *mean,
@@ -199,6 +225,7 @@ hbn_status hbn_batch_norm_jvp(const hbn_tensor *x_tangent, const hbn_tensor *x,
 
 /** Double backward: gradients of what hbn_batch_norm_backward computes, as aten::batchnorm_double_backward has
  *  them. grad_grad_* are the gradients that reached backward's outputs; each output is optional.
+ *  All tensors are of one shape and dtype. mean and invstd count as functions of x, as in forward.
  *
  *  @param grad_grad_input  (N, C, H, W), what reached backward's grad_input
  *  @param grad_grad_weight, grad_grad_bias  (C) or NULL for 0: what reached grad_weight and grad_bias
@@ -207,8 +234,7 @@ hbn_status hbn_batch_norm_jvp(const hbn_tensor *x_tangent, const hbn_tensor *x,
  *                         the only output wanted
  *  @param grad_input      gradient of x
  *  @param grad_weight     (C), gradient of weight
- *
- *  All tensors are of one shape and dtype. mean and invstd count as functions of x, as in forward. */
+ *  @return HBN_OK, or what is wrong */
 hbn_status hbn_batch_norm_double_backward(
     const hbn_tensor *grad_grad_input, const hbn_vector *grad_grad_weight,
     const hbn_vector *grad_grad_bias, const hbn_tensor *grad_output, const hbn_tensor *x,
@@ -218,45 +244,77 @@ hbn_status hbn_batch_norm_double_backward(
     const hbn_vector *grad_weight);
 
 /** First half of forward training: writes moments->count, mean[] and m2[] of x.
- *  moments->channels must be C. An empty x gives count 0, mean 0, m2 0. */
+ *  An empty x gives count 0, mean 0, m2 0.
+ *
+ *  @param x        as in hbn_batch_norm_forward
+ *  @param moments  its channels must be C, its arrays have room for them
+ *  @return HBN_OK, or what is wrong */
 hbn_status hbn_batch_norm_stats(const hbn_tensor *x, hbn_moments *moments);
 
 /** into = the moments of the union of both samples, for statistics shared across machines. Merge in
- *  a fixed order and the result is the same bit for bit. Either count may be 0. */
+ *  a fixed order and the result is the same bit for bit.
+ *
+ *  @param into, other  of as many channels; either count may be 0. Their arrays must not overlap
+ *  @return HBN_OK, or what is wrong */
 hbn_status hbn_merge_moments(hbn_moments *into, const hbn_moments *other);
 
 /** What a forward pass derives from moments besides y: mean and invstd (C) for backward, and the
- *  update of the running buffers. Vectors as in hbn_batch_norm_forward; any pair may be NULL. */
+ *  update of the running buffers.
+ *
+ *  @param moments        of the whole batch; a count of 0 gives mean 0 and invstd 0, and updates nothing
+ *  @param momentum, eps  as in hbn_batch_norm_forward; eps is positive
+ *  @param running_mean, running_var  as there; both or neither
+ *  @param mean, invstd   (C) f32, or f64 where any of the vectors is; each NULL when not wanted
+ *  @return HBN_OK; HBN_INVALID_ARGUMENT, too, where a count of 1 would update running_var */
 hbn_status hbn_finalize_moments(const hbn_moments *moments, double momentum, double eps,
                                 const hbn_vector *running_mean, const hbn_vector *running_var,
                                 const hbn_vector *mean, const hbn_vector *invstd);
 
-/** Second half of forward training: y = (x - mean) * invstd * weight + bias with the given moments
- *  (count > 0, of any number of machines together). */
+/** Second half of forward training: y = (x - mean) * invstd * weight + bias with the given moments.
+ *
+ *  @param x, weight, bias, y  as in hbn_batch_norm_forward
+ *  @param moments  of any number of machines together, count > 0
+ *  @param eps      positive
+ *  @return HBN_OK, or what is wrong */
 hbn_status hbn_batch_norm_normalize(const hbn_tensor *x, const hbn_moments *moments,
                                     const hbn_vector *weight, const hbn_vector *bias, double eps,
                                     const hbn_tensor *y);
 
-/** First half of backward training: sum_dy[c] = sum dy, sum_dy_xmu[c] = sum dy*(x - mean); both
- *  dense arrays of C doubles, plain sums, so machines add theirs. grad_weight, grad_bias (this
- *  machine's) optional. */
+/** First half of backward training: sum_dy[c] = sum dy, sum_dy_xmu[c] = sum dy*(x - mean): plain
+ *  sums, so machines add theirs.
+ *
+ *  @param grad_output, x  (N, C, H, W) of one dtype: this machine's part of the batch
+ *  @param mean, invstd    (C) of the whole batch, from hbn_finalize_moments
+ *  @param sum_dy, sum_dy_xmu  dense arrays of C doubles
+ *  @param grad_weight, grad_bias  (C) this machine's, of a dtype weight may have; NULL when not wanted
+ *  @return HBN_OK, or what is wrong */
 hbn_status hbn_batch_norm_backward_reduce(const hbn_tensor *grad_output, const hbn_tensor *x,
                                           const hbn_vector *mean, const hbn_vector *invstd,
                                           double *sum_dy, double *sum_dy_xmu,
                                           const hbn_vector *grad_weight,
                                           const hbn_vector *grad_bias);
 
-/** Second half of backward training, with the sums over all machines and count the number of values
- *  per channel they cover. */
+/** Second half of backward training: grad_input as in hbn_batch_norm_backward, from sums over all machines.
+ *
+ *  @param grad_output, x, mean, invstd  as in hbn_batch_norm_backward_reduce
+ *  @param weight      (C) or NULL
+ *  @param sum_dy, sum_dy_xmu  C doubles, the sums over all machines
+ *  @param count       positive, the number of values per channel that the sums cover
+ *  @param grad_input  shape and dtype of x; may be grad_output itself, no other overlap
+ *  @return HBN_OK, or what is wrong */
 hbn_status hbn_batch_norm_backward_elemt(const hbn_tensor *grad_output, const hbn_tensor *x,
                                          const hbn_vector *mean, const hbn_vector *invstd,
                                          const hbn_vector *weight, const double *sum_dy,
                                          const double *sum_dy_xmu, double count,
                                          const hbn_tensor *grad_input);
 
-/** Threads used by later calls, process-wide; 0 means one per processor. Results do not depend on
- *  it. */
+/** Threads used by later calls, process-wide. Results do not depend on it.
+ *
+ *  @param num_threads  0 means one per processor
+ *  @return HBN_OK, or HBN_INVALID_ARGUMENT for a negative number */
 hbn_status hbn_set_num_threads(int num_threads);
+
+/** @return how many threads later calls use */
 int hbn_get_num_threads(void);
 
 /** Runs task(task_context, i) for every i in [0, size), in any order, on any threads, and returns
@@ -265,16 +323,25 @@ typedef void (*hbn_parallel_for)(void *context, int size, void (*task)(void *tas
                                  void *task_context);
 
 /** Puts the caller's thread pool (or a serial loop) in place of hbn's own; NULL brings hbn's back.
- *  Not to be called while another thread is inside hbn. */
+ *  Not to be called while another thread is inside hbn.
+ *
+ *  @param parallel_for  see hbn_parallel_for
+ *  @param context       passed on to each call; the caller's, and kept until replaced */
 void hbn_set_parallel_for(hbn_parallel_for parallel_for, void *context);
 
-/** The instruction sets kernels exist for in this library, best first, comma-separated
- * ("avx512,avx2,sse41"), and the one in use. The environment variable HBN_INSTRUCTION_SET names a
- *  lower one to start with. */
+/** @return the instruction sets kernels exist for in this library, best first, comma-separated:
+ *          "avx512,avx2,sse41" */
 const char *hbn_instruction_sets(void);
+
+/** @return the instruction set in use: the best this processor has, or the lower one that the environment
+ *          variable HBN_INSTRUCTION_SET names */
 const char *hbn_instruction_set(void);
 
-/** Forces one of hbn_instruction_sets() that this processor has. */
+/** Forces an instruction set for later calls, process-wide.
+ *
+ *  @param name  one of hbn_instruction_sets()
+ *  @return HBN_OK; HBN_INVALID_ARGUMENT for another name, HBN_UNSUPPORTED for a set this processor
+ *          does not have */
 hbn_status hbn_set_instruction_set(const char *name);
 
 #ifdef __cplusplus

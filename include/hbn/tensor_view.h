@@ -14,58 +14,75 @@
 #include <string>
 #include <vector>
 
+/// Batch normalization in C++.
 namespace hbn {
 
+/// The type of each element.
 enum class DType {
-    float32 = HBN_FLOAT32,
-    float64 = HBN_FLOAT64,
-    bfloat16 = HBN_BFLOAT16,
-    float16 = HBN_FLOAT16,
-    int64 = HBN_INT64,
-    uint8 = HBN_UINT8,  ///< masks
+    float32 = HBN_FLOAT32,    ///< float
+    float64 = HBN_FLOAT64,    ///< double
+    bfloat16 = HBN_BFLOAT16,  ///< the upper half of a float32
+    float16 = HBN_FLOAT16,    ///< IEEE 754 binary16
+    int64 = HBN_INT64,        ///< num_batches_tracked only
+    uint8 = HBN_UINT8,        ///< masks only
 };
 
+/// Whose memory a tensor is in.
 enum class Device {
-    cpu = HBN_CPU,
-    opencl = HBN_OPENCL,
-    cuda = HBN_CUDA,
+    cpu = HBN_CPU,        ///< the host's; what a library with GPU kernels is given, too
+    opencl = HBN_OPENCL,  ///< not supported yet: std::runtime_error
+    cuda = HBN_CUDA,      ///< not supported yet: std::runtime_error
 };
 
+/// The order of a dense tensor's dimensions, as torch.memory_format.
 enum class MemoryFormat {
     contiguous,     ///< NCHW
     channels_last,  ///< NHWC
 };
 
+/// N, C, H, W.
 using Shape = std::array<int64_t, 4>;
 
-/// Bytes of one element.
+/// @param dtype  any
+/// @return the bytes of one element
 std::size_t size_of(DType dtype);
 
-/// "float32", "bfloat16", ...
+/// @param dtype  any
+/// @return PyTorch's name: "float32", "bfloat16", ...
 const char *name_of(DType dtype);
 
-/// Element strides of a dense tensor of this shape.
+/// Strides of a dense tensor.
+/// @param sizes   N, C, H, W
+/// @param format  the order of dimensions
+/// @return strides in elements, in the order N, C, H, W
 Shape dense_strides(const Shape &sizes, MemoryFormat format = MemoryFormat::contiguous);
 
 /// A (N, C, H, W) tensor in memory somebody else owns. Copying copies the view, not the data.
 struct TensorView {
-    void *data = nullptr;
-    DType dtype = DType::float32;
-    Device device = Device::cpu;
-    Shape sizes{};    ///< N, C, H, W
+    void *data = nullptr;          ///< of element (0, 0, 0, 0); only read where it is an input
+    DType dtype = DType::float32;  ///< of each element
+    Device device = Device::cpu;   ///< where data points to
+    Shape sizes{};                 ///< N, C, H, W
     Shape strides{};  ///< in elements, same order; zero for expanded dimensions, never negative
     int ndim = 4;     ///< what the source had; anything but 4 is refused by every operation
 
+    /// Of no elements.
     TensorView() = default;
+    /// Of any layout.
+    /// @param data, dtype, sizes, strides, device  the members of these names
     TensorView(void *data, DType dtype, const Shape &sizes, const Shape &strides,
                Device device = Device::cpu)
         : data(data), dtype(dtype), device(device), sizes(sizes), strides(strides) {
     }
+    /// Dense.
+    /// @param data, dtype, sizes, device  the members of these names
+    /// @param format  gives the strides
     TensorView(void *data, DType dtype, const Shape &sizes,
                MemoryFormat format = MemoryFormat::contiguous, Device device = Device::cpu)
         : TensorView(data, dtype, sizes, dense_strides(sizes, format), device) {
     }
 
+    /// @return N * C * H * W
     int64_t num_elements() const {
         return sizes[0] * sizes[1] * sizes[2] * sizes[3];
     }
@@ -74,18 +91,23 @@ struct TensorView {
 /// One value per channel (or any 1-D state) in memory somebody else owns. data == nullptr means
 /// absent.
 struct VectorView {
-    void *data = nullptr;
-    DType dtype = DType::float32;
-    int64_t size = 0;
-    int64_t stride = 1;  ///< in elements
+    void *data = nullptr;          ///< of value 0; only read where the vector is an input
+    DType dtype = DType::float32;  ///< of each value
+    int64_t size = 0;              ///< the number of values
+    int64_t stride = 1;            ///< in elements
 
+    /// Absent.
     VectorView() = default;
+    /// Present, unless data is null.
+    /// @param data, dtype, size, stride  the members of these names
     VectorView(void *data, DType dtype, int64_t size, int64_t stride = 1)
         : data(data), dtype(dtype), size(size), stride(stride) {
     }
+    /// Absent.
     VectorView(std::nullopt_t) {
     }
 
+    /// Whether it is present.
     explicit operator bool() const {
         return data != nullptr;
     }
@@ -93,28 +115,46 @@ struct VectorView {
 
 /// Frees what Tensor and Vector allocate.
 struct AlignedDelete {
+    /// @param data  the memory to free, or null
     void operator()(void *data) const noexcept;
 };
+/// Memory that Tensor and Vector own.
 using AlignedStorage = std::unique_ptr<void, AlignedDelete>;
 
 /// A dense tensor that owns 64-byte aligned, uninitialized memory. Move-only.
 class Tensor {
 public:
+    /// Empty.
     Tensor() = default;
+    /// @param dtype   of each element
+    /// @param sizes   N, C, H, W
+    /// @param format  the order of dimensions
+    /// @throws std::invalid_argument for a negative size, std::bad_alloc
     Tensor(DType dtype, const Shape &sizes, MemoryFormat format = MemoryFormat::contiguous);
-    /// Dense, with the dimension order of `strides` (channels_last stays channels_last).
+    /// As torch.empty_like.
+    /// @param other  gives sizes, dtype and the order of dimensions
+    /// @return a dense tensor: of a channels_last one channels_last
     static Tensor like(const TensorView &other);
+    /// The same with another dtype.
+    /// @param other  gives sizes and the order of dimensions
+    /// @param dtype  of each element
+    /// @return a dense tensor
     static Tensor like(const TensorView &other, DType dtype);
 
+    /// @return a view, valid as long as this tensor
     const TensorView &view() const {
         return view_;
     }
+    /// The same, wherever a view is wanted.
     operator TensorView() const {
         return view_;
     }
+    /// @return whether it has no elements
     bool empty() const {
         return view_.num_elements() == 0;
     }
+    /// @tparam T  what dtype says: float for float32
+    /// @return the first element
     template<typename T>
     T *data() const {
         return static_cast<T *>(view_.data);
@@ -128,18 +168,27 @@ private:
 /// A dense vector that owns its memory, zero-filled. Move-only.
 class Vector {
 public:
+    /// Absent.
     Vector() = default;
+    /// @param dtype  of each value
+    /// @param size   the number of values
+    /// @throws std::invalid_argument for a negative size, std::bad_alloc
     Vector(DType dtype, int64_t size);
 
+    /// @return a view, valid as long as this vector
     const VectorView &view() const {
         return view_;
     }
+    /// The same, wherever a view is wanted.
     operator VectorView() const {
         return view_;
     }
+    /// Whether it is present.
     explicit operator bool() const {
         return bool(view_);
     }
+    /// @tparam T  what dtype says: float for float32
+    /// @return the first element
     template<typename T>
     T *data() const {
         return static_cast<T *>(view_.data);
@@ -153,6 +202,8 @@ private:
 /// View of a DLPack `DLTensor` (any type with its members; include dlpack.h yourself). Lends, does
 /// not own: the tensor must outlive the view. Strides may be null (dense, C order). A tensor of
 /// another rank keeps its ndim, for the operation to refuse.
+/// @param tensor  a DLTensor
+/// @return a view of its memory
 /// @throws std::invalid_argument for a dtype or device hbn does not know
 template<typename DLTensor>
 TensorView from_dlpack(const DLTensor &tensor) {
@@ -214,6 +265,8 @@ TensorView from_dlpack(const DLTensor &tensor) {
 
 /// View of a `Halide::Runtime::Buffer` (any type with its members), whose dimensions are taken in
 /// Halide's order, innermost first: (W, H, C, N). Lends, does not own.
+/// @param buffer  on the host: what is dirty on a device is not fetched
+/// @return a view of its memory
 /// @throws std::invalid_argument for a type hbn does not know
 template<typename HalideBuffer>
 TensorView from_halide(const HalideBuffer &buffer) {
