@@ -118,15 +118,16 @@ bool Lent::lend_by_buffer(nb::handle array, Access access) {
             owner = owner.attr("view")("uint16");
         }
     }
-    const int flags = PyBUF_STRIDED_RO | PyBUF_FORMAT | (access == Access::write ? PyBUF_WRITABLE : 0);
+    const int flags =
+        PyBUF_STRIDED_RO | PyBUF_FORMAT | (access == Access::write ? PyBUF_WRITABLE : 0);
     if (PyObject_GetBuffer(owner.ptr(), &buffer_, flags) != 0) {
-        const bool read_only =
-            access == Access::write && PyErr_ExceptionMatches(PyExc_BufferError);
+        const bool read_only = access == Access::write && PyErr_ExceptionMatches(PyExc_BufferError);
         if (!read_only && !PyErr_ExceptionMatches(PyExc_ValueError)) {
             throw nb::python_error();
         }
         PyErr_Clear();
-        refuse(read_only ? "is read-only, but is to be written" : "has a dtype that hbn does not know");
+        refuse(read_only ? "is read-only, but is to be written"
+                         : "has a dtype that hbn does not know");
     }
     buffer_owner_ = owner;
     describe_buffer(is_bfloat16);
@@ -175,14 +176,15 @@ void Lent::describe_buffer(bool is_bfloat16) {
 void Lent::lend_by_dlpack(nb::handle array, Access access) {
     nb::ndarray<> writable;
     // An array that nothing can be assigned to is one whose memory others rely on, whatever its capsule says.
-    if (access == Access::write && (!nb::hasattr(array, "__setitem__") ||
-                                    !nb::try_cast(array, writable, /*convert*/ false))) {
+    if (access == Access::write &&
+        (!nb::hasattr(array, "__setitem__") || !nb::try_cast(array, writable, /*convert*/ false))) {
         if (nb::try_cast(array, ndarray_, false)) {
             refuse("is read-only, but is to be written");
         }
     }
     if (!nb::try_cast(array, ndarray_, false)) {
-        throw nb::type_error((std::string(name_) + " must be an array (NumPy's, or any with __dlpack__), got " +
+        throw nb::type_error((std::string(name_) +
+                              " must be an array (NumPy's, or any with __dlpack__), got " +
                               nb::type_name(array.type()).c_str())
                                  .c_str());
     }
@@ -247,8 +249,10 @@ void LentTensor::fold() {
         strides[count++] = strides_[d];
     }
     if (count > 2) {
-        refuse("has %d dimensions, which hbn can only take where all after the second are dense; copy it first",
-               ndim_);
+        refuse(
+            "has %d dimensions, which hbn can only take where all after the second are dense; copy "
+            "it first",
+            ndim_);
     }
     for (int d = 0; d < 2; d++) {
         tensor_.sizes[d] = sizes_[d];

@@ -41,7 +41,6 @@ void run(Call call) {
     }
 }
 
-
 void forward(handle x, handle weight, handle bias, handle running_mean, handle running_var,
              bool training, std::optional<double> momentum, double eps, handle y, handle mean,
              handle invstd, handle num_batches_tracked) {
@@ -95,8 +94,8 @@ void relu_forward(handle x, handle residual, handle weight, handle bias, handle 
     const LentStatistics saved(mean, invstd, Access::write);
     run([&] {
         return added.present()
-                   ? hbn_batch_norm_add_relu_forward(lent_x, added, w, b, rm, rv, training, momentum,
-                                                     eps, lent_y, lent_mask, saved.mean(),
+                   ? hbn_batch_norm_add_relu_forward(lent_x, added, w, b, rm, rv, training,
+                                                     momentum, eps, lent_y, lent_mask, saved.mean(),
                                                      saved.invstd())
                    : hbn_batch_norm_relu_forward(lent_x, w, b, rm, rv, training, momentum, eps,
                                                  lent_y, saved.mean(), saved.invstd());
@@ -258,36 +257,45 @@ void set_instruction_set(const std::string &name) {
 NB_MODULE(_core, m) {
     using namespace nb::literals;
     const auto none = nb::none();
-    m.def("forward", &forward, "x"_a.none(), "weight"_a.none(), "bias"_a.none(), "running_mean"_a.none(), "running_var"_a.none(),
-          "training"_a, "momentum"_a.none(), "eps"_a, "y"_a.none(), "mean"_a.none(), "invstd"_a.none() = none,
+    m.def("forward", &forward, "x"_a.none(), "weight"_a.none(), "bias"_a.none(),
+          "running_mean"_a.none(), "running_var"_a.none(), "training"_a, "momentum"_a.none(),
+          "eps"_a, "y"_a.none(), "mean"_a.none(), "invstd"_a.none() = none,
           "num_batches_tracked"_a.none() = none);
-    m.def("backward", &backward, "grad_output"_a.none(), "x"_a.none(), "weight"_a.none(), "mean"_a.none(), "invstd"_a.none(),
-          "running_mean"_a.none(), "running_var"_a.none(), "training"_a, "eps"_a, "grad_input"_a.none(), "grad_weight"_a.none(),
+    m.def("backward", &backward, "grad_output"_a.none(), "x"_a.none(), "weight"_a.none(),
+          "mean"_a.none(), "invstd"_a.none(), "running_mean"_a.none(), "running_var"_a.none(),
+          "training"_a, "eps"_a, "grad_input"_a.none(), "grad_weight"_a.none(),
           "grad_bias"_a.none());
-    m.def("relu_forward", &relu_forward, "x"_a.none(), "residual"_a.none(), "weight"_a.none(), "bias"_a.none(),
-          "running_mean"_a.none(), "running_var"_a.none(), "training"_a, "momentum"_a, "eps"_a, "y"_a.none(), "mask"_a.none(),
-          "mean"_a.none(), "invstd"_a.none());
-    m.def("relu_backward", &relu_backward, "grad_output"_a.none(), "x"_a.none(), "mask"_a.none(), "weight"_a.none(), "bias"_a.none(),
-          "mean"_a.none(), "invstd"_a.none(), "running_mean"_a.none(), "running_var"_a.none(), "training"_a, "eps"_a,
-          "grad_input"_a.none(), "grad_residual"_a.none(), "grad_weight"_a.none(), "grad_bias"_a.none());
-    m.def("jvp", &jvp, "x_tangent"_a.none(), "x"_a.none(), "weight"_a.none(), "weight_tangent"_a.none(), "bias_tangent"_a.none(),
-          "mean"_a.none(), "invstd"_a.none(), "running_mean"_a.none(), "running_var"_a.none(), "training"_a, "eps"_a,
+    m.def("relu_forward", &relu_forward, "x"_a.none(), "residual"_a.none(), "weight"_a.none(),
+          "bias"_a.none(), "running_mean"_a.none(), "running_var"_a.none(), "training"_a,
+          "momentum"_a, "eps"_a, "y"_a.none(), "mask"_a.none(), "mean"_a.none(), "invstd"_a.none());
+    m.def("relu_backward", &relu_backward, "grad_output"_a.none(), "x"_a.none(), "mask"_a.none(),
+          "weight"_a.none(), "bias"_a.none(), "mean"_a.none(), "invstd"_a.none(),
+          "running_mean"_a.none(), "running_var"_a.none(), "training"_a, "eps"_a,
+          "grad_input"_a.none(), "grad_residual"_a.none(), "grad_weight"_a.none(),
+          "grad_bias"_a.none());
+    m.def("jvp", &jvp, "x_tangent"_a.none(), "x"_a.none(), "weight"_a.none(),
+          "weight_tangent"_a.none(), "bias_tangent"_a.none(), "mean"_a.none(), "invstd"_a.none(),
+          "running_mean"_a.none(), "running_var"_a.none(), "training"_a, "eps"_a,
           "y_tangent"_a.none());
-    m.def("double_backward", &double_backward, "grad_grad_input"_a.none(), "grad_grad_weight"_a.none(),
-          "grad_grad_bias"_a.none(), "grad_output"_a.none(), "x"_a.none(), "weight"_a.none(), "mean"_a.none(), "invstd"_a.none(),
-          "running_mean"_a.none(), "running_var"_a.none(), "training"_a, "eps"_a, "grad_grad_output"_a.none(),
-          "grad_input"_a.none(), "grad_weight"_a.none());
+    m.def("double_backward", &double_backward, "grad_grad_input"_a.none(),
+          "grad_grad_weight"_a.none(), "grad_grad_bias"_a.none(), "grad_output"_a.none(),
+          "x"_a.none(), "weight"_a.none(), "mean"_a.none(), "invstd"_a.none(),
+          "running_mean"_a.none(), "running_var"_a.none(), "training"_a, "eps"_a,
+          "grad_grad_output"_a.none(), "grad_input"_a.none(), "grad_weight"_a.none());
     m.def("stats", &stats, "x"_a.none(), "mean"_a.none(), "m2"_a.none());
-    m.def("merge_moments", &merge_moments, "count"_a, "mean"_a.none(), "m2"_a.none(), "other_count"_a,
-          "other_mean"_a.none(), "other_m2"_a.none(), "channels"_a);
-    m.def("finalize_moments", &finalize_moments, "count"_a, "mean"_a.none(), "m2"_a.none(), "channels"_a,
-          "momentum"_a, "eps"_a, "running_mean"_a.none(), "running_var"_a.none(), "save_mean"_a.none(), "save_invstd"_a.none());
-    m.def("normalize", &normalize, "x"_a.none(), "count"_a, "mean"_a.none(), "m2"_a.none(), "weight"_a.none(), "bias"_a.none(),
-          "eps"_a, "y"_a.none());
-    m.def("backward_reduce", &backward_reduce, "grad_output"_a.none(), "x"_a.none(), "mean"_a.none(), "invstd"_a.none(),
-          "sum_dy"_a.none(), "sum_dy_xmu"_a.none(), "grad_weight"_a.none(), "grad_bias"_a.none());
-    m.def("backward_elemt", &backward_elemt, "grad_output"_a.none(), "x"_a.none(), "mean"_a.none(), "invstd"_a.none(),
-          "weight"_a.none(), "sum_dy"_a.none(), "sum_dy_xmu"_a.none(), "count"_a, "grad_input"_a.none());
+    m.def("merge_moments", &merge_moments, "count"_a, "mean"_a.none(), "m2"_a.none(),
+          "other_count"_a, "other_mean"_a.none(), "other_m2"_a.none(), "channels"_a);
+    m.def("finalize_moments", &finalize_moments, "count"_a, "mean"_a.none(), "m2"_a.none(),
+          "channels"_a, "momentum"_a, "eps"_a, "running_mean"_a.none(), "running_var"_a.none(),
+          "save_mean"_a.none(), "save_invstd"_a.none());
+    m.def("normalize", &normalize, "x"_a.none(), "count"_a, "mean"_a.none(), "m2"_a.none(),
+          "weight"_a.none(), "bias"_a.none(), "eps"_a, "y"_a.none());
+    m.def("backward_reduce", &backward_reduce, "grad_output"_a.none(), "x"_a.none(),
+          "mean"_a.none(), "invstd"_a.none(), "sum_dy"_a.none(), "sum_dy_xmu"_a.none(),
+          "grad_weight"_a.none(), "grad_bias"_a.none());
+    m.def("backward_elemt", &backward_elemt, "grad_output"_a.none(), "x"_a.none(), "mean"_a.none(),
+          "invstd"_a.none(), "weight"_a.none(), "sum_dy"_a.none(), "sum_dy_xmu"_a.none(), "count"_a,
+          "grad_input"_a.none());
     m.def("set_num_threads", &set_num_threads, "num_threads"_a);
     m.def("get_num_threads", &hbn_get_num_threads);
     m.def("instruction_sets", [] { return std::string(hbn_instruction_sets()); });

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from hbn.torch._ops import batch_norm_eager, batch_norm_traced, dense
 
 
-def _is_traced(x: Tensor) -> bool:
-    """Whether somebody watches what operators are called: compilers, exporters, modes, tensor subclasses."""
-    return (
-        torch.compiler.is_compiling()
-        or type(x) is not Tensor
-        and type(x) is not torch.nn.Parameter
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._are_functorch_transforms_active()
-        or torch.jit.is_tracing()
-    )
+_tensor_classes = (Tensor, torch.nn.Parameter)
+
+
+def _is_watched(
+    x: Tensor,
+    dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack,
+    functorch: Callable[[], bool] = torch._C._are_functorch_transforms_active,
+    jit_tracing: Callable[[], bool] = torch._C._is_tracing,
+) -> bool:
+    """Whether somebody wants to see operators: exporters, modes, transforms, tensor subclasses."""
+    return type(x) not in _tensor_classes or dispatch_modes() > 0 or functorch() or jit_tracing()
 
 
 class _HbnBatchNorm:
@@ -29,40 +31,65 @@ class _HbnBatchNorm:
         if input.device.type != "cpu":
             return super().forward(input)  # type: ignore[misc,no-any-return]
         self._check_input_dim(input)
-        training, momentum, count = self.training, self.momentum, None
-        running_mean, running_var = self.running_mean, self.running_var
+        training, momentum = self.training, self.momentum
+        if training and input.numel() == input.shape[1]:
+            raise ValueError(f"Expected more than 1 value per channel when training, got input size {input.size()}")
+        if input.dim() > 4:
+            input = dense(input)
+        if torch.compiler.is_compiling() or _is_watched(input):
+            return self._forward_traced(input)
+        # In their dictionaries, which is quicker; replicas and parametrizations keep them elsewhere.
+        parameters, buffers = self._parameters, self._buffers
+        if "weight" not in parameters or "bias" not in parameters or "running_var" not in buffers:
+            parameters = buffers = _Attributes(self)
+        count = None
+        running_mean, running_var = buffers["running_mean"], buffers["running_var"]
         if training:
-            if not self.track_running_stats:
-                running_mean = running_var = None
+            if self.track_running_stats:
+                count = buffers["num_batches_tracked"]
             else:
-                count = self.num_batches_tracked
-            if momentum is None and count is None:
-                momentum = 0.0
-            if input.dim() > 1 and input.numel() == input.shape[1]:
-                raise ValueError(
-                    f"Expected more than 1 value per channel when training, got input size {input.size()}"
-                )
-        elif momentum is None:
+                running_mean = running_var = None
+        if momentum is None and count is None:
             momentum = 0.0
-        if not _is_traced(input):
-            return batch_norm_eager(
-                dense(input),
-                self.weight,
-                self.bias,
-                running_mean,
-                running_var,
-                training,
-                momentum,
-                self.eps,
-                count,
-            )
-        if count is not None:
-            count.add_(1)
-            if momentum is None:
-                momentum = 1.0 / float(count)
-        return batch_norm_traced(
-            dense(input), self.weight, self.bias, running_mean, running_var, training, momentum, self.eps
+        return batch_norm_eager(
+            input,
+            parameters["weight"],
+            parameters["bias"],
+            running_mean,
+            running_var,
+            training,
+            momentum,
+            self.eps,
+            count,
         )
+
+    def _forward_traced(self, input: Tensor) -> Tensor:
+        momentum = 0.0 if self.momentum is None else self.momentum
+        tracks = not self.training or self.track_running_stats
+        if self.training and tracks and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+            if self.momentum is None:
+                momentum = 1.0 / float(self.num_batches_tracked)
+        return batch_norm_traced(
+            input,
+            self.weight,
+            self.bias,
+            self.running_mean if tracks else None,
+            self.running_var if tracks else None,
+            self.training,
+            momentum,
+            self.eps,
+        )
+
+
+class _Attributes:
+    """A module's attributes by name."""
+
+    def __init__(self, module: object) -> None:
+        self._module = module
+
+    def __getitem__(self, name: str) -> Tensor | None:
+        return getattr(self._module, name)  # type: ignore[no-any-return]
 
 
 class BatchNorm2d(_HbnBatchNorm, torch.nn.BatchNorm2d):

@@ -7,10 +7,12 @@ PyTorch's own call does.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from hbn import _core
 from hbn._functional import set_num_threads
@@ -20,10 +22,10 @@ from hbn._functional import set_num_threads
 _threads_seen = -1
 
 
-def follow_num_threads() -> None:
+def _follow_num_threads(get_num_threads: Callable[[], int] = torch.get_num_threads) -> None:
     """Has hbn use as many threads as PyTorch, from when that number changes."""
     global _threads_seen
-    threads = torch.get_num_threads()
+    threads = get_num_threads()
     if threads != _threads_seen:
         _threads_seen = threads
         set_num_threads(threads)
@@ -56,7 +58,7 @@ def _forward(
     num_batches_tracked: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """y, and mean and invstd as rows of one tensor; running statistics are written in training."""
-    follow_num_threads()
+    _follow_num_threads()
     y = torch.empty_like(x)
     saved = None
     if _uses_batch_statistics(training, running_mean, running_var):
@@ -79,7 +81,7 @@ def _backward(
     mask: tuple[bool, bool, bool],
     parameter_dtype: torch.dtype,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    follow_num_threads()
+    _follow_num_threads()
     grad_output = dense(grad_output)
     grad_input = torch.empty_like(x) if mask[0] else None
     grad_weight = torch.empty(x.shape[1], dtype=parameter_dtype) if mask[1] else None
@@ -113,7 +115,7 @@ def _jvp(
     training: bool,
     eps: float,
 ) -> Tensor:
-    follow_num_threads()
+    _follow_num_threads()
     y_tangent = torch.empty_like(x)
     _core.jvp(
         dense(x_tangent),
@@ -145,7 +147,7 @@ def _double_backward(
     training: bool,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    follow_num_threads()
+    _follow_num_threads()
     grad_grad_output, grad_input = torch.empty_like(x), torch.empty_like(x)
     grad_weight = torch.empty(x.shape[1], dtype=_statistic_dtype(x) if weight is None else weight.dtype)
     _core.double_backward(
@@ -265,6 +267,11 @@ class _BatchNorm(torch.autograd.Function):
         )
 
 
+# Function.apply looks for functorch's transforms first, which take a quarter of a small call, and which
+# batch_norm_eager's callers have looked for.
+_apply = super(torch.autograd.Function, _BatchNorm).apply
+
+
 def batch_norm_eager(
     x: Tensor,
     weight: Tensor | None,
@@ -276,11 +283,22 @@ def batch_norm_eager(
     eps: float,
     num_batches_tracked: Tensor | None,
 ) -> Tensor:
-    """y. In training num_batches_tracked is counted up, and a momentum of None is 1 / that."""
-    y: Tensor = _BatchNorm.apply(
-        x, weight, bias, running_mean, running_var, training, momentum, eps, num_batches_tracked
-    )
-    return y
+    """y. In training num_batches_tracked is counted up, and a momentum of None is 1 / that.
+
+    Not under functorch's transforms.
+    """
+    if forward_ad._current_level >= 0 or (
+        torch.is_grad_enabled()
+        and (
+            x.requires_grad
+            or (weight is not None and weight.requires_grad)
+            or (bias is not None and bias.requires_grad)
+        )
+    ):
+        return _apply(  # type: ignore[no-any-return]
+            x, weight, bias, running_mean, running_var, training, momentum, eps, num_batches_tracked
+        )
+    return _forward(x, weight, bias, running_mean, running_var, training, momentum, eps, num_batches_tracked)[0]
 
 
 # ---- operators, for compilers
