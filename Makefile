@@ -90,7 +90,7 @@ install: build ## Install library, headers and hbn-info for CMake and pkg-config
 # Without dpkg-dev the .deb lacks the versions of libraries that hbn-info asks for.
 .PHONY: package
 package: build ## The same as packages: build/package/libhbn-dev_*.deb and hbn-*.tar.gz
-	@$(cpack) --config build/x86/CPackConfig.cmake -B build/package | sed -n 's/^CPack: - package: //p'
+	@umask 022; $(cpack) --config build/x86/CPackConfig.cmake -B build/package | sed -n 's/^CPack: - package: //p'
 	@rm -rf build/package/_CPack_Packages
 
 # The program that emits kernels, which packs are made with.

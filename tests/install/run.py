@@ -274,7 +274,8 @@ class Cases:
             expected_mode = "drwxr-xr-x" if name.endswith("/") else "-rwxr-xr-x" if "/bin/" in name else "-rw-r--r--"
             expect((mode, owner) == (expected_mode, "root/root"), line)
             names.add(name)
-        for name in ("share/doc/libhbn-dev/copyright", "bin/hbn-info", "lib/libhbn.a", "include/hbn/hbn.h"):
+        for name in ("share/doc/libhbn-dev/copyright", "share/doc/libhbn-dev/changelog.gz", "bin/hbn-info",
+                     "lib/libhbn.a", "include/hbn/hbn.h"):
             expect(f"./usr/{name}" in names, f"{name} is missing")
         run("sh", "-ec", 'cd "$1" && md5sum --quiet --check var/lib/dpkg/info/libhbn-dev.md5sums', "sh",
             self.debian_root)
