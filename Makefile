@@ -13,6 +13,7 @@ python := $(venv)/bin/python
 cmake := $(venv)/bin/cmake
 ninja := $(venv)/bin/ninja
 ctest := $(venv)/bin/ctest
+cpack := $(venv)/bin/cpack
 jobs ?= $(shell nproc)
 
 # A line of progress for each file, with its share of the whole and the seconds so far.
@@ -27,7 +28,7 @@ run_tests = $(ctest) --test-dir build/$(1) -j $(jobs) --output-on-failure --no-t
 
 test_packages := libgtest-dev g++-aarch64-linux-gnu qemu-user pocl-opencl-icd ocl-icd-libopencl1 \
 	g++-arm-linux-gnueabihf gcc-arm-none-eabi libstdc++-arm-none-eabi-newlib qemu-system-arm \
-	clang lld llvm wasi-libc libclang-rt-14-dev-wasm32
+	clang lld llvm wasi-libc libclang-rt-14-dev-wasm32 pkg-config dpkg-dev
 docs_packages := doxygen
 
 .PHONY: help
@@ -98,6 +99,17 @@ build/digits.csv: $(venv)/.installed-scikit-learn
 train-digits: build build/digits.csv ## Train a small network, without PyTorch, to read handwritten digits
 	@build/x86/examples/train_digits build/digits.csv
 
+PREFIX ?= /usr/local
+.PHONY: install
+install: build ## Install library, headers and hbn-info for CMake and pkg-config: PREFIX=/usr/local DESTDIR=
+	@DESTDIR='$(DESTDIR)' $(cmake) --install build/x86 --prefix '$(PREFIX)'
+
+# Without dpkg-dev the .deb lacks the versions of libraries that hbn-info asks for.
+.PHONY: package
+package: build ## The same as packages: build/package/libhbn-dev_*.deb and hbn-*.tar.gz
+	@umask 022; $(cpack) --config build/x86/CPackConfig.cmake -B build/package | sed -n 's/^CPack: - package: //p'
+	@rm -rf build/package/_CPack_Packages
+
 # The program that emits kernels, which packs are made with.
 generators := build/x86/hbn_generators
 emit = --generators $(generators) --halide-include $(site)/halide/include
@@ -128,7 +140,7 @@ bench-embedded: test-packages generators ## What packs cost: bytes on boards, cy
 	@$(python) bench/embedded.py $(emit)
 
 .PHONY: test
-test: test-packages test-x86 test-examples test-asan test-tsan test-portable test-arm test-pack test-opencl test-cuda ## Run everything: all suites below
+test: test-packages test-x86 test-examples test-install test-asan test-tsan test-portable test-arm test-pack test-opencl test-cuda ## Run everything: all suites below
 	@echo "make test: all suites passed"
 
 # $(1): what needs them, $(2): Debian packages
@@ -191,6 +203,11 @@ test-arm: build test-packages ## The same on 64-bit and 32-bit ARM, under qemu-a
 test-pack: test-packages $(venv)/.installed-wasm generators ## Packs: on this CPU, on ARM under qemu, in WebAssembly, and as firmware of whole boards under qemu
 	@echo "== packs"
 	@$(python) tests/pack/run.py $(emit) --folder build/pack/test $(ARGS)
+
+.PHONY: test-install
+test-install: test-packages package ## Programs in C and C++ with an installed hbn: CMake, pkg-config, .deb, .tar.gz; add_subdirectory
+	@echo "== install"
+	@$(python) tests/install/run.py --build build/x86 --packages build/package --folder build/install-test $(ARGS)
 
 .PHONY: test-opencl
 test-opencl: $(venv)/.installed test-packages ## Conformance of the OpenCL kernels, on PoCL

@@ -119,7 +119,11 @@ function(hbn_add_all_kernels library)
     if (HBN_DEVICE_RUNTIME)
         add_halide_runtime(hbn_kernel_runtime TARGETS ${HBN_HALIDE_TARGETS})
         target_compile_definitions(${library} PRIVATE HBN_DEVICE_RUNTIME)
-        target_link_libraries(${library} PRIVATE hbn_kernel_runtime)
+        # Within the library, so that it is one file to install and link.
+        get_target_property(objects hbn_kernel_runtime SOURCES)
+        set_target_properties(hbn_kernel_runtime PROPERTIES EXCLUDE_FROM_ALL ON)
+        target_sources(${library} PRIVATE ${objects})
+        target_link_libraries(${library} PRIVATE ${CMAKE_DL_LIBS})
     else ()
         # The library itself defines the few functions that kernels call.
         add_library(hbn_kernel_runtime INTERFACE)
