@@ -167,6 +167,22 @@ struct DlTensor {
     uint64_t byte_offset;
 };
 
+TEST(Owners, moved_from_are_empty) {
+    Tensor a(DType::float32, {1, 2, 3, 4});
+    float *const memory = a.data<float>();
+    Tensor b = std::move(a);
+    EXPECT_TRUE(a.empty());
+    EXPECT_EQ(a.data<float>(), nullptr);
+    EXPECT_EQ(b.data<float>(), memory);
+    a = std::move(b);
+    EXPECT_TRUE(b.empty());
+    EXPECT_EQ(a.data<float>(), memory);
+    Vector v(DType::float64, 3), u;
+    u = std::move(v);
+    EXPECT_FALSE(v);
+    EXPECT_EQ(u.view().size, 3);
+}
+
 TEST(FromDlpack, describes_the_same_tensor) {
     float values[2 * 3 * 4 * 5 + 1] = {};
     int64_t shape[] = {2, 3, 4, 5}, strides[] = {60, 1, 15, 3};

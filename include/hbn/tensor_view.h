@@ -12,6 +12,7 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 /// Batch normalization in C++.
@@ -141,6 +142,20 @@ public:
     /// @return a dense tensor
     static Tensor like(const TensorView &other, DType dtype);
 
+    /// Takes over the memory.
+    /// @param other  becomes empty
+    Tensor(Tensor &&other) noexcept
+        : storage_(std::move(other.storage_)), view_(std::exchange(other.view_, {})) {
+    }
+    /// Takes over the memory, and frees its own.
+    /// @param other  becomes empty
+    /// @return this
+    Tensor &operator=(Tensor &&other) noexcept {
+        storage_ = std::move(other.storage_);
+        view_ = std::exchange(other.view_, {});
+        return *this;
+    }
+
     /// @return a view, valid as long as this tensor
     const TensorView &view() const {
         return view_;
@@ -174,6 +189,20 @@ public:
     /// @param size   the number of values
     /// @throws std::invalid_argument for a negative size, std::bad_alloc
     Vector(DType dtype, int64_t size);
+
+    /// Takes over the memory.
+    /// @param other  becomes absent
+    Vector(Vector &&other) noexcept
+        : storage_(std::move(other.storage_)), view_(std::exchange(other.view_, {})) {
+    }
+    /// Takes over the memory, and frees its own.
+    /// @param other  becomes absent
+    /// @return this
+    Vector &operator=(Vector &&other) noexcept {
+        storage_ = std::move(other.storage_);
+        view_ = std::exchange(other.view_, {});
+        return *this;
+    }
 
     /// @return a view, valid as long as this vector
     const VectorView &view() const {

@@ -28,7 +28,7 @@ class _HbnBatchNorm:
 
     def forward(self, input: Tensor) -> Tensor:
         """Batch normalization of (N, C, ...); see torch.nn.BatchNorm2d."""
-        if input.device.type != "cpu":
+        if not input.is_cpu:
             return super().forward(input)  # type: ignore[misc,no-any-return]
         self._check_input_dim(input)
         training, momentum = self.training, self.momentum
