@@ -71,8 +71,14 @@ $(venv)/.installed-wasm: $(venv)/.installed
 	@$(pip) wasmtime
 	@touch $@
 
+# Where pip would fetch the CUDA build of PyTorch, point it at PyTorch's index of CPU builds (PIP_EXTRA_INDEX_URL).
+$(venv)/.installed-python: $(venv)/.installed
+	@echo "Fetching PyTorch, JAX, ONNX and pytest: 1 GB"
+	@$(pip) torch jax ml_dtypes onnx scikit-learn pytest expecttest mypy pdoc
+	@touch $@
+
 $(venv)/.installed-format: $(venv)/.installed
-	@$(pip) clang-format
+	@$(pip) clang-format ruff
 	@touch $@
 
 .PHONY: demo
@@ -110,6 +116,15 @@ package: build ## The same as packages: build/package/libhbn-dev_*.deb and hbn-*
 	@umask 022; $(cpack) --config build/x86/CPackConfig.cmake -B build/package | sed -n 's/^CPack: - package: //p'
 	@rm -rf build/package/_CPack_Packages
 
+# The wheel with the kernels that `build` made; `pip install .` makes the same with its own.
+wheel = build/python/hbn-*.whl
+.PHONY: wheel
+wheel: build ## The Python package as a wheel: build/python/hbn-*.whl
+	@rm -rf build/python
+	@$(python) -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir build/python \
+	    -C cmake.define.HBN_KERNELS_FROM=$(abspath build/x86) .
+	@ls $(wheel)
+
 # The program that emits kernels, which packs are made with.
 generators := build/x86/hbn_generators
 emit = --generators $(generators) --halide-include $(site)/halide/include
@@ -134,13 +149,19 @@ bench: $(venv)/.installed-bench ## Compare with the memory bound, PyTorch and on
 	@$(ninja) -C build/x86 -j $(jobs) contestants | $(python) cmake/progress.py
 	@$(python) bench/bench.py $(if $(QUICK),--quick) $(ARGS)
 
+.PHONY: bench-python
+bench-python: install-wheel ## What Python adds to a call, beside C++ and beside PyTorch's module
+	@$(call configure,x86) -DHBN_BUILD_BENCH=ON
+	@$(ninja) -C build/x86 -j $(jobs) contestant_hbn | $(python) cmake/progress.py
+	@$(python) bench/python_calls.py $(ARGS)
+
 .PHONY: bench-embedded
 bench-embedded: test-packages generators ## What packs cost: bytes on boards, cycles an element on ARM beside plain C++
 	@command -v llvm-mca >/dev/null || { echo "This needs llvm-mca: sudo apt-get install llvm"; exit 1; }
 	@$(python) bench/embedded.py $(emit)
 
 .PHONY: test
-test: test-packages test-x86 test-examples test-install test-asan test-tsan test-portable test-arm test-pack test-opencl test-cuda ## Run everything: all suites below
+test: test-packages test-x86 test-examples test-install test-python test-asan test-tsan test-portable test-arm test-pack test-opencl test-cuda docs ## Run everything: all suites below
 	@echo "make test: all suites passed"
 
 # $(1): what needs them, $(2): Debian packages
@@ -182,6 +203,17 @@ test-examples: build build/digits.csv ## The examples do what they say
 	@build/x86/examples/quickstart_c
 	@build/x86/examples/train_digits build/digits.csv
 
+.PHONY: install-wheel
+install-wheel: wheel $(venv)/.installed-python
+	@$(pip) --no-deps --force-reinstall $(wheel)
+
+.PHONY: test-python
+test-python: install-wheel ## The Python package on NumPy, JAX and ONNX, and PyTorch's modules by hbn
+	@echo "== python"
+	@$(python) -m pytest -q tests/python
+	@$(python) -m mypy -p hbn
+	@$(python) examples/pytorch_conversion.py
+
 .PHONY: test-asan
 test-asan: build test-packages ## The same under AddressSanitizer and UndefinedBehaviorSanitizer
 	$(call suite,asan,,-LE giant)
@@ -194,9 +226,10 @@ test-tsan: build test-packages ## Wrapper and conformance under ThreadSanitizer
 test-portable: $(venv)/.installed test-packages ## Conformance of the kernels for any processor
 	$(call suite,portable,,-L conformance)
 
+# What the wrapper's own tests see on 64-bit ARM is what they see on x86-64; qemu takes minutes for them.
 .PHONY: test-arm
 test-arm: build test-packages ## The same on 64-bit and 32-bit ARM, under qemu-aarch64 and qemu-arm
-	$(call suite,arm64)
+	$(call suite,arm64,,-LE wrapper)
 	$(call suite,armv7)
 
 .PHONY: test-pack
@@ -222,7 +255,7 @@ test-giant: $(venv)/.installed test-packages ## Tensors of more than 2^31 elemen
 	$(call suite,x86,,-L giant)
 
 .PHONY: docs
-docs: docs-cpp ## The reference: build/docs/cpp/html/index.html; fails where something public is undocumented
+docs: docs-cpp docs-python ## The reference, in build/docs/; fails where something public is undocumented
 
 .PHONY: docs-cpp
 docs-cpp:
@@ -233,15 +266,26 @@ docs-cpp:
 	@python3 cmake/check_reference.py build/docs/cpp/xml
 	@echo "build/docs/cpp/html/index.html"
 
+.PHONY: docs-python
+docs-python: install-wheel $(venv)/.installed-format
+	@$(venv)/bin/ruff check --quiet --select D1 python/hbn
+	@rm -rf build/docs/python
+	@$(python) -W error -m pdoc --docformat google --output-directory build/docs/python hbn hbn.torch hbn.onnx
+	@echo "build/docs/python/index.html"
+
 sources = $(shell git ls-files '*.h' '*.cpp' '*.c')
+python_sources := python tests/python examples/pytorch_conversion.py
 
 .PHONY: format
 format: $(venv)/.installed-format ## Format the sources in place
 	@$(venv)/bin/clang-format -i $(sources)
+	@$(venv)/bin/ruff format --quiet $(python_sources)
 
 .PHONY: format-check
 format-check: $(venv)/.installed-format ## Fail where `make format` would change something
 	@$(venv)/bin/clang-format --dry-run -Werror $(sources)
+	@$(venv)/bin/ruff format --quiet --check $(python_sources)
+	@$(venv)/bin/ruff check --quiet $(python_sources)
 
 .PHONY: clean
 clean: ## Remove build/ and .venv/

@@ -7,7 +7,18 @@ import importlib.util
 from pathlib import Path
 
 _ROOT = Path(__file__).parent.parent
-_NEEDED = ("cmake", "halide", "imageio", "nanobind", "ninja", "numpy", "packaging", "pathspec", "pillow", "scikit-build-core")
+_NEEDED = (
+    "cmake",
+    "halide",
+    "imageio",
+    "nanobind",
+    "ninja",
+    "numpy",
+    "packaging",
+    "pathspec",
+    "pillow",
+    "scikit-build-core",
+)
 
 
 def _pinned(config_settings=None):

@@ -20,10 +20,7 @@ std::string case_name(const ::testing::TestParamInfo<Case> &info) {
            shape_name(p.sizes) + (p.affine ? "_affine" : "_plain");
 }
 
-std::vector<Case> cases() {
-    // Planes of 1, 49, 196 and 1575 pixels, channels of 1, 3, 17, 100 and 2048, and several tiles a channel.
-    const Shape shapes[] = {{2, 17, 7, 7},   {3, 3, 14, 14},  {2, 1, 35, 45}, {5, 100, 1, 1},
-                            {2, 2048, 1, 3}, {12, 3, 28, 28}, {24, 17, 7, 7}};
+std::vector<Case> cases_of(const std::vector<Shape> &shapes) {
     std::vector<Case> all;
     for (DType dtype : {DType::float32, DType::float64, DType::bfloat16, DType::float16}) {
 #ifdef HBN_TEST_FLOAT32_ONLY
@@ -39,6 +36,17 @@ std::vector<Case> cases() {
         }
     }
     return all;
+}
+
+std::vector<Case> cases() {
+    // Planes of 1, 49, 196 and 1575 pixels, channels of 1, 3, 17, 100 and 2048, and several tiles a channel.
+    return cases_of({{2, 17, 7, 7},
+                     {3, 3, 14, 14},
+                     {2, 1, 35, 45},
+                     {5, 100, 1, 1},
+                     {2, 2048, 1, 3},
+                     {12, 3, 28, 28},
+                     {24, 17, 7, 7}});
 }
 
 constexpr double kEps = 1e-5;
@@ -88,6 +96,8 @@ protected:
             << actual << " is not " << double(expected);
     }
 };
+
+class Derivatives : public Conformance {};
 
 TEST_P(Conformance, forward_training) {
     const TestVector old_mean = running_mean, old_var = running_var;
@@ -162,7 +172,7 @@ TEST_P(Conformance, backward_inference) {
     EXPECT_TRUE(dx.only_elements_written());
 }
 
-TEST_P(Conformance, jvp) {
+TEST_P(Derivatives, jvp) {
     TestVector weight_tangent{statistics, normal.values(channels)};
     TestVector bias_tangent{statistics, normal.values(channels)};
     const auto saved = functional::batch_norm_forward(x, weight, bias, {}, {}, true, 0.1, kEps);
@@ -180,7 +190,7 @@ TEST_P(Conformance, jvp) {
     }
 }
 
-TEST_P(Conformance, double_backward) {
+TEST_P(Derivatives, double_backward) {
     TestTensor ddx(p.dtype, p.sizes, p.layout);
     ddx.fill([&](int64_t) { return normal(-0.5); });
     TestVector ddw{statistics, normal.values(channels)};
@@ -289,6 +299,10 @@ TEST_P(Conformance, split_across_machines) {
 }
 
 INSTANTIATE_TEST_SUITE_P(, Conformance, ::testing::ValuesIn(cases()), case_name);
+// Their sums are backward_reduce's, of which Conformance has every shape; one for each kernel of the maps.
+INSTANTIATE_TEST_SUITE_P(
+    , Derivatives, ::testing::ValuesIn(cases_of({{2, 17, 7, 7}, {2, 1, 35, 45}, {5, 100, 1, 1}})),
+    case_name);
 
 }  // namespace
 }  // namespace hbn::test

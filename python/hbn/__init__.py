@@ -9,8 +9,8 @@ The functions here take NumPy arrays (with ml_dtypes' bfloat16, too), PyTorch te
 Tensors are (N, C, ...), of two dimensions or more, dtype float32, float64, bfloat16 or float16, with any non-negative
 strides; channels_last has kernels of its own. What there is one of for each channel, (C,), is float32 (float64 beside
 float64 tensors), or, for weight, bias and running statistics, the tensor's own dtype. Everything is checked before
-anything is written: ValueError says what is wrong, TypeError that something is no array of a known dtype. No function is
-differentiable by itself: hbn.torch is what autograd sees.
+anything is written: ValueError says what is wrong, TypeError that something is no array of a known dtype. No function
+is differentiable by itself: hbn.torch is what autograd sees.
 """
 
 from hbn._core import get_num_threads, instruction_set, instruction_sets, set_instruction_set

@@ -1,7 +1,5 @@
 """The operations on arrays of any library."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np
@@ -13,10 +11,11 @@ from hbn._arrays import Array, Maker, dtype_name, maker_for, statistic_dtype
 class Moments(NamedTuple):
     """Statistics of `count` values in each of C channels, float64: what machines exchange.
 
-    Merged by Chan, Golub and LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing Sample Variances" (1979).
+    Merged by Chan, Golub and LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing Sample Variances"
+    (1979).
     """
 
-    count: float
+    count: float  # type: ignore[assignment]
     """Values of each channel."""
     mean: np.ndarray
     """(C,)"""
@@ -43,7 +42,7 @@ def set_num_threads(num_threads: int) -> None:
 
 
 def _channels(x: Array) -> int:
-    shape = getattr(x, "shape", ())
+    shape: tuple[int, ...] = getattr(x, "shape", ())
     return int(shape[1]) if len(shape) > 1 else 0
 
 
@@ -56,7 +55,7 @@ def _statistics(maker: Maker, x: Array, dtype: str) -> tuple[Array, Array]:
 
 
 def _parameter_gradients(
-    maker: Maker, x: Array, weight: Array | None, wanted: tuple[bool, bool]
+    maker: Maker, x: Array, weight: Array | None, wanted: tuple[bool, ...]
 ) -> tuple[Array | None, Array | None]:
     dtype = statistic_dtype(x) if weight is None else dtype_name(weight)
     grad_weight, grad_bias = (maker.empty((_channels(x),), dtype) if want else None for want in wanted)
@@ -93,8 +92,9 @@ def batch_norm_forward(
 ) -> tuple[Array, Array | None, Array | None]:
     """y = (x - mean) / sqrt(var + eps) * weight + bias, with the mean and variance of each channel.
 
-    They are the batch's in training, or where there are no running statistics; else the running ones. In training running
-    statistics are updated in place: running = (1 - momentum) * running + momentum * batch's, the variance over M - 1.
+    They are the batch's in training, or where there are no running statistics; else the running ones. In training
+    running statistics are updated in place: running = (1 - momentum) * running + momentum * batch's, the variance
+    over M - 1.
 
     Args:
         x: (N, C, ...).
@@ -197,17 +197,15 @@ def batch_norm_relu_forward(
 ) -> tuple[Array, Array | None, Array | None]:
     """relu(batch_norm(x)) in one pass over memory.
 
-    Arguments, results and errors as of `batch_norm_forward`, but that mean and invstd are float64 whatever x's dtype: with
-    them backward finds again which elements passed.
+    Arguments, results and errors as of `batch_norm_forward`, but that mean and invstd are float64 whatever x's dtype:
+    with them backward finds again which elements passed.
     """
     maker = maker_for(x)
     y = maker.empty_like(x) if out is None else out
     mean = invstd = None
     if _uses_batch_statistics(training, running_mean, running_var):
         mean, invstd = _statistics(maker, x, "float64")
-    _core.relu_forward(
-        x, None, weight, bias, running_mean, running_var, training, momentum, eps, y, None, mean, invstd
-    )
+    _core.relu_forward(x, None, weight, bias, running_mean, running_var, training, momentum, eps, y, None, mean, invstd)
     return (maker.finish(y) if out is None else out), maker.finish(mean), maker.finish(invstd)
 
 
@@ -227,8 +225,8 @@ def batch_norm_relu_backward(
 ) -> tuple[Array, Array, Array]:
     """Gradients of `batch_norm_relu_forward`'s x, weight and bias.
 
-    Arguments, results and errors as of `batch_norm_backward`; bias is needed to find what passed, and all three gradients
-    are computed.
+    Arguments, results and errors as of `batch_norm_backward`; bias is needed to find what passed, and all three
+    gradients are computed.
     """
     maker = maker_for(x)
     grad_input = maker.empty_like(x) if out is None else out

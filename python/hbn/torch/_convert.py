@@ -48,8 +48,8 @@ def _swap(model: nn.Module, classes: dict[type[nn.Module], type[nn.Module]]) -> 
 def convert(model: M) -> M:
     """Swaps every BatchNorm1d, BatchNorm2d and BatchNorm3d of a model for hbn's, in place.
 
-    Parameters and buffers stay the same objects, so that optimizers go on; so do hooks and the training flag. Subclasses of
-    those modules are left alone.
+    Parameters and buffers stay the same objects, so that optimizers go on; so do hooks and the training flag.
+    Subclasses of those modules are left alone.
 
     Returns:
         The model; a new module of the same state where the model is itself a batch normalization.
@@ -62,8 +62,8 @@ def revert(model: M) -> M:
     return _swap(model, _TORCH_OF)  # type: ignore[return-value]
 
 
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
+_BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 
 
 def fuse_conv_bn(model: M) -> M:
@@ -95,7 +95,7 @@ def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
     setattr(model.get_submodule(parent), child, module)
 
 
-def _pairs(model: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
+def _pairs(model: nn.Module) -> list[tuple[_Convolution, _BatchNorm]]:
     # Of modules that are called once, the second on nothing but what the first returns.
     graph = torch.fx.symbolic_trace(model).graph
     modules = dict(model.named_modules())
@@ -105,14 +105,14 @@ def _pairs(model: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
             calls[modules[node.target]] = calls.get(modules[node.target], 0) + 1
     pairs = []
     for node in graph.nodes:
-        if node.op != "call_module" or not isinstance(modules[node.target], _BATCH_NORMS):
+        if node.op != "call_module" or not isinstance(modules[node.target], _BatchNorm):
             continue
         before, batch_norm = node.args[0] if node.args else None, modules[node.target]
         if not isinstance(before, torch.fx.Node) or before.op != "call_module" or len(before.users) > 1:
             continue
         convolution = modules[before.target]
         if (
-            isinstance(convolution, _CONVOLUTIONS)
+            isinstance(convolution, _Convolution)
             and batch_norm.running_mean is not None
             and calls[convolution] == calls[batch_norm] == 1
         ):

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
+from torch.fx import Proxy
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from hbn.torch._ops import batch_norm_eager, batch_norm_traced, dense
 
 
+class _Attributes:
+    """A module's attributes by name."""
+
+    def __init__(self, module: object) -> None:
+        self._module = module
+
+    def __getitem__(self, name: str) -> Tensor | None:
+        return getattr(self._module, name)  # type: ignore[no-any-return]
+
+
+_Tensors = Mapping[str, Tensor | None] | _Attributes
 _tensor_classes = (Tensor, torch.nn.Parameter)
 
 
@@ -23,14 +36,18 @@ def _is_watched(
     return type(x) not in _tensor_classes or dispatch_modes() > 0 or functorch() or jit_tracing()
 
 
-class _HbnBatchNorm:
+class _HbnBatchNorm(_BatchNorm):
     """What the modules have in common: forward. In front of one of torch.nn's in the order of inheritance."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Batch normalization of (N, C, ...); see torch.nn.BatchNorm2d."""
+        if isinstance(input, Proxy):
+            # A leaf of torch.fx's traces, as torch.nn's modules are.
+            tracer = input.tracer
+            return tracer.create_proxy("call_module", tracer.path_of_module(self), (input,), {})
         if not input.is_cpu:
-            return super().forward(input)  # type: ignore[misc,no-any-return]
-        self._check_input_dim(input)
+            return super().forward(input)
+        self._check_input_dim(input)  # type: ignore[no-untyped-call]
         training, momentum = self.training, self.momentum
         if training and input.numel() == input.shape[1]:
             raise ValueError(f"Expected more than 1 value per channel when training, got input size {input.size()}")
@@ -39,8 +56,9 @@ class _HbnBatchNorm:
         if torch.compiler.is_compiling() or _is_watched(input):
             return self._forward_traced(input)
         # In their dictionaries, which is quicker; replicas and parametrizations keep them elsewhere.
-        parameters, buffers = self._parameters, self._buffers
-        if "weight" not in parameters or "bias" not in parameters or "running_var" not in buffers:
+        parameters: _Tensors = self._parameters
+        buffers: _Tensors = self._buffers
+        if "weight" not in self._parameters or "bias" not in self._parameters or "running_var" not in self._buffers:
             parameters = buffers = _Attributes(self)
         count = None
         running_mean, running_var = buffers["running_mean"], buffers["running_var"]
@@ -82,21 +100,12 @@ class _HbnBatchNorm:
         )
 
 
-class _Attributes:
-    """A module's attributes by name."""
-
-    def __init__(self, module: object) -> None:
-        self._module = module
-
-    def __getitem__(self, name: str) -> Tensor | None:
-        return getattr(self._module, name)  # type: ignore[no-any-return]
-
-
 class BatchNorm2d(_HbnBatchNorm, torch.nn.BatchNorm2d):
     """torch.nn.BatchNorm2d by hbn's kernels: arguments, state and behaviour are that module's, of PyTorch 2.13.
 
-    On the CPU, for float32, float64, bfloat16 and float16 input; on other devices it is PyTorch's own. Results agree with
-    PyTorch's within rounding, and are right where PyTorch's are not: means that are large against the deviation, outliers.
+    On the CPU, for float32, float64, bfloat16 and float16 input; on other devices it is PyTorch's own. Results agree
+    with PyTorch's within rounding, and are right where PyTorch's are not: means that are large against the deviation,
+    outliers.
 
     Shapes: (N, C, H, W) to the same, in the input's memory format.
 

@@ -189,16 +189,14 @@ class _Backward(torch.autograd.Function):
     """Backward, differentiable once more."""
 
     @staticmethod
-    def forward(ctx, grad_output, x, weight, saved, running_mean, running_var, training, eps, mask, dtype):  # type: ignore[no-untyped-def,override]
+    def forward(ctx, grad_output, x, weight, saved, running_mean, running_var, training, eps, mask, dtype):  # type: ignore[no-untyped-def]
         ctx.save_for_backward(grad_output, x, weight, saved, running_mean, running_var)
         ctx.training, ctx.eps = training, eps
-        return _backward(
-            grad_output, x, weight, saved, running_mean, running_var, training, eps, mask, dtype
-        )
+        return _backward(grad_output, x, weight, saved, running_mean, running_var, training, eps, mask, dtype)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_grad_input, grad_grad_weight, grad_grad_bias):  # type: ignore[no-untyped-def,override]
+    def backward(ctx, grad_grad_input, grad_grad_weight, grad_grad_bias):  # type: ignore[no-untyped-def]
         grad_output, x, weight, saved, running_mean, running_var = ctx.saved_tensors
         if grad_grad_input is None:
             grad_grad_input = torch.zeros_like(x)
@@ -215,17 +213,13 @@ class _Backward(torch.autograd.Function):
             ctx.training,
             ctx.eps,
         )
-        if weight is None:
-            to_weight = None
-        return to_grad_output, to_x, to_weight, None, None, None, None, None, None, None
+        return to_grad_output, to_x, None if weight is None else to_weight, *(None,) * 7
 
 
 class _BatchNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight, bias, running_mean, running_var, training, momentum, eps, num_batches_tracked):  # type: ignore[no-untyped-def,override]
-        y, saved = _forward(
-            x, weight, bias, running_mean, running_var, training, momentum, eps, num_batches_tracked
-        )
+    def forward(ctx, x, weight, bias, running_mean, running_var, training, momentum, eps, num_batches_tracked):  # type: ignore[no-untyped-def]
+        y, saved = _forward(x, weight, bias, running_mean, running_var, training, momentum, eps, num_batches_tracked)
         if saved is not None:
             running_mean = running_var = None
         tensors = (x, weight, saved, running_mean, running_var)
@@ -236,7 +230,7 @@ class _BatchNorm(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx, grad_output):  # type: ignore[no-untyped-def,override]
+    def backward(ctx, grad_output):  # type: ignore[no-untyped-def]
         x, weight, saved, running_mean, running_var = ctx.saved_tensors
         differentiate = _Backward.apply if torch.is_grad_enabled() else _backward
         gradients = differentiate(
@@ -254,7 +248,7 @@ class _BatchNorm(torch.autograd.Function):
         return (*gradients, None, None, None, None, None, None)
 
     @staticmethod
-    def jvp(ctx, x_tangent, weight_tangent, bias_tangent, *_):  # type: ignore[no-untyped-def,override]
+    def jvp(ctx, x_tangent, weight_tangent, bias_tangent, *_):  # type: ignore[no-untyped-def]
         x, weight, saved, running_mean, running_var = ctx.saved_tensors
         if x_tangent is None:
             x_tangent = torch.zeros_like(x)
@@ -300,7 +294,7 @@ def batch_norm_eager(
             or (bias is not None and bias.requires_grad)
         )
     ):
-        return _apply(  # type: ignore[no-any-return]
+        return _apply(  # type: ignore[no-any-return, no-untyped-call]
             x, weight, bias, running_mean, running_var, training, momentum, eps, num_batches_tracked
         )
     return _forward(x, weight, bias, running_mean, running_var, training, momentum, eps, num_batches_tracked)[0]
