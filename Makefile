@@ -267,10 +267,11 @@ docs-cpp:
 	@echo "build/docs/cpp/html/index.html"
 
 .PHONY: docs-python
-docs-python: install-wheel $(venv)/.installed-format
-	@$(venv)/bin/ruff check --quiet --select D1 python/hbn
+docs-python: install-wheel
+	@$(python) -m pytest -q tests/python/test_arrays.py -k documented
 	@rm -rf build/docs/python
-	@$(python) -W error -m pdoc --docformat google --output-directory build/docs/python hbn hbn.torch hbn.onnx
+	@$(python) -W error -m pdoc --docformat google --no-show-source --output-directory build/docs/python \
+	    hbn hbn.torch hbn.onnx
 	@echo "build/docs/python/index.html"
 
 sources = $(shell git ls-files '*.h' '*.cpp' '*.c')

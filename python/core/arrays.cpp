@@ -2,6 +2,7 @@
 
 #include <hbn/tensor_view.h>
 
+#include <algorithm>
 #include <cstdarg>
 #include <cstdio>
 #include <cstring>
@@ -115,22 +116,24 @@ bool Lent::lend_by_buffer(nb::handle array, Access access) {
     if (nb::hasattr(owner, "dtype")) {
         is_bfloat16 = nb::str(owner.attr("dtype")).equal(nb::str("bfloat16"));
         if (is_bfloat16) {
+            // Others' views may be copies.
+            if (!nb::hasattr(owner, "__array_interface__")) {
+                return false;
+            }
             owner = owner.attr("view")("uint16");
         }
     }
-    const int flags =
-        PyBUF_STRIDED_RO | PyBUF_FORMAT | (access == Access::write ? PyBUF_WRITABLE : 0);
-    if (PyObject_GetBuffer(owner.ptr(), &buffer_, flags) != 0) {
-        const bool read_only = access == Access::write && PyErr_ExceptionMatches(PyExc_BufferError);
-        if (!read_only && !PyErr_ExceptionMatches(PyExc_ValueError)) {
+    if (PyObject_GetBuffer(owner.ptr(), &buffer_, PyBUF_STRIDED_RO | PyBUF_FORMAT) != 0) {
+        if (!PyErr_ExceptionMatches(PyExc_ValueError)) {
             throw nb::python_error();
         }
         PyErr_Clear();
-        refuse(read_only ? "is read-only, but is to be written"
-                         : "has a dtype that hbn does not know");
+        throw nb::type_error((std::string(name_) + " has a dtype that hbn does not know").c_str());
     }
-    buffer_owner_ = owner;
     describe_buffer(is_bfloat16);
+    if (access == Access::write && buffer_.readonly) {
+        refuse("is read-only, but is to be written");
+    }
     return true;
 }
 
@@ -209,12 +212,6 @@ Lent::Lent(nb::handle array, const char *name, Access access) : name_(name) {
     }
 }
 
-Lent::~Lent() {
-    if (buffer_.obj) {
-        PyBuffer_Release(&buffer_);
-    }
-}
-
 LentTensor::LentTensor(nb::handle array, const char *name, Access access)
     : Lent(array, name, access) {
     if (!present_) {
@@ -228,38 +225,80 @@ LentTensor::LentTensor(nb::handle array, const char *name, Access access)
     tensor_.dtype = dtype_;
     tensor_.device = device_;
     tensor_.ndim = 4;
-    fold();
+    fold({this});
 }
 
-void LentTensor::fold() {
-    int64_t sizes[kMostDimensions], strides[kMostDimensions];
+void LentTensor::check_shape(const LentTensor &model) const {
+    // Of four dimensions each, hbn.h's functions compare them, in their order of checks.
+    if ((ndim_ == 4 && model.ndim_ == 4) ||
+        (ndim_ == model.ndim_ && std::equal(sizes_, sizes_ + ndim_, model.sizes_))) {
+        return;
+    }
+    const auto text = [](const LentTensor &t) {
+        std::string sizes;
+        for (int d = 0; d < t.ndim_; d++) {
+            sizes += (d ? ", " : "") + std::to_string(t.sizes_[d]);
+        }
+        return sizes;
+    };
+    refuse("should have the shape of %s, [%s], not [%s]", model.name_, text(model).c_str(),
+           text(*this).c_str());
+}
+
+void LentTensor::fold(std::initializer_list<LentTensor *> tensors) {
+    const LentTensor *first = nullptr;
+    for (const LentTensor *t : tensors) {
+        if (t->present_) {
+            first = first ? first : t;
+            t->check_shape(*first);
+        }
+    }
+    if (!first) {
+        return;
+    }
     int count = 0;
-    for (int d = 2; d < ndim_; d++) {
-        // Into the dimension before it, where the two are one run of memory.
-        const bool more = ndim_ > 4 && count > 0;
-        if (more && sizes_[d] == 1) {
+    for (int d = 2; d < first->ndim_; d++) {
+        // Into the dimension before it, where the two are one run of memory in all tensors.
+        const LentTensor *apart = nullptr;
+        if (first->ndim_ > 4 && count > 0) {
+            const int64_t before = first->tensor_.sizes[1 + count];
+            for (const LentTensor *t : tensors) {
+                if (t->present_ && t->sizes_[d] != 1 && before != 1 &&
+                    t->tensor_.strides[1 + count] != t->sizes_[d] * t->strides_[d]) {
+                    apart = t;
+                }
+            }
+        }
+        const bool starts = count == 0 || first->ndim_ <= 4 || apart;
+        if (starts && count == 2) {
+            apart->refuse(
+                "has %d dimensions, which hbn can only take where all after the second are dense; "
+                "copy it first",
+                apart->ndim_);
+        }
+        count += starts;
+        for (LentTensor *t : tensors) {
+            if (!t->present_) {
+                continue;
+            }
+            int64_t &size = t->tensor_.sizes[1 + count], &stride = t->tensor_.strides[1 + count];
+            stride = starts || t->sizes_[d] != 1 ? t->strides_[d] : stride;
+            size = starts ? t->sizes_[d] : size * t->sizes_[d];
+        }
+    }
+    for (LentTensor *t : tensors) {
+        if (!t->present_) {
             continue;
         }
-        if (more && (sizes[count - 1] == 1 || strides[count - 1] == sizes_[d] * strides_[d])) {
-            sizes[count - 1] *= sizes_[d];
-            strides[count - 1] = strides_[d];
-            continue;
+        for (int d = 0; d < 2; d++) {
+            t->tensor_.sizes[d] = t->sizes_[d];
+            t->tensor_.strides[d] = t->strides_[d];
         }
-        sizes[count] = sizes_[d];
-        strides[count++] = strides_[d];
-    }
-    if (count > 2) {
-        refuse(
-            "has %d dimensions, which hbn can only take where all after the second are dense; copy "
-            "it first",
-            ndim_);
-    }
-    for (int d = 0; d < 2; d++) {
-        tensor_.sizes[d] = sizes_[d];
-        tensor_.strides[d] = strides_[d];
-        const int from = count - 2 + d;
-        tensor_.sizes[2 + d] = from < 0 ? 1 : sizes[from];
-        tensor_.strides[2 + d] = from < 0 ? 1 : strides[from];
+        for (int d = 3; d >= 2; d--) {
+            const int from = d - 2 + count;
+            t->tensor_.sizes[d] = from >= 2 ? t->tensor_.sizes[from] : 1;
+            t->tensor_.strides[d] = from >= 2 ? t->tensor_.strides[from] : 1;
+        }
     }
 }
 

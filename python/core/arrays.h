@@ -7,6 +7,7 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 
+#include <initializer_list>
 #include <optional>
 
 namespace hbn::python {
@@ -20,7 +21,6 @@ enum class Access { read, write };
 class Lent {
 public:
     Lent(nb::handle array, const char *name, Access access = Access::read);
-    ~Lent();
     Lent(const Lent &) = delete;
     Lent &operator=(const Lent &) = delete;
 
@@ -51,8 +51,16 @@ private:
     void lend_by_dlpack(nb::handle array, Access access);
     void describe_buffer(bool is_bfloat16);
 
-    Py_buffer buffer_{};
-    nb::object buffer_owner_;
+    // Released whatever part of this was constructed when an exception was thrown.
+    struct Buffer : Py_buffer {
+        Buffer() : Py_buffer{} {
+        }
+        ~Buffer() {
+            PyBuffer_Release(this);
+        }
+    };
+
+    Buffer buffer_;
     nb::ndarray<nb::ro> ndarray_;
 };
 
@@ -60,6 +68,10 @@ private:
 class LentTensor : public Lent {
 public:
     LentTensor(nb::handle array, const char *name, Access access = Access::read);
+
+    // Several of one operation: of one shape, or raises ValueError where hbn.h's functions could not tell, with what
+    // follows the channels made H and W alike in all.
+    static void fold(std::initializer_list<LentTensor *> tensors);
 
     // Null for None.
     operator const hbn_tensor *() const {
@@ -70,7 +82,7 @@ public:
     }
 
 private:
-    void fold();
+    void check_shape(const LentTensor &model) const;
 
     hbn_tensor tensor_{};
 };

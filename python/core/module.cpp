@@ -44,7 +44,8 @@ void run(Call call) {
 void forward(handle x, handle weight, handle bias, handle running_mean, handle running_var,
              bool training, std::optional<double> momentum, double eps, handle y, handle mean,
              handle invstd, handle num_batches_tracked) {
-    const LentTensor lent_x(x, "x"), lent_y(y, "y", Access::write);
+    LentTensor lent_x(x, "x"), lent_y(y, "y", Access::write);
+    LentTensor::fold({&lent_x, &lent_y});
     const LentVector w(weight, "weight"), b(bias, "bias");
     const Access access = training ? Access::write : Access::read;
     const LentVector rm(running_mean, "running_mean", access),
@@ -69,8 +70,9 @@ void forward(handle x, handle weight, handle bias, handle running_mean, handle r
 void backward(handle grad_output, handle x, handle weight, handle mean, handle invstd,
               handle running_mean, handle running_var, bool training, double eps, handle grad_input,
               handle grad_weight, handle grad_bias) {
-    const LentTensor dy(grad_output, "grad_output"), lent_x(x, "x"),
+    LentTensor dy(grad_output, "grad_output"), lent_x(x, "x"),
         dx(grad_input, "grad_input", Access::write);
+    LentTensor::fold({&dy, &lent_x, &dx});
     const LentVector w(weight, "weight"), rm(running_mean, "running_mean"),
         rv(running_var, "running_var");
     const LentStatistics saved(mean, invstd);
@@ -85,8 +87,9 @@ void backward(handle grad_output, handle x, handle weight, handle mean, handle i
 void relu_forward(handle x, handle residual, handle weight, handle bias, handle running_mean,
                   handle running_var, bool training, double momentum, double eps, handle y,
                   handle mask, handle mean, handle invstd) {
-    const LentTensor lent_x(x, "x"), added(residual, "residual"), lent_y(y, "y", Access::write),
+    LentTensor lent_x(x, "x"), added(residual, "residual"), lent_y(y, "y", Access::write),
         lent_mask(mask, "mask", Access::write);
+    LentTensor::fold({&lent_x, &lent_y, &added, &lent_mask});
     const LentVector w(weight, "weight"), b(bias, "bias");
     const Access access = training ? Access::write : Access::read;
     const LentVector rm(running_mean, "running_mean", access),
@@ -106,9 +109,10 @@ void relu_backward(handle grad_output, handle x, handle mask, handle weight, han
                    handle mean, handle invstd, handle running_mean, handle running_var,
                    bool training, double eps, handle grad_input, handle grad_residual,
                    handle grad_weight, handle grad_bias) {
-    const LentTensor dy(grad_output, "grad_output"), lent_x(x, "x"), lent_mask(mask, "mask"),
+    LentTensor dy(grad_output, "grad_output"), lent_x(x, "x"), lent_mask(mask, "mask"),
         dx(grad_input, "grad_input", Access::write),
         dr(grad_residual, "grad_residual", Access::write);
+    LentTensor::fold({&dy, &lent_x, &lent_mask, &dr, &dx});
     const LentVector w(weight, "weight"), b(bias, "bias"), rm(running_mean, "running_mean"),
         rv(running_var, "running_var");
     const LentStatistics saved(mean, invstd);
@@ -127,8 +131,9 @@ void relu_backward(handle grad_output, handle x, handle mask, handle weight, han
 void jvp(handle x_tangent, handle x, handle weight, handle weight_tangent, handle bias_tangent,
          handle mean, handle invstd, handle running_mean, handle running_var, bool training,
          double eps, handle y_tangent) {
-    const LentTensor t(x_tangent, "x_tangent"), lent_x(x, "x"),
+    LentTensor t(x_tangent, "x_tangent"), lent_x(x, "x"),
         out(y_tangent, "y_tangent", Access::write);
+    LentTensor::fold({&t, &lent_x, &out});
     const LentVector w(weight, "weight"), wt(weight_tangent, "weight_tangent"),
         bt(bias_tangent, "bias_tangent"), rm(running_mean, "running_mean"),
         rv(running_var, "running_var");
@@ -143,9 +148,10 @@ void double_backward(handle grad_grad_input, handle grad_grad_weight, handle gra
                      handle grad_output, handle x, handle weight, handle mean, handle invstd,
                      handle running_mean, handle running_var, bool training, double eps,
                      handle grad_grad_output, handle grad_input, handle grad_weight) {
-    const LentTensor ddx(grad_grad_input, "grad_grad_input"), dy(grad_output, "grad_output"),
+    LentTensor ddx(grad_grad_input, "grad_grad_input"), dy(grad_output, "grad_output"),
         lent_x(x, "x"), ddy(grad_grad_output, "grad_grad_output", Access::write),
         dx(grad_input, "grad_input", Access::write);
+    LentTensor::fold({&ddx, &dy, &lent_x, &ddy, &dx});
     const LentVector ddw(grad_grad_weight, "grad_grad_weight"),
         ddb(grad_grad_bias, "grad_grad_bias"), w(weight, "weight"),
         rm(running_mean, "running_mean"), rv(running_var, "running_var"),
@@ -206,7 +212,8 @@ void finalize_moments(double count, handle mean, handle m2, int64_t channels, do
 
 void normalize(handle x, double count, handle mean, handle m2, handle weight, handle bias,
                double eps, handle y) {
-    const LentTensor lent_x(x, "x"), lent_y(y, "y", Access::write);
+    LentTensor lent_x(x, "x"), lent_y(y, "y", Access::write);
+    LentTensor::fold({&lent_x, &lent_y});
     LentMoments moments(count, mean, m2, lent_x.channels(), Access::read);
     const LentVector w(weight, "weight"), b(bias, "bias");
     run([&] { return hbn_batch_norm_normalize(lent_x, &moments, w, b, eps, lent_y); });
@@ -214,7 +221,8 @@ void normalize(handle x, double count, handle mean, handle m2, handle weight, ha
 
 void backward_reduce(handle grad_output, handle x, handle mean, handle invstd, handle sum_dy,
                      handle sum_dy_xmu, handle grad_weight, handle grad_bias) {
-    const LentTensor dy(grad_output, "grad_output"), lent_x(x, "x");
+    LentTensor dy(grad_output, "grad_output"), lent_x(x, "x");
+    LentTensor::fold({&dy, &lent_x});
     const LentStatistics saved(mean, invstd);
     const LentVector sum(sum_dy, "sum_dy", Access::write),
         sum_xmu(sum_dy_xmu, "sum_dy_xmu", Access::write),
@@ -229,8 +237,9 @@ void backward_reduce(handle grad_output, handle x, handle mean, handle invstd, h
 
 void backward_elemt(handle grad_output, handle x, handle mean, handle invstd, handle weight,
                     handle sum_dy, handle sum_dy_xmu, double count, handle grad_input) {
-    const LentTensor dy(grad_output, "grad_output"), lent_x(x, "x"),
+    LentTensor dy(grad_output, "grad_output"), lent_x(x, "x"),
         dx(grad_input, "grad_input", Access::write);
+    LentTensor::fold({&dy, &lent_x, &dx});
     const LentStatistics saved(mean, invstd);
     const LentVector w(weight, "weight"), sum(sum_dy, "sum_dy"), sum_xmu(sum_dy_xmu, "sum_dy_xmu");
     const double *const sums = sum.doubles(lent_x.channels());
@@ -297,10 +306,16 @@ NB_MODULE(_core, m) {
           "invstd"_a.none(), "weight"_a.none(), "sum_dy"_a.none(), "sum_dy_xmu"_a.none(), "count"_a,
           "grad_input"_a.none());
     m.def("set_num_threads", &set_num_threads, "num_threads"_a);
-    m.def("get_num_threads", &hbn_get_num_threads);
-    m.def("instruction_sets", [] { return std::string(hbn_instruction_sets()); });
-    m.def("instruction_set", [] { return std::string(hbn_instruction_set()); });
-    m.def("set_instruction_set", &set_instruction_set, "name"_a);
+    m.def("get_num_threads", &hbn_get_num_threads, "Threads that later calls use.");
+    m.def(
+        "instruction_sets", [] { return std::string(hbn_instruction_sets()); },
+        "Those that this library has kernels for, best first, comma-separated.");
+    m.def(
+        "instruction_set", [] { return std::string(hbn_instruction_set()); },
+        "The one in use: this processor's best, or what the variable HBN_INSTRUCTION_SET names.");
+    m.def("set_instruction_set", &set_instruction_set, "name"_a,
+          "Has later calls use one of instruction_sets(). ValueError for any other name, "
+          "NotImplementedError for one that this processor lacks.");
     m.def("version", [] { return std::string(hbn_version()); });
 }
 

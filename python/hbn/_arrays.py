@@ -74,25 +74,28 @@ class _Standard(_Numpy):
 _numpy = _Numpy()
 
 
-def maker_for(x: Array) -> Maker:
-    """What makes arrays of x's library; NumPy's where that is not known."""
+def maker_for(x: Array) -> tuple[Maker, Array]:
+    """What makes arrays of x's library, NumPy's where that is not known; and x, with a shape and a dtype."""
     if isinstance(x, np.ndarray):
-        return _numpy
+        return _numpy, x
+    if x is None:
+        raise ValueError("x is required")
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(x, torch.Tensor):
         if x.requires_grad and torch.is_grad_enabled():
             raise ValueError(
                 "x requires grad, which functions of hbn do not record: use hbn.torch, or detach() it first"
             )
-        return _Torch(torch)
+        return _Torch(torch), x.resolve_neg()
     if hasattr(x, "__array_namespace__"):
-        return _Standard(x.__array_namespace__())
-    return _numpy
+        return _Standard(x.__array_namespace__()), x
+    # Whatever is no array is left for _core to refuse.
+    return _numpy, np.from_dlpack(x) if hasattr(x, "__dlpack__") else x
 
 
 def dtype_name(x: Array) -> str:
     """Such as "float32"."""
-    dtype = getattr(x, "dtype", None)
+    dtype = getattr(x, "dtype", None) or (np.from_dlpack(x).dtype if hasattr(x, "__dlpack__") else None)
     return getattr(dtype, "name", None) or str(dtype).removeprefix("torch.")
 
 

@@ -115,7 +115,7 @@ def batch_norm_forward(
         ValueError: Shapes, dtypes, overlaps, eps or momentum that do not fit, in PyTorch's words where it has them.
         TypeError: An argument that is no array, or of a dtype that hbn does not know.
     """
-    maker = maker_for(x)
+    maker, x = maker_for(x)
     y = maker.empty_like(x) if out is None else out
     mean = invstd = None
     if _uses_batch_statistics(training, running_mean, running_var):
@@ -160,7 +160,7 @@ def batch_norm_backward(
         ValueError: Shapes, dtypes or overlaps that do not fit, statistics that are missing.
         TypeError: An argument that is no array, or of a dtype that hbn does not know.
     """
-    maker = maker_for(x)
+    maker, x = maker_for(x)
     grad_input = out
     if grad_mask[0] and out is None:
         grad_input = maker.empty_like(x)
@@ -200,7 +200,7 @@ def batch_norm_relu_forward(
     Arguments, results and errors as of `batch_norm_forward`, but that mean and invstd are float64 whatever x's dtype:
     with them backward finds again which elements passed.
     """
-    maker = maker_for(x)
+    maker, x = maker_for(x)
     y = maker.empty_like(x) if out is None else out
     mean = invstd = None
     if _uses_batch_statistics(training, running_mean, running_var):
@@ -228,7 +228,7 @@ def batch_norm_relu_backward(
     Arguments, results and errors as of `batch_norm_backward`; bias is needed to find what passed, and all three
     gradients are computed.
     """
-    maker = maker_for(x)
+    maker, x = maker_for(x)
     grad_input = maker.empty_like(x) if out is None else out
     grad_weight, grad_bias = _parameter_gradients(maker, x, weight, (True, True))
     _core.relu_backward(
@@ -272,7 +272,7 @@ def batch_norm_add_relu_forward(
     Returns:
         y; mask, uint8 of x's shape and layout, 1 where an element passed, for backward; mean and invstd as there.
     """
-    maker = maker_for(x)
+    maker, x = maker_for(x)
     y = maker.empty_like(x) if out is None else out
     mask = maker.empty_like(x, "uint8")
     mean = invstd = None
@@ -302,7 +302,7 @@ def batch_norm_add_relu_backward(
 
     Arguments and errors as of `batch_norm_relu_backward`, with the mask that forward gave instead of the bias.
     """
-    maker = maker_for(x)
+    maker, x = maker_for(x)
     grad_input, grad_residual = maker.empty_like(x), maker.empty_like(x)
     grad_weight, grad_bias = _parameter_gradients(maker, x, weight, (True, True))
     _core.relu_backward(
@@ -348,7 +348,7 @@ def batch_norm_jvp(
 
     x_tangent is of x's shape and dtype; all else, and errors, as of `batch_norm_backward`.
     """
-    maker = maker_for(x)
+    maker, x = maker_for(x)
     y_tangent = maker.empty_like(x)
     _core.jvp(
         x_tangent,
@@ -387,7 +387,7 @@ def batch_norm_double_backward(
     Returns:
         Gradients of grad_output and x, of x's layout, and of weight, (C,).
     """
-    maker = maker_for(x)
+    maker, x = maker_for(x)
     grad_grad_output, grad_input = maker.empty_like(x), maker.empty_like(x)
     grad_weight, _ = _parameter_gradients(maker, x, weight, (True, False))
     _core.double_backward(
@@ -412,6 +412,7 @@ def batch_norm_double_backward(
 
 def batch_norm_stats(x: Array) -> Moments:
     """The first half of forward training: this machine's moments of x, (N, C, ...)."""
+    _, x = maker_for(x)
     mean, m2 = np.empty(_channels(x)), np.empty(_channels(x))
     return Moments(_core.stats(x, mean, m2), mean, m2)
 
@@ -458,7 +459,7 @@ def batch_norm_normalize(
     out: Array | None = None,
 ) -> Array:
     """The second half of forward training: y, with the moments of all machines together."""
-    maker = maker_for(x)
+    maker, x = maker_for(x)
     y = maker.empty_like(x) if out is None else out
     _core.normalize(x, moments.count, moments.mean, moments.m2, weight, bias, eps, y)
     return maker.finish(y) if out is None else out
@@ -466,7 +467,7 @@ def batch_norm_normalize(
 
 def batch_norm_backward_reduce(grad_output: Array, x: Array, mean: Array, invstd: Array) -> BackwardSums:
     """The first half of backward training: this machine's sums, which machines add up."""
-    maker = maker_for(x)
+    maker, x = maker_for(x)
     sum_dy, sum_dy_xmu = np.empty(_channels(x)), np.empty(_channels(x))
     grad_weight, grad_bias = _parameter_gradients(maker, x, None, (True, True))
     _core.backward_reduce(grad_output, x, mean, invstd, sum_dy, sum_dy_xmu, grad_weight, grad_bias)
@@ -486,7 +487,7 @@ def batch_norm_backward_elemt(
     out: Array | None = None,
 ) -> Array:
     """The second half of backward training: grad_input, from all machines' sums over `count` values a channel."""
-    maker = maker_for(x)
+    maker, x = maker_for(x)
     grad_input = maker.empty_like(x) if out is None else out
     _core.backward_elemt(grad_output, x, mean, invstd, weight, sum_dy, sum_dy_xmu, count, grad_input)
     return maker.finish(grad_input) if out is None else out

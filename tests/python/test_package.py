@@ -6,9 +6,10 @@ import re
 import subprocess
 import sys
 
+import pytest
+
 import hbn
 import hbn._core
-import pytest
 
 README = pathlib.Path(__file__).parents[2] / "README.md"
 
@@ -27,9 +28,7 @@ def run(code: str) -> str:
 
 
 def test_needs_numpy_alone():
-    required = [
-        r for r in importlib.metadata.requires("hbn") or [] if "extra ==" not in r
-    ]
+    required = [r for r in importlib.metadata.requires("hbn") or [] if "extra ==" not in r]
     assert [re.match(r"\w+", r)[0] for r in required] == ["numpy"]
     code = """
 import sys
@@ -46,12 +45,8 @@ def test_version_is_the_librarys():
 
 
 def test_library_is_linked_in():
-    needed = subprocess.run(
-        ["ldd", hbn._core.__file__], capture_output=True, text=True, check=True
-    ).stdout
-    assert not re.search(
-        r"hbn|halide|nanobind", needed.split("\n", 1)[-1], re.IGNORECASE
-    )
+    needed = subprocess.run(["ldd", hbn._core.__file__], capture_output=True, text=True, check=True).stdout
+    assert not re.search(r"hbn|halide|nanobind", needed.split("\n", 1)[-1], re.IGNORECASE)
 
 
 def test_has_types_and_license():

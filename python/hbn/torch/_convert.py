@@ -78,12 +78,12 @@ def fuse_conv_bn(model: M) -> M:
     Raises:
         ValueError: The model, or a batch normalization that would be fused, is in training mode.
     """
-    if model.training:
-        raise ValueError("fuse_conv_bn needs a model in evaluation mode: model.eval()")
     names = {module: name for name, module in model.named_modules()}
-    for convolution, batch_norm in _pairs(model):
-        if batch_norm.training:
-            raise ValueError(f"fuse_conv_bn needs {names[batch_norm]} in evaluation mode")
+    pairs = _pairs(model)
+    training = [names[batch_norm] for _, batch_norm in pairs if batch_norm.training]
+    if model.training or training:
+        raise ValueError(f"fuse_conv_bn needs evaluation mode (model.eval()); in training: {', '.join(training)}")
+    for convolution, batch_norm in pairs:
         fused = torch.nn.utils.fuse_conv_bn_eval(convolution, batch_norm)
         convolution.weight, convolution.bias = fused.weight, fused.bias
         _replace(model, names[batch_norm], nn.Identity())
@@ -96,13 +96,14 @@ def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def _pairs(model: nn.Module) -> list[tuple[_Convolution, _BatchNorm]]:
-    # Of modules that are called once, the second on nothing but what the first returns.
+    # Of modules that are called once, the second on nothing but what the first returns, and not read otherwise.
     graph = torch.fx.symbolic_trace(model).graph
     modules = dict(model.named_modules())
     calls: dict[nn.Module, int] = {}
     for node in graph.nodes:
         if node.op == "call_module":
             calls[modules[node.target]] = calls.get(modules[node.target], 0) + 1
+    read = {modules[node.target.rpartition(".")[0]] for node in graph.nodes if node.op == "get_attr"}
     pairs = []
     for node in graph.nodes:
         if node.op != "call_module" or not isinstance(modules[node.target], _BatchNorm):
@@ -115,6 +116,7 @@ def _pairs(model: nn.Module) -> list[tuple[_Convolution, _BatchNorm]]:
             isinstance(convolution, _Convolution)
             and batch_norm.running_mean is not None
             and calls[convolution] == calls[batch_norm] == 1
+            and read.isdisjoint((convolution, batch_norm))
         ):
             pairs.append((convolution, batch_norm))
     return pairs

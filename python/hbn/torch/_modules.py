@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.fx import Proxy
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from hbn.torch._ops import batch_norm_eager, batch_norm_traced, dense
+from hbn.torch._ops import batch_norm_eager, batch_norm_traced, batch_norm_transformed, dense
 
 
 class _Attributes:
@@ -47,14 +47,14 @@ class _HbnBatchNorm(_BatchNorm):
             return tracer.create_proxy("call_module", tracer.path_of_module(self), (input,), {})
         if not input.is_cpu:
             return super().forward(input)
-        self._check_input_dim(input)  # type: ignore[no-untyped-call]
+        self._check_input_dim(input)
         training, momentum = self.training, self.momentum
         if training and input.numel() == input.shape[1]:
             raise ValueError(f"Expected more than 1 value per channel when training, got input size {input.size()}")
-        if input.dim() > 4:
+        if input.dim() > 4 or input.is_neg():
             input = dense(input)
         if torch.compiler.is_compiling() or _is_watched(input):
-            return self._forward_traced(input)
+            return self._forward_watched(input)
         # In their dictionaries, which is quicker; replicas and parametrizations keep them elsewhere.
         parameters: _Tensors = self._parameters
         buffers: _Tensors = self._buffers
@@ -81,14 +81,17 @@ class _HbnBatchNorm(_BatchNorm):
             count,
         )
 
-    def _forward_traced(self, input: Tensor) -> Tensor:
+    def _forward_watched(self, input: Tensor) -> Tensor:
         momentum = 0.0 if self.momentum is None else self.momentum
         tracks = not self.training or self.track_running_stats
         if self.training and tracks and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
             if self.momentum is None:
                 momentum = 1.0 / float(self.num_batches_tracked)
-        return batch_norm_traced(
+        # A compiler sees no transforms: it traces through them.
+        transformed = not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+        batch_norm = batch_norm_transformed if transformed else batch_norm_traced
+        return batch_norm(
             input,
             self.weight,
             self.bias,

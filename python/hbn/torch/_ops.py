@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._prims_common import suggest_memory_format
 from torch.autograd import forward_ad
 
 from hbn import _core
@@ -40,12 +41,21 @@ def _empty(x: Tensor, size: int | tuple[int, int], dtype: torch.dtype) -> Tensor
     return x.new_empty(size) if x.dtype == dtype else x.new_empty(size, dtype=dtype)
 
 
+def _empty_output(x: Tensor) -> Tensor:
+    """As PyTorch's batch normalization allocates: contiguous, unless x is channels_last."""
+    if x.is_contiguous():
+        return torch.empty_like(x)
+    return torch.empty_like(x, memory_format=suggest_memory_format(x))
+
+
 def _uses_batch_statistics(training: bool, running_mean: Tensor | None, running_var: Tensor | None) -> bool:
     return training or (running_mean is None and running_var is None)
 
 
 def dense(x: Tensor) -> Tensor:
     """x itself where hbn can read it, else a copy."""
+    if x.is_neg():
+        x = x.resolve_neg()
     if x.dim() > 4 and not (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last_3d)):
         return x.contiguous()
     return x
@@ -64,7 +74,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor | None]:
     """y, and mean and invstd as rows of one tensor; running statistics are written in training."""
     _follow_num_threads()
-    y = torch.empty_like(x)
+    y = _empty_output(x)
     saved = None
     if _uses_batch_statistics(training, running_mean, running_var):
         saved = _empty(x, (2, x.shape[1]), _statistic_dtype(x))
@@ -88,7 +98,7 @@ def _backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     _follow_num_threads()
     grad_output = dense(grad_output)
-    grad_input = torch.empty_like(x) if mask[0] else None
+    grad_input = _empty_output(x) if mask[0] else None
     grad_weight = _empty(x, x.shape[1], parameter_dtype) if mask[1] else None
     grad_bias = _empty(x, x.shape[1], parameter_dtype) if mask[2] else None
     _core.backward(
@@ -121,7 +131,7 @@ def _jvp(
     eps: float,
 ) -> Tensor:
     _follow_num_threads()
-    y_tangent = torch.empty_like(x)
+    y_tangent = _empty_output(x)
     _core.jvp(
         dense(x_tangent),
         x,
@@ -153,7 +163,7 @@ def _double_backward(
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     _follow_num_threads()
-    grad_grad_output, grad_input = torch.empty_like(x), torch.empty_like(x)
+    grad_grad_output, grad_input = _empty_output(x), _empty_output(x)
     grad_weight = torch.empty(x.shape[1], dtype=_statistic_dtype(x) if weight is None else weight.dtype)
     _core.double_backward(
         dense(grad_grad_input),
@@ -220,13 +230,7 @@ class _BatchNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, running_mean, running_var, training, momentum, eps, num_batches_tracked):  # type: ignore[no-untyped-def]
         y, saved = _forward(x, weight, bias, running_mean, running_var, training, momentum, eps, num_batches_tracked)
-        if saved is not None:
-            running_mean = running_var = None
-        tensors = (x, weight, saved, running_mean, running_var)
-        ctx.save_for_backward(*tensors)
-        ctx.save_for_forward(*tensors)
-        ctx.dtype = _parameter_dtype(x, weight, bias)
-        ctx.eps = eps
+        _save(ctx, x, weight, bias, saved, running_mean, running_var, eps)
         return y
 
     @staticmethod
@@ -249,21 +253,88 @@ class _BatchNorm(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx, x_tangent, weight_tangent, bias_tangent, *_):  # type: ignore[no-untyped-def]
+        return _tangent(ctx, x_tangent, weight_tangent, bias_tangent)
+
+
+def _save(ctx, x, weight, bias, saved, running_mean, running_var, eps):  # type: ignore[no-untyped-def]
+    # Running statistics are constants to a derivative, where they were used.
+    if saved is not None:
+        running_mean = running_var = None
+    tensors = (x, weight, saved, running_mean, running_var)
+    ctx.save_for_backward(*tensors)
+    ctx.save_for_forward(*tensors)
+    ctx.dtype, ctx.eps = _parameter_dtype(x, weight, bias), eps
+
+
+def _tangent(ctx, x_tangent, weight_tangent, bias_tangent, jvp=_jvp):  # type: ignore[no-untyped-def]
+    x, weight, saved, running_mean, running_var = ctx.saved_tensors
+    if x_tangent is None:
+        x_tangent = torch.zeros_like(x)
+    return jvp(
+        x_tangent,
+        x,
+        weight,
+        weight_tangent,
+        bias_tangent,
+        saved,
+        running_mean,
+        running_var,
+        saved is not None,
+        ctx.eps,
+    )
+
+
+class _TransformedBackward(torch.autograd.Function):
+    """`_Backward` in the form that functorch's transforms take."""
+
+    @staticmethod
+    def forward(*args):  # type: ignore[no-untyped-def]
+        return _backward(*args)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(*inputs[:6])
+        ctx.training, ctx.eps = inputs[6:8]
+
+    backward = _Backward.backward  # type: ignore[assignment]
+
+
+class _TransformedBatchNorm(torch.autograd.Function):
+    """`_BatchNorm` in that form, which takes longer to call. What is saved must be a result."""
+
+    @staticmethod
+    def forward(x, weight, bias, running_mean, running_var, training, momentum, eps):  # type: ignore[no-untyped-def]
+        y, saved = _forward(x, weight, bias, running_mean, running_var, training, momentum, eps)
+        return y, _nothing(x) if saved is None else saved
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
+        x, weight, bias, running_mean, running_var, training, _, eps = inputs
+        ctx.mark_non_differentiable(output[1])
+        saved = output[1] if _uses_batch_statistics(training, running_mean, running_var) else None
+        _save(ctx, x, weight, bias, saved, running_mean, running_var, eps)
+
+    @staticmethod
+    def backward(ctx, grad_output, _):  # type: ignore[no-untyped-def]
         x, weight, saved, running_mean, running_var = ctx.saved_tensors
-        if x_tangent is None:
-            x_tangent = torch.zeros_like(x)
-        return _jvp(
-            x_tangent,
+        gradients = _TransformedBackward.apply(
+            grad_output,
             x,
             weight,
-            weight_tangent,
-            bias_tangent,
             saved,
             running_mean,
             running_var,
             saved is not None,
             ctx.eps,
+            ctx.needs_input_grad[:3],
+            ctx.dtype,
         )
+        return (*gradients, None, None, None, None, None)
+
+    @staticmethod
+    def jvp(ctx, x_tangent, weight_tangent, bias_tangent, *_):  # type: ignore[no-untyped-def]
+        # An operator, since tangents and what is saved are wrapped here.
+        return _tangent(ctx, x_tangent, weight_tangent, bias_tangent, torch.ops.hbn.batch_norm_jvp), None
 
 
 # Function.apply looks for functorch's transforms first, which take a quarter of a small call, and which
@@ -294,10 +365,26 @@ def batch_norm_eager(
             or (bias is not None and bias.requires_grad)
         )
     ):
-        return _apply(  # type: ignore[no-any-return, no-untyped-call]
+        return _apply(  # type: ignore[no-any-return]
             x, weight, bias, running_mean, running_var, training, momentum, eps, num_batches_tracked
         )
     return _forward(x, weight, bias, running_mean, running_var, training, momentum, eps, num_batches_tracked)[0]
+
+
+def batch_norm_transformed(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+) -> Tensor:
+    """y, under functorch's transforms: torch.func.grad, jvp, and what is made of them."""
+    return _TransformedBatchNorm.apply(  # type: ignore[no-any-return]
+        x, weight, bias, running_mean, running_var, training, momentum, eps
+    )[0]
 
 
 # ---- operators, for compilers
@@ -316,6 +403,10 @@ _library.define(
     "batch_norm_double_backward(Tensor grad_grad_input, Tensor? grad_grad_weight, Tensor? grad_grad_bias, "
     f"Tensor grad_output, Tensor x, Tensor? weight, {_STATISTICS}) "
     "-> (Tensor grad_grad_output, Tensor grad_input, Tensor grad_weight)"
+)
+_library.define(
+    "batch_norm_jvp(Tensor x_tangent, Tensor x, Tensor? weight, Tensor? weight_tangent, Tensor? bias_tangent, "
+    f"{_STATISTICS}) -> Tensor y_tangent"
 )
 
 
@@ -345,7 +436,7 @@ def _forward_shapes(x, weight, bias, running_mean, running_var, training, moment
     if _uses_batch_statistics(training, running_mean, running_var):
         saved = x.new_empty((2, x.shape[1]), dtype=_statistic_dtype(x))
     running = [_nothing(x) if t is None else torch.empty_like(t) for t in (running_mean, running_var)]
-    return torch.empty_like(x), saved, *running
+    return _empty_output(x), saved, *running
 
 
 def _backward_operator(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -354,12 +445,12 @@ def _backward_operator(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 def _backward_shapes(grad_output, x, weight, saved, running_mean, running_var, training, eps, mask, dtype):  # type: ignore[no-untyped-def]
     of_channels = [x.new_empty(x.shape[1] if wanted else 0, dtype=dtype) for wanted in mask[1:]]
-    return torch.empty_like(x) if mask[0] else _nothing(x), *of_channels
+    return _empty_output(x) if mask[0] else _nothing(x), *of_channels
 
 
 def _double_backward_shapes(ddx, ddw, ddb, grad_output, x, weight, *_):  # type: ignore[no-untyped-def]
     grad_weight = x.new_empty(x.shape[1], dtype=_statistic_dtype(x) if weight is None else weight.dtype)
-    return torch.empty_like(x), torch.empty_like(x), grad_weight
+    return _empty_output(x), _empty_output(x), grad_weight
 
 
 def _save_for_backward(ctx, inputs, output):  # type: ignore[no-untyped-def]
@@ -415,9 +506,11 @@ def _differentiate_backward(ctx, grad_grad_input, grad_grad_weight, grad_grad_bi
 _library.impl("batch_norm_forward", _forward_operator, "CPU")
 _library.impl("batch_norm_backward", _backward_operator, "CPU")
 _library.impl("batch_norm_double_backward", _double_backward, "CPU")
+_library.impl("batch_norm_jvp", _jvp, "CPU")
 torch.library.register_fake("hbn::batch_norm_forward", _forward_shapes, lib=_library)
 torch.library.register_fake("hbn::batch_norm_backward", _backward_shapes, lib=_library)
 torch.library.register_fake("hbn::batch_norm_double_backward", _double_backward_shapes, lib=_library)
+torch.library.register_fake("hbn::batch_norm_jvp", lambda x_tangent, x, *_: _empty_output(x), lib=_library)
 torch.library.register_autograd(
     "hbn::batch_norm_forward", _differentiate_forward, setup_context=_save_for_backward, lib=_library
 )
@@ -441,6 +534,6 @@ def batch_norm_traced(
         x, weight, bias, running_mean, running_var, training, momentum, eps
     )
     if training and running_mean is not None and running_var is not None:
-        running_mean.copy_(new_mean)
-        running_var.copy_(new_var)
+        running_mean.copy_(new_mean.detach())
+        running_var.copy_(new_var.detach())
     return y  # type: ignore[no-any-return]
