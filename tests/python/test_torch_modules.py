@@ -846,15 +846,19 @@ def test_results_are_bitwise_the_same_for_any_number_of_threads(memory_format, d
 
 def test_forked_workers_compute():
     code = """
-    import torch, hbn.torch
+    import torch, hbn, hbn.torch
     class Normalized(torch.utils.data.Dataset):
         def __init__(self):
             self.module, self.x = hbn.torch.BatchNorm2d(8), torch.randn(4, 8, 64, 64)
         def __len__(self):
             return 8
         def __getitem__(self, index):
-            torch.set_num_threads(2)  # a data loader's workers have one
-            return self.module(self.x + index).detach()
+            # One thread, as data loaders give workers, then hbn's pool anew. PyTorch's own threads don't live through a
+            # fork: what they would compute hangs, so index is added by NumPy.
+            y = self.module(torch.from_numpy(self.x.numpy() + index)).detach()
+            hbn.set_num_threads(2)
+            assert self.module(torch.from_numpy(self.x.numpy() + index)).equal(y)
+            return y
     torch.set_num_threads(2)
     dataset = Normalized()
     expected = torch.stack([dataset[i] for i in range(8)])  # this process's threads are there when it forks

@@ -51,7 +51,7 @@ class _HbnBatchNorm(_BatchNorm):
         training, momentum = self.training, self.momentum
         if training and input.numel() == input.shape[1]:
             raise ValueError(f"Expected more than 1 value per channel when training, got input size {input.size()}")
-        if input.dim() > 4 or input.is_neg():
+        if input.dim() > 4:
             input = dense(input)
         if torch.compiler.is_compiling() or _is_watched(input):
             return self._forward_watched(input)

@@ -36,6 +36,11 @@ def _statistic_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
+def _readable(x: Tensor) -> Tensor:
+    """x itself where kernels can read its memory, else a copy."""
+    return dense(x.resolve_neg() if x.is_neg() else x)
+
+
 def _empty(x: Tensor, size: int | tuple[int, int], dtype: torch.dtype) -> Tensor:
     # Without a dtype to parse it takes half as long.
     return x.new_empty(size) if x.dtype == dtype else x.new_empty(size, dtype=dtype)
@@ -53,9 +58,7 @@ def _uses_batch_statistics(training: bool, running_mean: Tensor | None, running_
 
 
 def dense(x: Tensor) -> Tensor:
-    """x itself where hbn can read it, else a copy."""
-    if x.is_neg():
-        x = x.resolve_neg()
+    """x itself where hbn knows its strides, else a copy."""
     if x.dim() > 4 and not (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last_3d)):
         return x.contiguous()
     return x
@@ -74,6 +77,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor | None]:
     """y, and mean and invstd as rows of one tensor; running statistics are written in training."""
     _follow_num_threads()
+    x = _readable(x)
     y = _empty_output(x)
     saved = None
     if _uses_batch_statistics(training, running_mean, running_var):
@@ -97,7 +101,7 @@ def _backward(
     parameter_dtype: torch.dtype,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     _follow_num_threads()
-    grad_output = dense(grad_output)
+    grad_output, x = _readable(grad_output), _readable(x)
     grad_input = _empty_output(x) if mask[0] else None
     grad_weight = _empty(x, x.shape[1], parameter_dtype) if mask[1] else None
     grad_bias = _empty(x, x.shape[1], parameter_dtype) if mask[2] else None
@@ -131,9 +135,10 @@ def _jvp(
     eps: float,
 ) -> Tensor:
     _follow_num_threads()
+    x = _readable(x)
     y_tangent = _empty_output(x)
     _core.jvp(
-        dense(x_tangent),
+        _readable(x_tangent),
         x,
         weight,
         weight_tangent,
@@ -163,13 +168,14 @@ def _double_backward(
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     _follow_num_threads()
+    x = _readable(x)
     grad_grad_output, grad_input = _empty_output(x), _empty_output(x)
     grad_weight = torch.empty(x.shape[1], dtype=_statistic_dtype(x) if weight is None else weight.dtype)
     _core.double_backward(
-        dense(grad_grad_input),
+        _readable(grad_grad_input),
         grad_grad_weight,
         grad_grad_bias,
-        dense(grad_output),
+        _readable(grad_output),
         x,
         weight,
         saved,
