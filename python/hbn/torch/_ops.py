@@ -77,7 +77,8 @@ def _forward(
 ) -> tuple[Tensor, Tensor | None]:
     """y, and mean and invstd as rows of one tensor; running statistics are written in training."""
     _follow_num_threads()
-    x = _readable(x)
+    if x.is_neg():
+        x = _readable(x)
     y = _empty_output(x)
     saved = None
     if _uses_batch_statistics(training, running_mean, running_var):
@@ -101,7 +102,8 @@ def _backward(
     parameter_dtype: torch.dtype,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     _follow_num_threads()
-    grad_output, x = _readable(grad_output), _readable(x)
+    if x.dim() > 4 or grad_output.is_neg() or x.is_neg():
+        grad_output, x = _readable(grad_output), _readable(x)
     grad_input = _empty_output(x) if mask[0] else None
     grad_weight = _empty(x, x.shape[1], parameter_dtype) if mask[1] else None
     grad_bias = _empty(x, x.shape[1], parameter_dtype) if mask[2] else None
@@ -192,10 +194,9 @@ def _double_backward(
 
 
 def _parameter_dtype(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> torch.dtype:
-    for parameter in (weight, bias):
-        if parameter is not None:
-            return parameter.dtype
-    return _statistic_dtype(x)
+    if weight is not None:
+        return weight.dtype
+    return _statistic_dtype(x) if bias is None else bias.dtype
 
 
 # ---- autograd functions, for eager calls
@@ -233,8 +234,10 @@ class _Backward(torch.autograd.Function):
 
 
 class _BatchNorm(torch.autograd.Function):
+    # What has no gradient comes in one piece, which costs less than each by itself.
     @staticmethod
-    def forward(ctx, x, weight, bias, running_mean, running_var, training, momentum, eps, num_batches_tracked):  # type: ignore[no-untyped-def]
+    def forward(ctx, x, weight, bias, constants):  # type: ignore[no-untyped-def]
+        running_mean, running_var, training, momentum, eps, num_batches_tracked = constants
         y, saved = _forward(x, weight, bias, running_mean, running_var, training, momentum, eps, num_batches_tracked)
         _save(ctx, x, weight, bias, saved, running_mean, running_var, eps)
         return y
@@ -255,7 +258,7 @@ class _BatchNorm(torch.autograd.Function):
             ctx.needs_input_grad[:3],
             ctx.dtype,
         )
-        return (*gradients, None, None, None, None, None, None)
+        return (*gradients, None)
 
     @staticmethod
     def jvp(ctx, x_tangent, weight_tangent, bias_tangent, *_):  # type: ignore[no-untyped-def]
@@ -268,7 +271,8 @@ def _save(ctx, x, weight, bias, saved, running_mean, running_var, eps):  # type:
         running_mean = running_var = None
     tensors = (x, weight, saved, running_mean, running_var)
     ctx.save_for_backward(*tensors)
-    ctx.save_for_forward(*tensors)
+    if forward_ad._current_level >= 0:
+        ctx.save_for_forward(*tensors)
     ctx.dtype, ctx.eps = _parameter_dtype(x, weight, bias), eps
 
 
@@ -371,9 +375,8 @@ def batch_norm_eager(
             or (bias is not None and bias.requires_grad)
         )
     ):
-        return _apply(  # type: ignore[no-any-return]
-            x, weight, bias, running_mean, running_var, training, momentum, eps, num_batches_tracked
-        )
+        constants = (running_mean, running_var, training, momentum, eps, num_batches_tracked)
+        return _apply(x, weight, bias, constants)  # type: ignore[no-any-return]
     return _forward(x, weight, bias, running_mean, running_var, training, momentum, eps, num_batches_tracked)[0]
 
 
