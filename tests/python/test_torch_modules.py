@@ -44,9 +44,9 @@ def batch(shape=SHAPE, dtype=torch.float32, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
-def assert_close(actual, expected, unit=None):
-    # Inputs here are of size 1 with a mean near 0, and sums have some hundred terms, which PyTorch and hbn both add up
-    # in float64: a few roundoffs of the largest value on either side. module_db's tests have the sharp bounds.
+def assert_close(actual, expected, unit=None, terms=1):
+    # Inputs here are of size 1 with a mean near 0: a few roundoffs of the largest value on either side. A sum of so
+    # many terms of size 1 may be near 0 itself, but each term is off by a roundoff. module_db's tests are sharper.
     assert actual.dtype == expected.dtype and actual.shape == expected.shape
     assert (actual.numel() == 0) == (expected.numel() == 0)
     if actual.dtype == torch.int64:
@@ -54,7 +54,7 @@ def assert_close(actual, expected, unit=None):
     elif actual.numel() > 0:
         unit = unit or UNIT[actual.dtype]
         error = (actual.double() - expected.double()).abs().max()
-        assert error <= 16 * unit * max(1, expected.double().abs().max())
+        assert error <= max(16, terms) * unit * max(1, expected.double().abs().max())
 
 
 def assert_same_state(actual, expected, unit=None):
@@ -68,11 +68,11 @@ def gradients_of(parameters):
     return [p.grad for p in parameters]
 
 
-def assert_same_gradients(actual, expected, unit=None):
+def assert_same_gradients(actual, expected, unit=None, terms=1):
     for (name, ours), (_, theirs) in zip(actual.named_parameters(), expected.named_parameters(), strict=True):
         assert (ours.grad is None) == (theirs.grad is None), name
         if ours.grad is not None:
-            assert_close(ours.grad, theirs.grad, unit)
+            assert_close(ours.grad, theirs.grad, unit, terms)
 
 
 def assert_same_step(ours, theirs, x, unit=None):
@@ -81,11 +81,12 @@ def assert_same_step(ours, theirs, x, unit=None):
     results = []
     for module, leaf in zip((ours, theirs), inputs, strict=True):
         y = module(leaf)
-        (y * batch(y.shape, y.dtype, seed=1)).sum().backward()
+        # Not of x's own seed: a gradient in proportion to y is one that batch normalization takes to 0.
+        (y * batch(y.shape, y.dtype, seed=101)).sum().backward()
         results.append(y)
     assert_close(*results, unit)
     assert_close(inputs[0].grad, inputs[1].grad, unit)
-    assert_same_gradients(ours, theirs, unit)
+    assert_same_gradients(ours, theirs, unit, terms=x.numel() // x.shape[1])
     assert_same_state(ours, theirs, unit)
 
 
@@ -210,7 +211,7 @@ def test_track_running_stats_turned_off_later(training):
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 
-@pytest.mark.parametrize("of_input, of_module", itertools.product(DTYPES, DTYPES), ids=str)
+@pytest.mark.parametrize("of_input, of_module", list(itertools.product(DTYPES, DTYPES)), ids=str)
 @MODES
 def test_dtypes_of_input_and_module_go_together_as_with_pytorch(of_input, of_module, training):
     ours, theirs = pair(dtype=of_module, training=training)
@@ -307,13 +308,13 @@ def test_gradient_of_any_layout_flows_back(layout, training):
         module(x).backward(grad_output)
         gradients.append(x.grad)
     assert_close(*gradients)
-    assert_same_gradients(ours, theirs)
+    assert_same_gradients(ours, theirs, terms=x.numel() // x.shape[1])
 
 
 # ---- autograd
 
 
-@pytest.mark.parametrize("wanted", itertools.product([False, True], repeat=3), ids=str)
+@pytest.mark.parametrize("wanted", list(itertools.product([False, True], repeat=3)), ids=str)
 @MODES
 def test_gradients_are_none_exactly_where_pytorchs_are(wanted, training):
     ours, theirs = pair(training=training)
@@ -754,7 +755,7 @@ def test_compiled_network_trains(fresh_compiler):
     for model in (compiled, theirs):
         model.zero_grad()
         (model(x) * batch((4, 2, 4, 4), seed=1)).sum().backward()
-    assert_same_gradients(ours, theirs, unit=4 * UNIT[torch.float32])
+    assert_same_gradients(ours, theirs, unit=4 * UNIT[torch.float32], terms=x.numel() // x.shape[1])
     assert_same_state(ours, theirs)
 
 
