@@ -10,10 +10,10 @@ import hbn.torch
 EPOCHS, BATCH, TEST_IMAGES = 8, 64, 360
 
 
-def digits():
+def digits(dtype):
     data = load_digits()
     order = torch.randperm(len(data.target), generator=torch.Generator().manual_seed(0))
-    images = torch.tensor(data.images, dtype=torch.float32)[order].unsqueeze(1) / 16
+    images = torch.tensor(data.images, dtype=dtype)[order].unsqueeze(1) / 16
     return images, torch.tensor(data.target)[order]
 
 
@@ -30,11 +30,11 @@ def network():
     )
 
 
-def train(convert, memory_format):
+def train(convert, dtype, memory_format):
     """The loss of each step, and the accuracy on images that were not trained on."""
     torch.manual_seed(1)
-    model = convert(network()).to(memory_format=memory_format)
-    images, labels = digits()
+    model = convert(network().to(dtype, memory_format=memory_format))
+    images, labels = digits(dtype)
     training_images, training_labels = images[TEST_IMAGES:], labels[TEST_IMAGES:]
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     losses = []
@@ -54,14 +54,26 @@ def train(convert, memory_format):
     return torch.tensor(losses, dtype=torch.float64), right.double().mean().item()
 
 
+@pytest.fixture
+def one_thread():
+    # Which is as quick for tensors of this size, and does not wait where something else has the other processors.
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+# Losses are means of 64, of size 2.4 and falling, and each step adds a few roundoffs, which training does not enlarge
+# as long as it is smooth: 16 of them, of the first loss. It is not where a ReLU's input is so near 0 that roundoff
+# decides its sign: from then on that pixel's gradient is another one, and losses differ by 1e-5 to 1e-3, those of
+# PyTorch from itself, too, where its weights start one roundoff apart. In float32 that happens in every second
+# training, after 30 steps or more, so that only the first 20 are compared; in float64 it would in one of 10^8.
+@pytest.mark.parametrize("dtype, steps", [(torch.float64, None), (torch.float32, 20)], ids=str)
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=["nchw", "channels_last"])
-def test_losses_agree_and_both_read_digits(memory_format):
-    theirs, their_accuracy = train(lambda model: model, memory_format)
-    ours, our_accuracy = train(hbn.torch.convert, memory_format)
-    # Each step starts a float32 rounding (2^-24) apart; while the loss falls, training multiplies what is there by a
-    # factor near 1 each step. 200 steps of a few roundings each are 2^-24 * 1000 = 6e-5, of losses up to 2.4; early
-    # steps, with few roundings behind them, agree to 1e-6.
+def test_losses_agree_and_both_read_digits(memory_format, dtype, steps, one_thread):
+    theirs, their_accuracy = train(lambda model: model, dtype, memory_format)
+    ours, our_accuracy = train(hbn.torch.convert, dtype, memory_format)
     assert len(ours) > 150
-    assert (ours[:10] - theirs[:10]).abs().max() <= 1e-6 * theirs[0]
-    assert (ours - theirs).abs().max() <= 6e-5 * theirs[0]
+    unit = torch.finfo(dtype).eps / 2
+    assert (ours - theirs)[:steps].abs().max() <= 16 * unit * theirs[0]
     assert their_accuracy >= 0.97 and our_accuracy >= 0.97

@@ -69,14 +69,16 @@ _BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 def fuse_conv_bn(model: M) -> M:
     """Folds batch normalizations in evaluation mode into the convolutions before them, in place.
 
-    What is fused is a convolution followed by a batch normalization in an nn.Sequential, or as children of a traceable
-    model (torch.fx), where nothing else sees the convolution's output; the batch normalization becomes nn.Identity.
+    The model is traced (torch.fx), to see where a batch normalization takes what a convolution returns and nothing else
+    sees it; the batch normalization becomes nn.Identity. Left alone are modules with hooks or parametrizations, and
+    users' subclasses.
 
     Returns:
         The model.
 
     Raises:
         ValueError: The model, or a batch normalization that would be fused, is in training mode.
+        torch.fx.proxy.TraceError: The model's forward depends on its input's values.
     """
     names = {module: name for name, module in model.named_modules()}
     pairs = _pairs(model)
@@ -95,9 +97,27 @@ def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
     setattr(model.get_submodule(parent), child, module)
 
 
+_KNOWN = _HBN_OF.keys() | _TORCH_OF.keys()
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+class _Tracer(torch.fx.Tracer):
+    # Users' batch normalizations, which are left alone, have conditions that can't be traced.
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        norm = isinstance(m, nn.modules.batchnorm._BatchNorm)
+        return norm or super().is_leaf_module(m, module_qualified_name)
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    # They see or change what a fused module no longer has.
+    return any((module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks))
+
+
 def _pairs(model: nn.Module) -> list[tuple[_Convolution, _BatchNorm]]:
     # Of modules that are called once, the second on nothing but what the first returns, and not read otherwise.
-    graph = torch.fx.symbolic_trace(model).graph
+    if isinstance(model, _BatchNorm):
+        return []
+    graph = _Tracer().trace(model)
     modules = dict(model.named_modules())
     calls: dict[nn.Module, int] = {}
     for node in graph.nodes:
@@ -106,17 +126,18 @@ def _pairs(model: nn.Module) -> list[tuple[_Convolution, _BatchNorm]]:
     read = {modules[node.target.rpartition(".")[0]] for node in graph.nodes if node.op == "get_attr"}
     pairs = []
     for node in graph.nodes:
-        if node.op != "call_module" or not isinstance(modules[node.target], _BatchNorm):
+        if node.op != "call_module" or type(modules[node.target]) not in _KNOWN:
             continue
         before, batch_norm = node.args[0] if node.args else None, modules[node.target]
         if not isinstance(before, torch.fx.Node) or before.op != "call_module" or len(before.users) > 1:
             continue
         convolution = modules[before.target]
         if (
-            isinstance(convolution, _Convolution)
+            type(convolution) in _CONVOLUTIONS
             and batch_norm.running_mean is not None
             and calls[convolution] == calls[batch_norm] == 1
             and read.isdisjoint((convolution, batch_norm))
+            and not (_has_hooks(convolution) or _has_hooks(batch_norm))
         ):
             pairs.append((convolution, batch_norm))
     return pairs

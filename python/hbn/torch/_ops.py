@@ -306,7 +306,10 @@ class _TransformedBackward(torch.autograd.Function):
         ctx.save_for_backward(*inputs[:6])
         ctx.training, ctx.eps = inputs[6:8]
 
-    backward = _Backward.backward  # type: ignore[assignment]
+    @staticmethod
+    def backward(ctx, grad_grad_input, grad_grad_weight, grad_grad_bias):  # type: ignore[no-untyped-def]
+        # An operator, since what is saved is wrapped where transforms are nested.
+        return _differentiate_backward(ctx, grad_grad_input, grad_grad_weight, grad_grad_bias)
 
 
 class _TransformedBatchNorm(torch.autograd.Function):
