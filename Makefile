@@ -223,7 +223,7 @@ test-tsan: build test-packages ## Wrapper and conformance under ThreadSanitizer
 	$(call suite,tsan,,-L 'conformance|wrapper')
 
 .PHONY: test-portable
-test-portable: $(venv)/.installed test-packages ## Conformance of the kernels for any processor
+test-portable: build test-packages ## Conformance of the kernels for any processor
 	$(call suite,portable,,-L conformance)
 
 # What the wrapper's own tests see on 64-bit ARM is what they see on x86-64; qemu takes minutes for them.
@@ -243,11 +243,11 @@ test-install: test-packages package ## Programs in C and C++ with an installed h
 	@$(python) tests/install/run.py --build build/x86 --packages build/package --folder build/install-test $(ARGS)
 
 .PHONY: test-opencl
-test-opencl: $(venv)/.installed test-packages ## Conformance of the OpenCL kernels, on PoCL
+test-opencl: build test-packages ## Conformance of the OpenCL kernels, on PoCL
 	$(call suite,opencl,,-L conformance)
 
 .PHONY: test-cuda
-test-cuda: $(venv)/.installed test-packages ## Emit PTX, and assemble it where there is a ptxas
+test-cuda: build test-packages ## Emit PTX, and assemble it where there is a ptxas
 	$(call suite,cuda,,-L ptx)
 
 .PHONY: test-giant
