@@ -214,23 +214,7 @@ class _Backward(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_grad_input, grad_grad_weight, grad_grad_bias):  # type: ignore[no-untyped-def]
-        grad_output, x, weight, saved, running_mean, running_var = ctx.saved_tensors
-        if grad_grad_input is None:
-            grad_grad_input = torch.zeros_like(x)
-        to_grad_output, to_x, to_weight = _double_backward(
-            grad_grad_input,
-            grad_grad_weight,
-            grad_grad_bias,
-            grad_output,
-            x,
-            weight,
-            saved,
-            running_mean,
-            running_var,
-            ctx.training,
-            ctx.eps,
-        )
-        return to_grad_output, to_x, None if weight is None else to_weight, *(None,) * 7
+        return _differentiate_backward(ctx, grad_grad_input, grad_grad_weight, grad_grad_bias)
 
 
 class _BatchNorm(torch.autograd.Function):
