@@ -228,20 +228,7 @@ class _BatchNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_output):  # type: ignore[no-untyped-def]
-        x, weight, saved, running_mean, running_var = ctx.saved_tensors
-        differentiate = _Backward.apply if torch.is_grad_enabled() else _backward
-        gradients = differentiate(
-            grad_output,
-            x,
-            weight,
-            saved,
-            running_mean,
-            running_var,
-            saved is not None,
-            ctx.eps,
-            ctx.needs_input_grad[:3],
-            ctx.dtype,
-        )
+        gradients = _gradients(ctx, grad_output, _Backward.apply if torch.is_grad_enabled() else _backward)
         return (*gradients, None)
 
     @staticmethod
@@ -258,6 +245,22 @@ def _save(ctx, x, weight, bias, saved, running_mean, running_var, eps):  # type:
     if forward_ad._current_level >= 0:
         ctx.save_for_forward(*tensors)
     ctx.dtype, ctx.eps = _parameter_dtype(x, weight, bias), eps
+
+
+def _gradients(ctx, grad_output, differentiate):  # type: ignore[no-untyped-def]
+    x, weight, saved, running_mean, running_var = ctx.saved_tensors
+    return differentiate(
+        grad_output,
+        x,
+        weight,
+        saved,
+        running_mean,
+        running_var,
+        saved is not None,
+        ctx.eps,
+        ctx.needs_input_grad[:3],
+        ctx.dtype,
+    )
 
 
 def _tangent(ctx, x_tangent, weight_tangent, bias_tangent, jvp=_jvp):  # type: ignore[no-untyped-def]
@@ -313,19 +316,7 @@ class _TransformedBatchNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_output, _):  # type: ignore[no-untyped-def]
-        x, weight, saved, running_mean, running_var = ctx.saved_tensors
-        gradients = _TransformedBackward.apply(
-            grad_output,
-            x,
-            weight,
-            saved,
-            running_mean,
-            running_var,
-            saved is not None,
-            ctx.eps,
-            ctx.needs_input_grad[:3],
-            ctx.dtype,
-        )
+        gradients = _gradients(ctx, grad_output, _TransformedBackward.apply)
         return (*gradients, None, None, None, None, None)
 
     @staticmethod
