@@ -165,14 +165,7 @@ hbn_status backward(Activation activation, const hbn_tensor *grad_output, const 
                     const hbn_vector *grad_weight, const hbn_vector *grad_bias) {
     HBN_TRY(check_tensors({{"grad_output", grad_output}, {"x", x}}));
     const int64_t channels = x->sizes[1];
-    if (training) {
-        HBN_TRY(check_defined({"mean", mean}, true));
-        HBN_TRY(check_defined({"invstd", invstd}, true));
-    } else {
-        HBN_TRY(check_defined({"running_mean", running_mean}, false));
-        HBN_TRY(check_defined({"running_var", running_var}, false));
-        HBN_TRY(check_eps(eps, false));
-    }
+    HBN_TRY(check_given_statistics(training, mean, invstd, running_mean, running_var, eps));
     HBN_TRY(check_vectors({{"running_mean", running_mean},
                            {"running_var", running_var},
                            {"weight", weight},

@@ -277,6 +277,18 @@ hbn_status check_eps(double eps, bool batch_statistics) {
     return HBN_OK;
 }
 
+hbn_status check_given_statistics(bool training, const hbn_vector *mean, const hbn_vector *invstd,
+                                  const hbn_vector *running_mean, const hbn_vector *running_var,
+                                  double eps) {
+    if (training) {
+        HBN_TRY(check_defined({"mean", mean}, true));
+        return check_defined({"invstd", invstd}, true);
+    }
+    HBN_TRY(check_defined({"running_mean", running_mean}, false));
+    HBN_TRY(check_defined({"running_var", running_var}, false));
+    return check_eps(eps, false);
+}
+
 hbn_status check_momentum(double momentum) {
     return std::isnan(momentum) ? fail(HBN_INVALID_ARGUMENT, text::momentum_nan) : HBN_OK;
 }

@@ -107,6 +107,11 @@ inline bool is_empty(const hbn_tensor &t) {
     return t.sizes[0] == 0 || t.sizes[1] == 0 || t.sizes[2] == 0 || t.sizes[3] == 0;
 }
 
+// Values of a channel.
+inline double count_of(const hbn_tensor &t) {
+    return double(t.sizes[0]) * double(t.sizes[2]) * double(t.sizes[3]);
+}
+
 // An argument and what to call it. A null pointer is an absent one.
 struct NamedTensor {
     const char *name;
@@ -145,6 +150,10 @@ hbn_status check_defined(const NamedVector &v, bool training);
 hbn_status check_both_or_neither(const NamedVector &a, const NamedVector &b);
 hbn_status check_eps(double eps, bool batch_statistics);
 hbn_status check_momentum(double momentum);
+// What a derivative is given: the statistics that forward saved, in training, or running ones and eps.
+hbn_status check_given_statistics(bool training, const hbn_vector *mean, const hbn_vector *invstd,
+                                  const hbn_vector *running_mean, const hbn_vector *running_var,
+                                  double eps);
 // Of values behind given moments or sums.
 hbn_status check_count(double count);
 

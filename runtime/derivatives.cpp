@@ -83,14 +83,7 @@ hbn_status map_tangent(const hbn_tensor &x_tangent, const hbn_tensor &x, const C
 hbn_status check_statistics(const hbn_tensor &x, int training, double eps, const hbn_vector *mean,
                             const hbn_vector *invstd, const hbn_vector *running_mean,
                             const hbn_vector *running_var) {
-    if (training) {
-        HBN_TRY(check_defined({"mean", mean}, true));
-        HBN_TRY(check_defined({"invstd", invstd}, true));
-    } else {
-        HBN_TRY(check_defined({"running_mean", running_mean}, false));
-        HBN_TRY(check_defined({"running_var", running_var}, false));
-        HBN_TRY(check_eps(eps, false));
-    }
+    HBN_TRY(check_given_statistics(training, mean, invstd, running_mean, running_var, eps));
     const int64_t channels = x.sizes[1];
     HBN_TRY(check_vectors({{"running_mean", running_mean}, {"running_var", running_var}}, channels,
                           x.dtype, VectorDType::parameter));

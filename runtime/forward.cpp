@@ -19,10 +19,6 @@ struct Forward {
         return statistic_dtype(x.dtype);
     }
 
-    double count() const {
-        return double(x.sizes[0]) * double(x.sizes[2]) * double(x.sizes[3]);
-    }
-
     Pieces pieces() const {
         return Pieces({x, y, residual.data ? residual : x, mask.data ? mask : x});
     }
@@ -42,17 +38,18 @@ struct Forward {
             HBN_TRY(reduce_moments(x, cuts, batch_mean, batch_m2));
             HBN_TRY(cuts.for_each([&](auto cut) {
                 return call(Operation::normalize, {in(cut(x)), in(batch_mean), in(batch_m2), in(w),
-                                                   in(b), in(count()), in(eps), out(cut(y))});
+                                                   in(b), in(count_of(x)), in(eps), out(cut(y))});
             }));
         }
         if (running_mean.data || (dtype() == saved_dtype() && (mean.data || invstd.data))) {
             const bool save = dtype() == saved_dtype();
-            HBN_TRY(finalize(batch_mean, batch_m2, count(), momentum, eps, dtype(), running_mean,
-                             running_var, save ? mean : absent(), save ? invstd : absent()));
+            HBN_TRY(finalize(batch_mean, batch_m2, count_of(x), momentum, eps, dtype(),
+                             running_mean, running_var, save ? mean : absent(),
+                             save ? invstd : absent()));
         }
         if (dtype() != saved_dtype() && (mean.data || invstd.data)) {
-            HBN_TRY(finalize(batch_mean, batch_m2, count(), momentum, eps, saved_dtype(), absent(),
-                             absent(), mean, invstd));
+            HBN_TRY(finalize(batch_mean, batch_m2, count_of(x), momentum, eps, saved_dtype(),
+                             absent(), absent(), mean, invstd));
         }
         return HBN_OK;
     }

@@ -5,11 +5,6 @@
 
 namespace hbn::internal {
 
-// Values of a channel.
-inline double count_of(const hbn_tensor &x) {
-    return double(x.sizes[0]) * double(x.sizes[2]) * double(x.sizes[3]);
-}
-
 // sum(dy) and sum(dy * (x - center)) of a block of channels, dense float64, over its pieces; and from these the
 // parameters' gradients in the statistic type, the weight's times `scale`. Takes two vectors from the workspace.
 hbn_status reduce_gradients(const hbn_tensor &grad_output, const hbn_tensor &x,

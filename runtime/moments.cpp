@@ -9,10 +9,6 @@ namespace hbn::internal {
 
 namespace {
 
-double count_of(const hbn_tensor &x) {
-    return double(x.sizes[0]) * double(x.sizes[2]) * double(x.sizes[3]);
-}
-
 hbn_status merge(const hbn_vector &mean, const hbn_vector &m2, double count,
                  const hbn_vector &other_mean, const hbn_vector &other_m2, double other_count) {
     return call(Operation::merge_moments, HBN_FLOAT64,

@@ -225,7 +225,6 @@ LentTensor::LentTensor(nb::handle array, const char *name, Access access)
     tensor_.dtype = dtype_;
     tensor_.device = device_;
     tensor_.ndim = 4;
-    fold({this});
 }
 
 void LentTensor::check_shape(const LentTensor &model) const {

@@ -69,7 +69,7 @@ class LentTensor : public Lent {
 public:
     LentTensor(nb::handle array, const char *name, Access access = Access::read);
 
-    // Several of one operation: of one shape, or raises ValueError where hbn.h's functions could not tell, with what
+    // All of one operation, before any is used: of one shape, or raises ValueError where hbn.h's functions could not tell, with what
     // follows the channels made H and W alike in all.
     static void fold(std::initializer_list<LentTensor *> tensors);
 

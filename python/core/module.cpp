@@ -184,7 +184,8 @@ private:
 };
 
 double stats(handle x, handle mean, handle m2) {
-    const LentTensor lent_x(x, "x");
+    LentTensor lent_x(x, "x");
+    LentTensor::fold({&lent_x});
     LentMoments moments(0, mean, m2, lent_x.channels(), Access::write);
     run([&] { return hbn_batch_norm_stats(lent_x, &moments); });
     return moments.count();
@@ -251,16 +252,11 @@ void backward_elemt(handle grad_output, handle x, handle mean, handle invstd, ha
 }
 
 void set_num_threads(int num_threads) {
-    if (hbn_set_num_threads(num_threads) != HBN_OK) {
-        raise(HBN_INVALID_ARGUMENT);
-    }
+    run([&] { return hbn_set_num_threads(num_threads); });
 }
 
 void set_instruction_set(const std::string &name) {
-    const hbn_status status = hbn_set_instruction_set(name.c_str());
-    if (status != HBN_OK) {
-        raise(status);
-    }
+    run([&] { return hbn_set_instruction_set(name.c_str()); });
 }
 
 NB_MODULE(_core, m) {

@@ -46,12 +46,20 @@ def _channels(x: Array) -> int:
     return int(shape[1]) if len(shape) > 1 else 0
 
 
-def _uses_batch_statistics(training: bool, running_mean: Array | None, running_var: Array | None) -> bool:
+def uses_batch_statistics(training: bool, running_mean: Array | None, running_var: Array | None) -> bool:
+    """Whether forward normalizes with the batch's statistics, and gives them for backward."""
     return training or (running_mean is None and running_var is None)
 
 
-def _statistics(maker: Maker, x: Array, dtype: str) -> tuple[Array, Array]:
+def _statistics(maker: Maker, x: Array, dtype: str, wanted: bool) -> tuple[Array | None, Array | None]:
+    if not wanted:
+        return None, None
     return maker.empty((_channels(x),), dtype), maker.empty((_channels(x),), dtype)
+
+
+def _result(maker: Maker, array: Array | None, out: Array | None) -> Array:
+    # The user's own array, or one that was made in its place.
+    return array if array is out else maker.finish(array)
 
 
 def _parameter_gradients(
@@ -117,11 +125,10 @@ def batch_norm_forward(
     """
     maker, x = maker_for(x)
     y = maker.empty_like(x) if out is None else out
-    mean = invstd = None
-    if _uses_batch_statistics(training, running_mean, running_var):
-        mean, invstd = _statistics(maker, x, statistic_dtype(x))
+    wanted = uses_batch_statistics(training, running_mean, running_var)
+    mean, invstd = _statistics(maker, x, statistic_dtype(x), wanted)
     _core.forward(x, weight, bias, running_mean, running_var, training, momentum, eps, y, mean, invstd)
-    return (maker.finish(y) if out is None else out), maker.finish(mean), maker.finish(invstd)
+    return _result(maker, y, out), maker.finish(mean), maker.finish(invstd)
 
 
 def batch_norm_backward(
@@ -161,9 +168,8 @@ def batch_norm_backward(
         TypeError: An argument that is no array, or of a dtype that hbn does not know.
     """
     maker, x = maker_for(x)
-    grad_input = out
-    if grad_mask[0] and out is None:
-        grad_input = maker.empty_like(x)
+    out = out if grad_mask[0] else None
+    grad_input = maker.empty_like(x) if grad_mask[0] and out is None else out
     grad_weight, grad_bias = _parameter_gradients(maker, x, weight, grad_mask[1:])
     _core.backward(
         grad_output,
@@ -175,12 +181,11 @@ def batch_norm_backward(
         running_var,
         training,
         eps,
-        grad_input if grad_mask[0] else None,
+        grad_input,
         grad_weight,
         grad_bias,
     )
-    given = maker.finish(grad_input) if out is None else out
-    return (given if grad_mask[0] else None), maker.finish(grad_weight), maker.finish(grad_bias)
+    return _result(maker, grad_input, out), maker.finish(grad_weight), maker.finish(grad_bias)
 
 
 def batch_norm_relu_forward(
@@ -202,11 +207,10 @@ def batch_norm_relu_forward(
     """
     maker, x = maker_for(x)
     y = maker.empty_like(x) if out is None else out
-    mean = invstd = None
-    if _uses_batch_statistics(training, running_mean, running_var):
-        mean, invstd = _statistics(maker, x, "float64")
+    wanted = uses_batch_statistics(training, running_mean, running_var)
+    mean, invstd = _statistics(maker, x, "float64", wanted)
     _core.relu_forward(x, None, weight, bias, running_mean, running_var, training, momentum, eps, y, None, mean, invstd)
-    return (maker.finish(y) if out is None else out), maker.finish(mean), maker.finish(invstd)
+    return _result(maker, y, out), maker.finish(mean), maker.finish(invstd)
 
 
 def batch_norm_relu_backward(
@@ -248,8 +252,7 @@ def batch_norm_relu_backward(
         grad_weight,
         grad_bias,
     )
-    given = maker.finish(grad_input) if out is None else out
-    return given, maker.finish(grad_weight), maker.finish(grad_bias)
+    return _result(maker, grad_input, out), maker.finish(grad_weight), maker.finish(grad_bias)
 
 
 def batch_norm_add_relu_forward(
@@ -275,14 +278,12 @@ def batch_norm_add_relu_forward(
     maker, x = maker_for(x)
     y = maker.empty_like(x) if out is None else out
     mask = maker.empty_like(x, "uint8")
-    mean = invstd = None
-    if _uses_batch_statistics(training, running_mean, running_var):
-        mean, invstd = _statistics(maker, x, "float64")
+    wanted = uses_batch_statistics(training, running_mean, running_var)
+    mean, invstd = _statistics(maker, x, "float64", wanted)
     _core.relu_forward(
         x, residual, weight, bias, running_mean, running_var, training, momentum, eps, y, mask, mean, invstd
     )
-    given = maker.finish(y) if out is None else out
-    return given, maker.finish(mask), maker.finish(mean), maker.finish(invstd)
+    return _result(maker, y, out), maker.finish(mask), maker.finish(mean), maker.finish(invstd)
 
 
 def batch_norm_add_relu_backward(
@@ -462,7 +463,7 @@ def batch_norm_normalize(
     maker, x = maker_for(x)
     y = maker.empty_like(x) if out is None else out
     _core.normalize(x, moments.count, moments.mean, moments.m2, weight, bias, eps, y)
-    return maker.finish(y) if out is None else out
+    return _result(maker, y, out)
 
 
 def batch_norm_backward_reduce(grad_output: Array, x: Array, mean: Array, invstd: Array) -> BackwardSums:
@@ -490,4 +491,4 @@ def batch_norm_backward_elemt(
     maker, x = maker_for(x)
     grad_input = maker.empty_like(x) if out is None else out
     _core.backward_elemt(grad_output, x, mean, invstd, weight, sum_dy, sum_dy_xmu, count, grad_input)
-    return maker.finish(grad_input) if out is None else out
+    return _result(maker, grad_input, out)

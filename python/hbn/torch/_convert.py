@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 import torch
 from torch import nn
@@ -98,7 +98,7 @@ def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
 
 
 _KNOWN = _HBN_OF.keys() | _TORCH_OF.keys()
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_CONVOLUTIONS = get_args(_Convolution)
 
 
 class _Tracer(torch.fx.Tracer):

@@ -16,7 +16,7 @@ from torch._prims_common import suggest_memory_format
 from torch.autograd import forward_ad
 
 from hbn import _core
-from hbn._functional import set_num_threads
+from hbn._functional import set_num_threads, uses_batch_statistics
 
 # ---- kernels
 
@@ -53,10 +53,6 @@ def _empty_output(x: Tensor) -> Tensor:
     return torch.empty_like(x, memory_format=suggest_memory_format(x))
 
 
-def _uses_batch_statistics(training: bool, running_mean: Tensor | None, running_var: Tensor | None) -> bool:
-    return training or (running_mean is None and running_var is None)
-
-
 def dense(x: Tensor) -> Tensor:
     """x itself where hbn knows its strides, else a copy."""
     if x.dim() > 4 and not (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last_3d)):
@@ -81,7 +77,7 @@ def _forward(
         x = _readable(x)
     y = _empty_output(x)
     saved = None
-    if _uses_batch_statistics(training, running_mean, running_var):
+    if uses_batch_statistics(training, running_mean, running_var):
         saved = _empty(x, (2, x.shape[1]), _statistic_dtype(x))
     _core.forward(
         x, weight, bias, running_mean, running_var, training, momentum, eps, y, saved, None, num_batches_tracked
@@ -172,7 +168,7 @@ def _double_backward(
     _follow_num_threads()
     x = _readable(x)
     grad_grad_output, grad_input = _empty_output(x), _empty_output(x)
-    grad_weight = torch.empty(x.shape[1], dtype=_statistic_dtype(x) if weight is None else weight.dtype)
+    grad_weight = _empty(x, x.shape[1], _parameter_dtype(x, weight))
     _core.double_backward(
         _readable(grad_grad_input),
         grad_grad_weight,
@@ -193,7 +189,7 @@ def _double_backward(
     return grad_grad_output, grad_input, grad_weight
 
 
-def _parameter_dtype(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> torch.dtype:
+def _parameter_dtype(x: Tensor, weight: Tensor | None, bias: Tensor | None = None) -> torch.dtype:
     if weight is not None:
         return weight.dtype
     return _statistic_dtype(x) if bias is None else bias.dtype
@@ -206,10 +202,9 @@ class _Backward(torch.autograd.Function):
     """Backward, differentiable once more."""
 
     @staticmethod
-    def forward(ctx, grad_output, x, weight, saved, running_mean, running_var, training, eps, mask, dtype):  # type: ignore[no-untyped-def]
-        ctx.save_for_backward(grad_output, x, weight, saved, running_mean, running_var)
-        ctx.training, ctx.eps = training, eps
-        return _backward(grad_output, x, weight, saved, running_mean, running_var, training, eps, mask, dtype)
+    def forward(ctx, *args):  # type: ignore[no-untyped-def]
+        _save_for_double_backward(ctx, args, None)
+        return _backward(*args)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -245,6 +240,12 @@ def _save(ctx, x, weight, bias, saved, running_mean, running_var, eps):  # type:
     if forward_ad._current_level >= 0:
         ctx.save_for_forward(*tensors)
     ctx.dtype, ctx.eps = _parameter_dtype(x, weight, bias), eps
+
+
+def _save_call(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    x, weight, bias, running_mean, running_var, training, _, eps = inputs
+    saved = output[1] if uses_batch_statistics(training, running_mean, running_var) else None
+    _save(ctx, x, weight, bias, saved, running_mean, running_var, eps)
 
 
 def _gradients(ctx, grad_output, differentiate):  # type: ignore[no-untyped-def]
@@ -290,8 +291,7 @@ class _TransformedBackward(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
-        ctx.save_for_backward(*inputs[:6])
-        ctx.training, ctx.eps = inputs[6:8]
+        _save_for_double_backward(ctx, inputs, output)
 
     @staticmethod
     def backward(ctx, grad_grad_input, grad_grad_weight, grad_grad_bias):  # type: ignore[no-untyped-def]
@@ -309,10 +309,8 @@ class _TransformedBatchNorm(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
-        x, weight, bias, running_mean, running_var, training, _, eps = inputs
         ctx.mark_non_differentiable(output[1])
-        saved = output[1] if _uses_batch_statistics(training, running_mean, running_var) else None
-        _save(ctx, x, weight, bias, saved, running_mean, running_var, eps)
+        _save_call(ctx, inputs, output)
 
     @staticmethod
     def backward(ctx, grad_output, _):  # type: ignore[no-untyped-def]
@@ -420,8 +418,8 @@ def _forward_operator(
 
 def _forward_shapes(x, weight, bias, running_mean, running_var, training, momentum, eps):  # type: ignore[no-untyped-def]
     saved = _nothing(x)
-    if _uses_batch_statistics(training, running_mean, running_var):
-        saved = x.new_empty((2, x.shape[1]), dtype=_statistic_dtype(x))
+    if uses_batch_statistics(training, running_mean, running_var):
+        saved = _empty(x, (2, x.shape[1]), _statistic_dtype(x))
     running = [_nothing(x) if t is None else torch.empty_like(t) for t in (running_mean, running_var)]
     return _empty_output(x), saved, *running
 
@@ -436,30 +434,19 @@ def _backward_shapes(grad_output, x, weight, saved, running_mean, running_var, t
 
 
 def _double_backward_shapes(ddx, ddw, ddb, grad_output, x, weight, *_):  # type: ignore[no-untyped-def]
-    grad_weight = x.new_empty(x.shape[1], dtype=_statistic_dtype(x) if weight is None else weight.dtype)
-    return _empty_output(x), _empty_output(x), grad_weight
+    return _empty_output(x), _empty_output(x), _empty(x, x.shape[1], _parameter_dtype(x, weight))
 
 
 def _save_for_backward(ctx, inputs, output):  # type: ignore[no-untyped-def]
-    x, weight, bias, running_mean, running_var, training, _, eps = inputs
-    ctx.batch_statistics = _uses_batch_statistics(training, running_mean, running_var)
-    ctx.dtype, ctx.eps = _parameter_dtype(x, weight, bias), eps
-    if ctx.batch_statistics:
-        ctx.save_for_backward(x, weight, output[1], None, None)
-    else:
-        ctx.save_for_backward(x, weight, None, running_mean, running_var)
+    _save_call(ctx, inputs, output)
     ctx.set_materialize_grads(False)
 
 
 def _differentiate_forward(ctx, grad_output, *_):  # type: ignore[no-untyped-def]
     if grad_output is None:
         return (None,) * 8
-    x, weight, saved, running_mean, running_var = ctx.saved_tensors
-    mask = list(ctx.needs_input_grad[:3])
-    gradients = torch.ops.hbn.batch_norm_backward(
-        grad_output, x, weight, saved, running_mean, running_var, ctx.batch_statistics, ctx.eps, mask, ctx.dtype
-    )
-    wanted = (g if m else None for g, m in zip(gradients, mask, strict=True))
+    gradients = _gradients(ctx, grad_output, torch.ops.hbn.batch_norm_backward)
+    wanted = (g if m else None for g, m in zip(gradients, ctx.needs_input_grad[:3], strict=True))
     return (*wanted, None, None, None, None, None)
 
 
