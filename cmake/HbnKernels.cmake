@@ -1,36 +1,61 @@
-# Which kernels exist: operation x dtype x layout, for the family that HBN_TARGET names.
+# Which kernels exist: runtime/operations.def's rows x dtypes x layouts, for the family that HBN_TARGET names.
 
 include(cmake/HbnTargets.cmake)
 
-# Operations on (N, C, H, W) tensors; each is a generator of this name. Adding one is one file in generators/
-# and one line here; in HBN_REDUCING_OPERATIONS, too, if it takes sums over channels.
-set(HBN_OPERATIONS
-    forward_training
-    forward_inference
-    stats
-    normalize
-    backward_training
-    backward_inference
-    backward_inference_input
-    backward_reduce
-    backward_elemt
-    jvp_elemt
-    double_backward_elemt
-)
-set(HBN_REDUCING_OPERATIONS forward_training stats backward_training backward_inference backward_reduce)
-# Those that an activation may be fused into: a generator and its parameters, for each operation of this
-# second kind.
-set(HBN_FUSED_OPERATIONS
-    "forward_training_relu        forward_training   activation=relu"
-    "forward_training_add_relu    forward_training   activation=add_relu with_mask=true"
-    "forward_inference_relu       forward_inference  activation=relu"
-    "forward_inference_add_relu   forward_inference  activation=add_relu"
-    "forward_inference_add_relu_mask  forward_inference  activation=add_relu with_mask=true"
-    "backward_training_relu       backward_training  activation=relu"
-    "backward_training_add_relu   backward_training  activation=add_relu"
-    "backward_inference_relu      backward_inference activation=relu"
-    "backward_inference_add_relu  backward_inference activation=add_relu"
-)
+set(HBN_ACTIVATIONS "" CACHE STRING
+    "Of the activations, as in runtime/operations.def, only these have kernels; all if empty")
+
+# The rows of one kind in runtime/operations.def, as lists in `out`0, `out`1, ...; their number in `out`.
+function(hbn_read_table kind out)
+    set(table ${PROJECT_SOURCE_DIR}/runtime/operations.def)
+    set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${table})
+    file(STRINGS ${table} lines REGEX "^${kind}\\(")
+    set(i 0)
+    foreach (line IN LISTS lines)
+        string(REGEX REPLACE "^${kind}\\((.*)\\)$" "\\1" row "${line}")
+        string(REGEX REPLACE " *, *" ";" row "${row}")
+        set(${out}${i} "${row}" PARENT_SCOPE)
+        math(EXPR i "${i} + 1")
+    endforeach ()
+    set(${out} ${i} PARENT_SCOPE)
+endfunction()
+
+# What is compiled into the kernels of the activations that are wanted.
+function(hbn_wanted_activations out)
+    hbn_read_table(HBN_ACTIVATION activation)
+    set(wanted none)
+    set(names "")
+    math(EXPR last "${activation} - 1")
+    foreach (i RANGE ${last})
+        list(GET activation${i} 0 name)
+        list(GET activation${i} 2 compiled)
+        list(APPEND names ${name})
+        if (NOT HBN_ACTIVATIONS OR name IN_LIST HBN_ACTIVATIONS)
+            list(APPEND wanted ${compiled})
+        endif ()
+    endforeach ()
+    foreach (name IN LISTS HBN_ACTIVATIONS)
+        if (NOT name IN_LIST names)
+            message(FATAL_ERROR "HBN_ACTIVATIONS: '${name}' is none of ${names}")
+        endif ()
+    endforeach ()
+    list(REMOVE_DUPLICATES wanted)
+    set(${out} ${wanted} PARENT_SCOPE)
+endfunction()
+
+# Whether a kernel exists: `kind` and `layouts` are its columns in runtime/operations.def, `purpose` is the layout's.
+function(hbn_kernel_exists out kind layouts dtype layout purpose)
+    set(${out} ON PARENT_SCOPE)
+    if ((purpose STREQUAL "sums" AND NOT kind STREQUAL "sums")
+        OR (purpose MATCHES "^(sums|speed)$" AND dtype STREQUAL "float64")
+        OR (layouts STREQUAL "strided" AND NOT layout STREQUAL "strided")
+        # What stands in for kernels that there are not is for any tensor, and fast where most are.
+        OR (layouts STREQUAL "fallback" AND NOT layout STREQUAL "strided"
+            AND (NOT purpose STREQUAL "general" OR dtype STREQUAL "float64")))
+        set(${out} OFF PARENT_SCOPE)
+    endif ()
+endfunction()
+
 set(HBN_GENERATOR_SOURCES
     generators/batch_norm.cpp
     generators/forward_training.cpp
@@ -130,60 +155,83 @@ function(hbn_add_all_kernels library)
     endif ()
 
     set(lines "")
-    foreach (line IN LISTS HBN_OPERATIONS HBN_FUSED_OPERATIONS)
-        separate_arguments(parameters UNIX_COMMAND "${line}")
-        list(POP_FRONT parameters operation generator)
-        if (NOT generator)
-            set(generator ${operation})
+    hbn_wanted_activations(activations)
+    hbn_read_table(HBN_LAYOUT layout)
+    math(EXPR last "${layout} - 1")
+    foreach (i RANGE ${last})
+        list(GET layout${i} 0 name)
+        list(GET layout${i} 1 purpose_of_${name})
+    endforeach ()
+    hbn_read_table(HBN_KERNEL kernel)
+    math(EXPR last "${kernel} - 1")
+    foreach (i RANGE ${last})
+        list(GET kernel${i} 0 name)
+        list(GET kernel${i} 1 generator)
+        list(GET kernel${i} 2 parameters)
+        list(GET kernel${i} 3 activation)
+        list(GET kernel${i} 4 kind)
+        list(GET kernel${i} 5 layouts)
+        separate_arguments(parameters UNIX_COMMAND "${parameters}")
+        if (NOT activation IN_LIST activations)
+            continue()
         endif ()
         foreach (dtype IN LISTS HBN_DTYPES)
-            foreach (layout IN LISTS HBN_LAYOUTS)
-                # Layouts that only matter to sums, or to speed where speed is not what float64 is for.
-                if ((layout STREQUAL "nchw_few_channels" AND NOT operation IN_LIST HBN_REDUCING_OPERATIONS)
-                    OR (dtype STREQUAL "float64" AND layout MATCHES "^(nchw_few_channels|blocks)$"))
+            foreach (layout_name IN LISTS HBN_LAYOUTS)
+                hbn_kernel_exists(exists ${kind} ${layouts} ${dtype} ${layout_name}
+                                  ${purpose_of_${layout_name}})
+                if (NOT exists OR NOT "${name}_${dtype}_${layout_name}" MATCHES "${HBN_KERNELS}")
                     continue()
                 endif ()
-                if (NOT "${operation}_${dtype}_${layout}" MATCHES "${HBN_KERNELS}")
-                    continue()
-                endif ()
-                hbn_add_kernel(${library} hbn_${operation}_${dtype}_${layout} ${generator}
-                               "${HBN_HALIDE_TARGETS}" dtype=${dtype} layout=${layout}
+                hbn_add_kernel(${library} hbn_${name}_${dtype}_${layout_name} ${generator}
+                               "${HBN_HALIDE_TARGETS}" dtype=${dtype} layout=${layout_name}
                                ${HBN_TENSOR_PARAMS} ${parameters})
-                string(APPEND lines "HBN_TENSOR_KERNEL(${operation}, ${dtype}, ${layout})\n")
+                string(APPEND lines "HBN_BUILT_KERNEL(${name}, ${dtype}, ${layout_name})\n")
             endforeach ()
         endforeach ()
     endforeach ()
 
     # Work on one value a channel always runs on the processor.
-    list(GET HBN_HALIDE_TARGETS -1 channel_target)
-    string(REGEX REPLACE "-(opencl|cuda).*" "" channel_target ${channel_target})
-    foreach (dtype IN ITEMS float32 float64)
-        foreach (operation IN ITEMS finalize_moments invstd_from_variance double_backward_product)
-            hbn_add_kernel(${library} hbn_${operation}_${dtype} ${operation} ${channel_target}
-                           dtype=${dtype})
-            string(APPEND lines "HBN_CHANNEL_KERNEL(${operation}, ${dtype})\n")
-        endforeach ()
-    endforeach ()
-    hbn_add_kernel(${library} hbn_merge_moments_float64 merge_moments ${channel_target}
-                   dtype=float64)
-    string(APPEND lines "HBN_CHANNEL_KERNEL(merge_moments, float64)\n")
-    set(convertible float32 float64 bfloat16 float16)
-    foreach (from IN LISTS convertible)
-        foreach (to IN LISTS convertible)
-            if (NOT from STREQUAL to)
-                hbn_add_kernel(${library} hbn_convert_${from}_${to} convert ${channel_target}
-                               dtype=${from} to=${to})
-                string(APPEND lines "HBN_CHANNEL_KERNEL(convert, ${from}_${to})\n")
+    list(GET HBN_HALIDE_TARGETS -1 vector_target)
+    string(REGEX REPLACE "-(opencl|cuda).*" "" vector_target ${vector_target})
+    hbn_read_table(HBN_VECTOR_KERNEL kernel)
+    math(EXPR last "${kernel} - 1")
+    foreach (i RANGE ${last})
+        list(GET kernel${i} 0 name)
+        list(GET kernel${i} 1 dtypes)
+        separate_arguments(dtypes UNIX_COMMAND "${dtypes}")
+        foreach (dtype IN LISTS dtypes)
+            if (NOT name STREQUAL "convert")
+                hbn_add_kernel(${library} hbn_${name}_${dtype} ${name} ${vector_target}
+                               dtype=${dtype})
+                string(APPEND lines "HBN_BUILT_VECTOR_KERNEL(${name}, ${dtype})\n")
+                continue()
             endif ()
+            foreach (to IN LISTS dtypes)
+                if (NOT dtype STREQUAL to)
+                    hbn_add_kernel(${library} hbn_convert_${dtype}_${to} convert ${vector_target}
+                                   dtype=${dtype} to=${to})
+                    string(APPEND lines "HBN_BUILT_CONVERSION(${dtype}, ${to})\n")
+                endif ()
+            endforeach ()
         endforeach ()
     endforeach ()
 
     list(JOIN HBN_INSTRUCTION_SETS "," instruction_sets)
     file(CONFIGURE OUTPUT hbn_kernels.h CONTENT
-"// Generated by cmake/HbnKernels.cmake: the kernels this library holds.
+"// Generated by cmake/HbnKernels.cmake: the kernels that this library holds. Define the macros that are wanted.
 #define HBN_INSTRUCTION_SETS \"${instruction_sets}\"
-#ifdef HBN_TENSOR_KERNEL
-${lines}#endif
+#ifndef HBN_BUILT_KERNEL
+#define HBN_BUILT_KERNEL(kernel, dtype, layout)
+#endif
+#ifndef HBN_BUILT_VECTOR_KERNEL
+#define HBN_BUILT_VECTOR_KERNEL(kernel, dtype)
+#endif
+#ifndef HBN_BUILT_CONVERSION
+#define HBN_BUILT_CONVERSION(from, to)
+#endif
+${lines}#undef HBN_BUILT_KERNEL
+#undef HBN_BUILT_VECTOR_KERNEL
+#undef HBN_BUILT_CONVERSION
 ")
     target_include_directories(${library} PRIVATE ${CMAKE_CURRENT_BINARY_DIR} ${HBN_KERNELS_FROM})
 endfunction()

@@ -1,7 +1,7 @@
 #include <hbn/batch_norm_2d.h>
 
 #include "checks.h"
-#include "dispatch.h"
+#include "engine/kernels.h"
 #include "errors.h"
 #include "views.h"
 
@@ -168,7 +168,7 @@ void BatchNorm2d::forward_into(const TensorView &x, const TensorView &out) {
     Vector new_mean, new_invstd;
     if (batch_statistics) {
         // Those of the last call will do when they fit: a call that fails leaves them alone.
-        const DType dtype = DType(internal::statistic_dtype(c_x.dtype));
+        const DType dtype = DType::float64;
         const VectorView &last = saved_mean_.view();
         if (!last || last.dtype != dtype || last.size != x.sizes[1]) {
             new_mean = Vector(dtype, x.sizes[1]);
@@ -267,8 +267,9 @@ void BatchNorm2d::load_state_dict(const StateDict &state, bool strict, const std
         } else if (!entry.data && (is_count || num_features_ > 0)) {
             errors.push_back("no data for " + name + ".");
         } else {
-            throw_on_error(internal::require_conversion(hbn_dtype(entry.dtype),
-                                                        hbn_dtype(mine->second.dtype)));
+            if (!internal::has_conversion(hbn_dtype(entry.dtype), hbn_dtype(mine->second.dtype))) {
+                errors.push_back("dtype mismatch for " + name + ".");
+            }
         }
     }
     if (strict && !unexpected.empty()) {

@@ -251,6 +251,10 @@ hbn_status check_vectors(std::initializer_list<NamedVector> vectors, int64_t cha
     return HBN_OK;
 }
 
+hbn_status check_array(const char *name, const double *values, int64_t channels) {
+    return values || channels <= 0 ? HBN_OK : fail(HBN_INVALID_ARGUMENT, text::required, name);
+}
+
 hbn_status check_defined(const NamedVector &v, bool training) {
     if (v.vector) {
         return HBN_OK;
@@ -464,13 +468,9 @@ bool same_name(const char *a, const char *b) {
 
 }  // namespace
 
-hbn_status check_overlap(std::initializer_list<Footprint> inputs,
-                         std::initializer_list<Footprint> outputs, const char *in_place,
+hbn_status check_overlap(const Footprints &inputs, const Footprints &outputs, const char *in_place,
                          const char *in_place_of) {
     for (const Footprint *out = outputs.begin(); out != outputs.end(); ++out) {
-        if (!out->data) {
-            continue;
-        }
         if (overlaps_itself(*out)) {
             return fail(HBN_INVALID_ARGUMENT, text::self_overlap, out->name);
         }

@@ -6,6 +6,7 @@
 
 #include <hbn/hbn.h>
 
+#include <cassert>
 #include <initializer_list>
 
 // Hands a failure to the caller; everything in runtime/ that can fail returns hbn_status.
@@ -24,8 +25,6 @@ constexpr char required[] = "%s is required";
 constexpr char rank[] = "expected 4D input (got %dD input)";
 constexpr char float_dtype[] = "%s must be float32, float64, bfloat16 or float16, got %s";
 constexpr char mask_dtype[] = "%s must be uint8, got %s";
-constexpr char fused_too_large[] =
-    "%s does not support more than 2^31 elements with batch statistics";
 constexpr char unknown_device[] = "%s has an unknown device (%d)";
 constexpr char negative_size[] = "%s has a negative size: [%lld, %lld, %lld, %lld]";
 constexpr char negative_strides[] = "negative strides are not supported (%s)";
@@ -64,6 +63,17 @@ constexpr char outputs_overlap[] =
     "unsupported operation: some elements of the written-to tensors %s and %s refer to a single "
     "memory location";
 constexpr char no_kernel[] = "this library was built without %s for %s";
+constexpr char unknown_kernel_argument[] =
+    "%s takes '%s', which runtime/operations.def does not name as what it is";
+constexpr char kernel_arguments_differ[] =
+    "%s takes other arguments than the same kernel for another layout";
+constexpr char too_many_kernel_arguments[] = "%s takes more arguments than a call has room for";
+constexpr char missing_kernel_argument[] = "%s takes '%s', which %s does not give it";
+constexpr char unknown_activation[] = "unknown activation (%d)";
+constexpr char unknown_activation_name[] = "unknown activation '%s'";
+constexpr char slope_finite[] = "leaky_relu's slope must be finite";
+constexpr char clip_order[] = "clip's low must not be above its high";
+constexpr char mask_without_relu[] = "mask is only for a ReLU after an addition";
 constexpr char kernel_failed[] = "%s failed with code %d%s%s";
 constexpr char out_of_memory[] = "out of memory: no room for the workspace of %lld channels";
 constexpr char negative_dimension[] = "Trying to create tensor with negative dimension %lld: [%s]";
@@ -132,6 +142,9 @@ hbn_status check_tensors(std::initializer_list<NamedTensor> tensors);
 // A uint8 tensor of x's shape and device; x has passed.
 hbn_status check_mask(const NamedTensor &mask, const hbn_tensor &x);
 
+// One value a channel in memory of the caller's, dense; null where there is no channel, at most.
+hbn_status check_array(const char *name, const double *values, int64_t channels);
+
 // More than one value per channel, unless empty.
 hbn_status check_batch_size(const hbn_tensor &x);
 
@@ -170,6 +183,7 @@ struct Footprint {
     int64_t sizes[4];
     int64_t strides[4];  // in elements
 
+    Footprint() = default;
     explicit Footprint(const NamedTensor &t);
     explicit Footprint(const NamedVector &v);
     Footprint(const char *name, const double *data, int64_t size);
@@ -178,14 +192,42 @@ private:
     void find_end();
 };
 
+// A few of them.
+class Footprints {
+public:
+    Footprints() = default;
+    Footprints(std::initializer_list<Footprint> all) {
+        for (const Footprint &f : all) {
+            add(f);
+        }
+    }
+    // What occupies nothing is left out.
+    void add(const Footprint &f) {
+        if (f.data) {
+            assert(size_ < kMost);
+            all_[size_++] = f;
+        }
+    }
+    const Footprint *begin() const {
+        return all_;
+    }
+    const Footprint *end() const {
+        return all_ + size_;
+    }
+
+private:
+    static constexpr int kMost = 20;
+    int size_ = 0;
+    Footprint all_[kMost];
+};
+
 // Refuses outputs that overlap themselves, each other or an input. The only exception: the output
 // `in_place` may be the very same view as the input `in_place_of` (names, or null).
 //
 // Exact wherever the strides of the two nest (slices of one buffer, such as two halves of the
 // channels); views that can't be proven disjoint with little work are refused.
-hbn_status check_overlap(std::initializer_list<Footprint> inputs,
-                         std::initializer_list<Footprint> outputs, const char *in_place = nullptr,
-                         const char *in_place_of = nullptr);
+hbn_status check_overlap(const Footprints &inputs, const Footprints &outputs,
+                         const char *in_place = nullptr, const char *in_place_of = nullptr);
 
 }  // namespace hbn::internal
 

@@ -25,6 +25,7 @@ namespace {
 DType statistic_dtype(DType tensor) {
     return tensor == DType::float64 ? DType::float64 : DType::float32;
 }
+const hbn_activation kRelu{HBN_RELU, 0, 0};
 
 // What is allocated for an operation takes its shape from x, so x must be sound first.
 void check(const TensorView &x, const char *name = "x") {
@@ -73,8 +74,8 @@ ForwardResult batch_norm_forward(const TensorView &x, const VectorView &weight,
         result.y = Tensor::like(x);
     }
     if (training || (!running_mean && !running_var)) {
-        result.mean = Vector(statistic_dtype(x.dtype), x.sizes[1]);
-        result.invstd = Vector(statistic_dtype(x.dtype), x.sizes[1]);
+        result.mean = Vector(DType::float64, x.sizes[1]);
+        result.invstd = Vector(DType::float64, x.sizes[1]);
     }
     const hbn_tensor c_x = to_c(x), c_y = to_c(out ? *out : result.y.view());
     throw_on_error(hbn_batch_norm_forward(
@@ -126,9 +127,9 @@ ForwardResult batch_norm_relu_forward(const TensorView &x, const VectorView &wei
         result.invstd = Vector(DType::float64, x.sizes[1]);
     }
     const hbn_tensor c_x = to_c(x), c_y = to_c(out ? *out : result.y.view());
-    throw_on_error(hbn_batch_norm_relu_forward(
-        &c_x, OptionalVector(weight), OptionalVector(bias), OptionalVector(running_mean),
-        OptionalVector(running_var), training, momentum, eps, &c_y, OptionalVector(result.mean),
+    throw_on_error(hbn_batch_norm_activation_forward(
+        &c_x, nullptr, OptionalVector(weight), OptionalVector(bias), OptionalVector(running_mean),
+        OptionalVector(running_var), training, momentum, eps, &kRelu, &c_y, nullptr, OptionalVector(result.mean),
         OptionalVector(result.invstd)));
     return result;
 }
@@ -150,10 +151,10 @@ Gradients batch_norm_relu_backward(const TensorView &grad_output, const TensorVi
     result.grad_bias = Vector(dtype, x.sizes[1]);
     const hbn_tensor c_dy = to_c(grad_output), c_x = to_c(x);
     const hbn_tensor c_dx = to_c(out ? *out : result.grad_input.view());
-    throw_on_error(hbn_batch_norm_relu_backward(
-        &c_dy, &c_x, OptionalVector(weight), OptionalVector(bias), OptionalVector(mean),
+    throw_on_error(hbn_batch_norm_activation_backward(
+        &c_dy, &c_x, nullptr, nullptr, OptionalVector(weight), OptionalVector(bias), OptionalVector(mean),
         OptionalVector(invstd), OptionalVector(running_mean), OptionalVector(running_var), training,
-        eps, &c_dx, OptionalVector(result.grad_weight), OptionalVector(result.grad_bias)));
+        eps, &kRelu, &c_dx, nullptr, OptionalVector(result.grad_weight), OptionalVector(result.grad_bias)));
     return result;
 }
 
@@ -180,9 +181,9 @@ AddReluForwardResult batch_norm_add_relu_forward(const TensorView &x, const Tens
     const hbn_tensor c_x = to_c(x), c_residual = to_c(residual);
     const hbn_tensor c_y = to_c(out ? *out : result.y.view());
     const hbn_tensor c_mask = to_c(mask_out ? *mask_out : result.mask.view());
-    throw_on_error(hbn_batch_norm_add_relu_forward(
+    throw_on_error(hbn_batch_norm_activation_forward(
         &c_x, &c_residual, OptionalVector(weight), OptionalVector(bias),
-        OptionalVector(running_mean), OptionalVector(running_var), training, momentum, eps, &c_y,
+        OptionalVector(running_mean), OptionalVector(running_var), training, momentum, eps, &kRelu, &c_y,
         batch_statistics || mask_out ? &c_mask : nullptr, OptionalVector(result.mean),
         OptionalVector(result.invstd)));
     return result;
@@ -210,9 +211,9 @@ AddReluGradients batch_norm_add_relu_backward(const TensorView &grad_output, con
     const hbn_tensor c_dy = to_c(grad_output), c_x = to_c(x), c_mask = to_c(mask);
     const hbn_tensor c_dx = to_c(out ? *out : result.grad_input.view());
     const hbn_tensor c_dr = to_c(residual_out ? *residual_out : result.grad_residual.view());
-    throw_on_error(hbn_batch_norm_add_relu_backward(
-        &c_dy, &c_x, &c_mask, OptionalVector(weight), OptionalVector(mean), OptionalVector(invstd),
-        OptionalVector(running_mean), OptionalVector(running_var), training, eps, &c_dx, &c_dr,
+    throw_on_error(hbn_batch_norm_activation_backward(
+        &c_dy, &c_x, nullptr, &c_mask, OptionalVector(weight), nullptr, OptionalVector(mean), OptionalVector(invstd),
+        OptionalVector(running_mean), OptionalVector(running_var), training, eps, &kRelu, &c_dx, &c_dr,
         OptionalVector(result.grad_weight), OptionalVector(result.grad_bias)));
     return result;
 }
@@ -349,7 +350,7 @@ std::tuple<Vector, Vector> mean_and_invstd(const Moments &moments, double eps, D
                                       "mean and invstd", "float32", "float64", name_of(dtype)));
     }
     const hbn_moments c_moments = to_c(moments);
-    Vector mean(dtype, c_moments.channels), invstd(dtype, c_moments.channels);
+    Vector mean(DType::float64, c_moments.channels), invstd(DType::float64, c_moments.channels);
     throw_on_error(hbn_finalize_moments(&c_moments, 0, eps, nullptr, nullptr, OptionalVector(mean),
                                         OptionalVector(invstd)));
     return {std::move(mean), std::move(invstd)};

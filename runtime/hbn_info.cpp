@@ -9,9 +9,10 @@ int main() {
                 hbn_instruction_set());
     std::printf("threads: %d\n", hbn_get_num_threads());
     std::printf("kernels:\n");
-#define HBN_TENSOR_KERNEL(operation, dtype, layout) \
-    std::printf("  %-26s %-10s %s\n", #operation, #dtype, #layout);
-#define HBN_CHANNEL_KERNEL(operation, dtype) std::printf("  %-26s %s\n", #operation, #dtype);
+#define HBN_BUILT_KERNEL(kernel, dtype, layout) \
+    std::printf("  %-30s %-10s %s\n", #kernel, #dtype, #layout);
+#define HBN_BUILT_VECTOR_KERNEL(kernel, dtype) std::printf("  %-30s %s\n", #kernel, #dtype);
+#define HBN_BUILT_CONVERSION(from, to) std::printf("  %-30s %s to %s\n", "convert", #from, #to);
 #include <hbn_kernels.h>
     return 0;
 }

@@ -4,8 +4,6 @@
 #include <HalideRuntime.h>
 
 // Only for HBN_INSTRUCTION_SETS.
-#define HBN_TENSOR_KERNEL(operation, dtype, layout)
-#define HBN_CHANNEL_KERNEL(operation, dtype)
 #include <hbn_kernels.h>
 
 #include <algorithm>

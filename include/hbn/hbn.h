@@ -105,7 +105,7 @@ const char *hbn_version(void);
  *  @param eps           positive with batch statistics, non-negative otherwise
  *  @param y             shape and dtype of x, any strides without overlap; may be x itself
  *                       (same data and strides), any other overlap is refused
- *  @param mean, invstd  (C) f32 (f64 for f64 input), what backward needs; NULL when not wanted.
+ *  @param mean, invstd  (C) f64 beside every dtype, what backward needs; NULL when not wanted.
  *                       Written only when batch statistics are used.
  *  @return HBN_OK; HBN_INVALID_ARGUMENT, too, for one value per channel with batch statistics. An
  *          empty x is no error, and leaves the running buffers as they are */
@@ -123,7 +123,7 @@ hbn_status hbn_batch_norm_forward(const hbn_tensor *x, const hbn_vector *weight,
  *
  *  @param grad_output, x  (N, C, H, W) of one dtype
  *  @param weight          (C) or NULL
- *  @param mean, invstd    (C) as forward saved them; needed with batch statistics, else NULL
+ *  @param mean, invstd    (C) f64, as forward saved them; needed with batch statistics, else NULL
  *  @param running_mean, running_var  (C); needed in inference, else NULL
  *  @param training        non-zero when forward used batch statistics
  *  @param eps             as in forward; used in inference only
@@ -137,66 +137,70 @@ hbn_status hbn_batch_norm_backward(const hbn_tensor *grad_output, const hbn_tens
                                    const hbn_tensor *grad_input, const hbn_vector *grad_weight,
                                    const hbn_vector *grad_bias);
 
-/** The same forward pass followed by ReLU: y = max(z, 0), z being what hbn_batch_norm_forward gives before
- *  it is rounded to x's dtype. NaN passes, as in torch.relu.
- *
- *  @param x, weight, bias, running_mean, running_var, training, momentum, eps, y  as there
- *  @param mean, invstd  (C) float64 whatever x's dtype: with them backward finds again, bit for bit,
- *                       which elements passed, so that nothing need be saved for each; otherwise as there
- *  @return as there; HBN_UNSUPPORTED for more than 2^31 elements with batch statistics */
-hbn_status hbn_batch_norm_relu_forward(const hbn_tensor *x, const hbn_vector *weight,
-                                       const hbn_vector *bias, const hbn_vector *running_mean,
-                                       const hbn_vector *running_var, int training, double momentum,
-                                       double eps, const hbn_tensor *y, const hbn_vector *mean,
-                                       const hbn_vector *invstd);
+/** What follows a batch normalization, in one pass over memory with it. NaN passes through each of them, as in
+ *  PyTorch. */
+typedef enum hbn_activation_kind {
+    HBN_IDENTITY = 0,   /**< z: for an addition without an activation */
+    HBN_RELU = 1,       /**< max(z, 0) */
+    HBN_LEAKY_RELU = 2, /**< z where z > 0, else alpha * z */
+    HBN_CLIP = 3,       /**< min(max(z, alpha), beta), as torch.nn.Hardtanh: 0 and 6 for ReLU6 */
+    HBN_SILU = 4,       /**< z / (1 + exp(-z)) */
+    HBN_HARDSWISH = 5   /**< z * min(max(z + 3, 0), 6) / 6 */
+} hbn_activation_kind;
 
-/** Its backward pass: as hbn_batch_norm_backward, of grad_output where z > 0 (or NaN) and of 0
- *  elsewhere.
+/** An activation and its parameters. */
+typedef struct hbn_activation {
+    hbn_activation_kind kind; /**< which */
+    double alpha;             /**< leaky_relu: the slope; clip: the lower limit; otherwise ignored */
+    double beta;              /**< clip: the upper limit, not below alpha; otherwise ignored */
+} hbn_activation;
+
+/** @param name  "identity", "relu", "leaky_relu", "clip", "silu" or "hardswish"
+ *  @param kind  becomes the kind of that name
+ *  @return HBN_OK, or HBN_INVALID_ARGUMENT for another name */
+hbn_status hbn_activation_named(const char *name, hbn_activation_kind *kind);
+
+/** Forward pass, then an addition (where residual is given) and an activation:
+ *
+ *      y = activation(z + residual),
+ *
+ *  z being what hbn_batch_norm_forward gives before it is rounded to x's dtype: y is rounded once.
+ *
+ *  @param x, weight, bias, running_mean, running_var, training, momentum, eps  as in hbn_batch_norm_forward
+ *  @param residual    shape and dtype of x, any non-negative strides; NULL for no addition
+ *  @param activation  must be given
+ *  @param y           as there, but may be x itself only where mask is NULL
+ *  @param mask        only for a ReLU after an addition: shape of x, uint8, any strides without overlap; becomes
+ *                     1 where y > 0 or NaN, else 0, for backward. Required there with batch statistics, else NULL
+ *                     when not wanted
+ *  @param mean, invstd  as there: with them, x, weight, bias and residual backward computes z again, bit for bit
+ *  @return as there */
+hbn_status hbn_batch_norm_activation_forward(
+    const hbn_tensor *x, const hbn_tensor *residual, const hbn_vector *weight,
+    const hbn_vector *bias, const hbn_vector *running_mean, const hbn_vector *running_var,
+    int training, double momentum, double eps, const hbn_activation *activation,
+    const hbn_tensor *y, const hbn_tensor *mask, const hbn_vector *mean, const hbn_vector *invstd);
+
+/** Its backward pass: as hbn_batch_norm_backward, of grad_output * activation'(z + residual), which is the
+ *  residual's gradient, too. The derivative is PyTorch's where there are two: 0 at a ReLU's 0 and at a clip's
+ *  limits, alpha at a leaky ReLU's 0. Where no kernel is fused with the activation, that product is rounded to x's
+ *  dtype before it is summed, as it would be between two operations.
  *
  *  @param grad_output, x, running_mean, running_var, training, eps, grad_weight, grad_bias  as there
+ *  @param residual    as forward had it, where there was an addition; not needed, and NULL, for a ReLU and for
+ *                     HBN_IDENTITY
+ *  @param mask        as forward wrote it, for a ReLU after an addition; otherwise NULL
  *  @param weight, bias  as forward had them
- *  @param mean, invstd  (C) float64, as forward saved them
- *  @param grad_input    as there, but must be given
- *  @return HBN_OK, or what is wrong; HBN_UNSUPPORTED for more than 2^31 elements */
-hbn_status hbn_batch_norm_relu_backward(const hbn_tensor *grad_output, const hbn_tensor *x,
-                                        const hbn_vector *weight, const hbn_vector *bias,
-                                        const hbn_vector *mean, const hbn_vector *invstd,
-                                        const hbn_vector *running_mean,
-                                        const hbn_vector *running_var, int training, double eps,
-                                        const hbn_tensor *grad_input, const hbn_vector *grad_weight,
-                                        const hbn_vector *grad_bias);
-
-/** Forward pass, addition and ReLU, as residual networks end a block: y = max(z + residual, 0), rounded
- *  once.
- *
- *  @param x, weight, bias, running_mean, running_var, training, momentum, eps, mean, invstd  as in
- *                   hbn_batch_norm_relu_forward
- *  @param residual  shape and dtype of x, any non-negative strides
- *  @param y         as there, but may be x itself only where mask is NULL
- *  @param mask      shape of x, uint8, any strides without overlap: becomes 1 where y > 0 or NaN, else
- *                   0, for backward. Required with batch statistics, else NULL when not wanted.
- *  @return as there */
-hbn_status hbn_batch_norm_add_relu_forward(const hbn_tensor *x, const hbn_tensor *residual,
-                                           const hbn_vector *weight, const hbn_vector *bias,
-                                           const hbn_vector *running_mean,
-                                           const hbn_vector *running_var, int training,
-                                           double momentum, double eps, const hbn_tensor *y,
-                                           const hbn_tensor *mask, const hbn_vector *mean,
-                                           const hbn_vector *invstd);
-
-/** Its backward pass: grad_residual = grad_output where mask is not 0, else 0; grad_input follows from
- *  that.
- *
- *  @param grad_output, x, weight, mean, invstd, running_mean, running_var, training, eps  as in
- *                        hbn_batch_norm_relu_backward
- *  @param mask           as forward wrote it: 0 where grad_output stops
- *  @param grad_input, grad_residual  shape and dtype of x; both must be given, and overlap no input
- *  @param grad_weight, grad_bias  as there
- *  @return as there */
-hbn_status hbn_batch_norm_add_relu_backward(
-    const hbn_tensor *grad_output, const hbn_tensor *x, const hbn_tensor *mask,
-    const hbn_vector *weight, const hbn_vector *mean, const hbn_vector *invstd,
-    const hbn_vector *running_mean, const hbn_vector *running_var, int training, double eps,
+ *  @param mean, invstd  as forward saved them
+ *  @param activation  as forward had it
+ *  @param grad_input  as there, but must be given; may be grad_output itself only without an addition
+ *  @param grad_residual  shape and dtype of x; given exactly where there was an addition
+ *  @return HBN_OK, or what is wrong */
+hbn_status hbn_batch_norm_activation_backward(
+    const hbn_tensor *grad_output, const hbn_tensor *x, const hbn_tensor *residual,
+    const hbn_tensor *mask, const hbn_vector *weight, const hbn_vector *bias,
+    const hbn_vector *mean, const hbn_vector *invstd, const hbn_vector *running_mean,
+    const hbn_vector *running_var, int training, double eps, const hbn_activation *activation,
     const hbn_tensor *grad_input, const hbn_tensor *grad_residual, const hbn_vector *grad_weight,
     const hbn_vector *grad_bias);
 
@@ -264,11 +268,11 @@ hbn_status hbn_merge_moments(hbn_moments *into, const hbn_moments *other);
  *  @param moments        of the whole batch; a count of 0 gives mean 0 and invstd 0, and updates nothing
  *  @param momentum, eps  as in hbn_batch_norm_forward; eps is positive
  *  @param running_mean, running_var  as there; both or neither
- *  @param mean, invstd   (C) f32, or f64 where any of the vectors is; each NULL when not wanted
+ *  @param save_mean, invstd  (C) f64; each NULL when not wanted
  *  @return HBN_OK; HBN_INVALID_ARGUMENT, too, where a count of 1 would update running_var */
 hbn_status hbn_finalize_moments(const hbn_moments *moments, double momentum, double eps,
                                 const hbn_vector *running_mean, const hbn_vector *running_var,
-                                const hbn_vector *mean, const hbn_vector *invstd);
+                                const hbn_vector *save_mean, const hbn_vector *invstd);
 
 /** Second half of forward training: y = (x - mean) * invstd * weight + bias with the given moments.
  *
@@ -284,7 +288,7 @@ hbn_status hbn_batch_norm_normalize(const hbn_tensor *x, const hbn_moments *mome
  *  sums, so machines add theirs.
  *
  *  @param grad_output, x  (N, C, H, W) of one dtype: this machine's part of the batch
- *  @param mean, invstd    (C) of the whole batch, from hbn_finalize_moments
+ *  @param mean, invstd    (C) f64, of the whole batch, from hbn_finalize_moments
  *  @param sum_dy, sum_dy_xmu  dense arrays of C doubles
  *  @param grad_weight, grad_bias  (C) this machine's, of a dtype weight may have; NULL when not wanted
  *  @return HBN_OK, or what is wrong */
@@ -299,13 +303,13 @@ hbn_status hbn_batch_norm_backward_reduce(const hbn_tensor *grad_output, const h
  *  @param grad_output, x, mean, invstd  as in hbn_batch_norm_backward_reduce
  *  @param weight      (C) or NULL
  *  @param sum_dy, sum_dy_xmu  C doubles, the sums over all machines
- *  @param count       positive, the number of values per channel that the sums cover
+ *  @param total_count  positive, the number of values per channel that the sums cover
  *  @param grad_input  shape and dtype of x; may be grad_output itself, no other overlap
  *  @return HBN_OK, or what is wrong */
 hbn_status hbn_batch_norm_backward_elemt(const hbn_tensor *grad_output, const hbn_tensor *x,
                                          const hbn_vector *mean, const hbn_vector *invstd,
                                          const hbn_vector *weight, const double *sum_dy,
-                                         const double *sum_dy_xmu, double count,
+                                         const double *sum_dy_xmu, double total_count,
                                          const hbn_tensor *grad_input);
 
 /** Threads used by later calls, process-wide. Results do not depend on it.

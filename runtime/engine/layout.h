@@ -1,18 +1,12 @@
 // How a kernel sees its tensors: which of the layouts that kernels were built for suits a shape.
-#ifndef HBN_RUNTIME_LAYOUT_H
-#define HBN_RUNTIME_LAYOUT_H
+#ifndef HBN_RUNTIME_ENGINE_LAYOUT_H
+#define HBN_RUNTIME_ENGINE_LAYOUT_H
 
-#include <hbn/hbn.h>
+#include "kernels.h"
 
 #include <bitset>
 
 namespace hbn::internal {
-
-// As in schedules/pipeline.h, whose comments say what each is.
-enum class Layout { nchw, nchw_few_channels, blocks, rows, nhwc, strided };
-
-constexpr int kLayouts = 6;
-constexpr int kMostTensors = 5;
 
 using Layouts = std::bitset<kLayouts>;
 

@@ -1,10 +1,12 @@
 // Cutting a problem to what a kernel's 32-bit indices reach: blocks of channels, which are
 // independent of each other, and within a block pieces along N, H and W, whose statistics merge.
 // Nearly every problem is one block of one piece.
-#ifndef HBN_RUNTIME_PIECES_H
-#define HBN_RUNTIME_PIECES_H
+#ifndef HBN_RUNTIME_ENGINE_PIECES_H
+#define HBN_RUNTIME_ENGINE_PIECES_H
 
-#include "checks.h"
+#include "values.h"
+
+#include "runtime/checks.h"
 
 #include <algorithm>
 
@@ -21,19 +23,8 @@ inline hbn_vector slice(hbn_vector v, int64_t begin, int64_t size) {
     return v;
 }
 
-// Absent stays absent.
-inline hbn_vector slice(const hbn_vector *v, int64_t begin, int64_t size) {
-    return v ? slice(*v, begin, size) : hbn_vector{nullptr, HBN_FLOAT32, size, 1};
-}
-inline hbn_vector slice(const double *v, int64_t begin, int64_t size) {
-    return {const_cast<double *>(v) + begin, HBN_FLOAT64, size, 1};
-}
-
-// Channels per block for tensors of one shape and these vectors (null: absent).
-int64_t channels_per_block(std::initializer_list<hbn_tensor> tensors,
-                           std::initializer_list<const hbn_vector *> vectors);
-// The same for dense vectors alone.
-int64_t channels_per_block(int64_t channels);
+// Channels per block for the tensors, all of one shape, and the vectors that are given.
+int64_t channels_per_block(const Values &values, int64_t channels);
 
 // Calls run(begin, size) for each block of channels.
 template<typename Run>
@@ -47,7 +38,8 @@ hbn_status for_each_block(int64_t channels, int64_t per_block, Run run) {
 // The cut of N, H and W of a block of channels.
 class Pieces {
 public:
-    explicit Pieces(std::initializer_list<hbn_tensor> tensors);
+    // Of tensors of one shape, of which there is one at least.
+    explicit Pieces(const Values &values);
 
     bool one() const {
         return one_;

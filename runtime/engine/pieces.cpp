@@ -1,6 +1,6 @@
 #include "pieces.h"
 
-#include "internal.h"
+#include "runtime/internal.h"
 
 namespace hbn::internal {
 
@@ -13,12 +13,17 @@ int64_t limit = kDefaultLimit;
 
 constexpr int kReduced[3] = {0, 2, 3};  // N, H, W
 
-int64_t largest_stride(std::initializer_list<hbn_tensor> tensors, int dimension) {
+int64_t largest_stride(const Values &values, int dimension) {
     int64_t largest = 1;
-    for (const hbn_tensor &t : tensors) {
-        largest = std::max(largest, t.strides[dimension]);
-    }
+    values.for_each_tensor(
+        [&](Arg a) { largest = std::max(largest, values.tensor(a).strides[dimension]); });
     return largest;
+}
+
+const hbn_tensor &any_tensor(const Values &values) {
+    Arg any = Arg::none;
+    values.for_each_tensor([&](Arg a) { any = a; });
+    return values.tensor(any);
 }
 
 }  // namespace
@@ -32,30 +37,23 @@ int64_t max_elements_per_kernel() {
 }
 
 // Half of the reach is the channels', half is left to the pieces.
-int64_t channels_per_block(std::initializer_list<hbn_tensor> tensors,
-                           std::initializer_list<const hbn_vector *> vectors) {
-    int64_t stride = largest_stride(tensors, 1);
-    for (const hbn_vector *v : vectors) {
-        stride = v ? std::max(stride, v->stride) : stride;
-    }
-    return std::min(tensors.begin()->sizes[1], limit / 2 / stride + 1);
+int64_t channels_per_block(const Values &values, int64_t channels) {
+    int64_t stride = largest_stride(values, 1);
+    values.for_each_vector([&](Arg a) { stride = std::max(stride, values.vector(a).stride); });
+    return std::min(channels, limit / 2 / stride + 1);
 }
 
-int64_t channels_per_block(int64_t channels) {
-    return std::min(channels, limit / 2 + 1);
-}
-
-Pieces::Pieces(std::initializer_list<hbn_tensor> tensors) {
-    const hbn_tensor &shape = *tensors.begin();
+Pieces::Pieces(const Values &values) {
+    const hbn_tensor &shape = any_tensor(values);
     int64_t strides[3];
     for (int d = 0; d < 3; d++) {
         sizes_[d] = shape.sizes[kReduced[d]];
-        strides[d] = largest_stride(tensors, kReduced[d]);
+        strides[d] = largest_stride(values, kReduced[d]);
     }
     // What is left to reach; a stride at least 1 also bounds the number of elements along each
     // dimension.
     const int64_t channels = shape.sizes[1];
-    const int64_t reach = (channels - 1) * largest_stride(tensors, 1);
+    const int64_t reach = (channels - 1) * largest_stride(values, 1);
     const auto fits = [&] {
         int64_t last = reach, elements = channels;
         for (int d = 0; d < 3; d++) {

@@ -1,7 +1,7 @@
 #include "layout.h"
 
-#include "checks.h"
-#include "small_sort.h"
+#include "runtime/checks.h"
+#include "runtime/small_sort.h"
 
 #include <algorithm>
 #include <cstdint>

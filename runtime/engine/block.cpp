@@ -1,0 +1,255 @@
+#include "block.h"
+
+#include "layout.h"
+#include "runtime/checks.h"
+#include "runtime/workspace.h"
+
+namespace hbn::internal {
+
+namespace {
+
+// More than any recipe takes: one for each vector that there is, and what sums over pieces are added up in.
+constexpr int kWorkspaceVectors = kVectors + 8;
+
+int absent_value(Arg a) {
+    return row(a).detail[0] - '0';
+}
+
+// One value in each channel.
+#ifdef HBN_DEVICE_RUNTIME
+hbn_vector constant(int value, hbn_dtype dtype, int64_t) {
+    hbn_vector v = Workspace::take(dtype);
+    for (int64_t c = 0; c < v.size; c++) {
+        store(v, c, value);  // devices copy dense memory best
+    }
+    return v;
+}
+#else
+// A stride of 0 over a static value.
+hbn_vector constant(int value, hbn_dtype dtype, int64_t size) {
+    static float floats[2] = {0.0f, 1.0f};
+    static double doubles[2] = {0.0, 1.0};
+    hbn_vector v{};
+    v.data = dtype == HBN_FLOAT64 ? static_cast<void *>(&doubles[value]) : &floats[value];
+    v.dtype = dtype;
+    v.size = size;
+    return v;
+}
+#endif
+
+Values channels_of(const Values &whole, int64_t begin, int64_t size, int64_t channels) {
+    Values part = whole;
+    if (size != channels) {
+        whole.for_each_tensor([&](Arg a) { part.set(a, slice(whole.tensor(a), 1, begin, size)); });
+        whole.for_each_vector([&](Arg a) { part.set(a, slice(whole.vector(a), begin, size)); });
+    }
+    return part;
+}
+
+}  // namespace
+
+Block::Block(const Problem &problem, int64_t first_channel, int64_t channels, Mode mode)
+    : problem_(problem),
+      mode_(mode),
+      channels_(channels),
+      values_(channels_of(problem.values, first_channel, channels, problem.channels)) {
+    if (problem.has_tensors) {
+        pieces_.emplace(values_);
+    }
+}
+
+Block::Block(const Block &other, const Values &values)
+    : problem_(other.problem_), mode_(other.mode_), channels_(other.channels_), values_(values) {
+    if (problem_.has_tensors) {
+        pieces_.emplace(values_);
+    }
+}
+
+hbn_vector Block::scratch(hbn_dtype dtype) const {
+    return Workspace::take(dtype);
+}
+
+hbn_status Block::set_zeros(Arg to) {
+    return prepare_input(to, HBN_FLOAT64);
+}
+
+hbn_status Block::set_float64(Arg to, Arg from) {
+    const hbn_vector copy = scratch(HBN_FLOAT64), original = vector(from);
+    values_.set(to, copy);
+    if (!has_conversion(original.dtype, HBN_FLOAT64)) {
+        return no_kernel(Kernel::convert, original.dtype);
+    }
+    return rehearses() ? HBN_OK : convert(original, copy);
+}
+
+hbn_dtype Block::dtype_for(Kernel kernel) const {
+    if (row(kernel).kind != KernelKind::vectors) {
+        return problem_.tensor_dtype;
+    }
+    // Those of moments alone exist for float64 alone.
+    return internal::has_kernel(kernel, problem_.parameter_dtype) ? problem_.parameter_dtype
+                                                                  : HBN_FLOAT64;
+}
+
+bool Block::has_kernel(Kernel kernel) const {
+    return kernel != Kernel::none && internal::has_kernel(kernel, dtype_for(kernel));
+}
+
+double Block::count() const {
+    return count_of(values_.tensor(Arg::x));
+}
+
+hbn_status Block::prepare_input(Arg a, hbn_dtype dtype) {
+    if (!values_.has(a)) {
+        values_.set(a, constant(absent_value(a), dtype, channels_));
+        return HBN_OK;
+    }
+    const hbn_vector given = values_.vector(a);
+    if (given.dtype == dtype) {
+        return HBN_OK;
+    }
+    values_.set(a, scratch(dtype));
+    return rehearses() ? HBN_OK : convert(given, values_.vector(a));
+}
+
+hbn_status Block::prepare_output(Arg a, hbn_dtype dtype) {
+    if (values_.has(a) && values_.vector(a).dtype == dtype) {
+        return HBN_OK;
+    }
+    const hbn_vector written = scratch(dtype);
+    if (values_.has(a)) {
+        if (num_conversions_ == kMostConversions) {
+            return fail(HBN_UNSUPPORTED, text::too_many_kernel_arguments, row(a).name);
+        }
+        conversions_[num_conversions_++] = {written, values_.vector(a)};
+    }
+    values_.set(a, written);
+    return HBN_OK;
+}
+
+hbn_status Block::rehearse(Kernel kernel, const Signature &signature) const {
+    for (const Signature::Argument &argument : signature) {
+        if (is_vector(argument.arg) && values_.has(argument.arg)) {
+            const hbn_dtype mine = values_.vector(argument.arg).dtype, its = dtype_of(argument.type);
+            if (!has_conversion(mine, its) || !has_conversion(its, mine)) {
+                return no_kernel(Kernel::convert, mine);
+            }
+        }
+    }
+    // The kernel for any strides serves every layout.
+    if (is_tensor(signature.arguments[0].arg) &&
+        !layouts_of(kernel, problem_.tensor_dtype)[size_t(Layout::strided)]) {
+        return no_kernel(kernel, problem_.tensor_dtype);
+    }
+    return HBN_OK;
+}
+
+hbn_status Block::call(Kernel kernel) {
+    const bool on_tensors = row(kernel).kind != KernelKind::vectors;
+    const hbn_dtype dtype = dtype_for(kernel);
+    const Signature *signature;
+    HBN_TRY(signature_of(kernel, dtype, &signature));
+    if (rehearses()) {
+        HBN_TRY(rehearse(kernel, *signature));
+    }
+    const hbn_tensor *tensors[kMostTensors];
+    int num_tensors = 0;
+    std::bitset<kMostTensors> streamable;
+    int64_t elements = channels_;
+    for (const Signature::Argument &argument : *signature) {
+        const Arg a = argument.arg;
+        if (is_vector(a)) {
+            HBN_TRY(argument.is_output ? prepare_output(a, dtype_of(argument.type))
+                                       : prepare_input(a, dtype_of(argument.type)));
+        } else if (is_tensor(a)) {
+            if (!values_.has(a)) {
+                return fail(HBN_UNSUPPORTED, text::missing_kernel_argument, row(kernel).name,
+                            row(a).name, row(problem_.operation).name);
+            }
+            const hbn_tensor &t = values_.tensor(a);
+            streamable.set(num_tensors, argument.is_output && t.dtype != HBN_UINT8);
+            tensors[num_tensors++] = &t;
+        }
+    }
+    if (rehearses()) {
+        return HBN_OK;
+    }
+    KernelView view;
+    if (on_tensors) {
+        const int64_t *sizes = tensors[0]->sizes;
+        elements = sizes[0] * sizes[1] * sizes[2] * sizes[3];
+        choose_view(tensors, num_tensors, streamable, row(kernel).kind == KernelKind::sums,
+                    layouts_of(kernel, dtype), &view);
+    }
+    ArgumentList list;
+    int tensor = 0;
+    for (const Signature::Argument &argument : *signature) {
+        const Arg a = argument.arg;
+        switch (role(a)) {
+        case Role::tensor:
+        case Role::mask:
+            list.add_tensor(values_.tensor(a), view, tensor++, argument.is_output);
+            break;
+        case Role::parameter:
+        case Role::statistic:
+            list.add_vector(values_.vector(a), on_tensors ? &view : nullptr, argument.is_output);
+            break;
+        case Role::number:
+            list.add_number(values_.number(a), argument.type);
+            break;
+        default:
+            list.add_view_number(a, view);
+        }
+    }
+    return list.run(kernel, dtype, on_tensors ? view.layout : Layout(0), elements, view.stream);
+}
+
+hbn_status Block::store_outputs() {
+    for (int i = 0; i < num_conversions_ && !rehearses(); i++) {
+        HBN_TRY(convert(conversions_[i].from, conversions_[i].to));
+    }
+    return HBN_OK;
+}
+
+double load(const hbn_vector &v, int64_t c) {
+    return v.dtype == HBN_FLOAT64 ? static_cast<const double *>(v.data)[c * v.stride]
+                                  : double(static_cast<const float *>(v.data)[c * v.stride]);
+}
+
+void store(const hbn_vector &v, int64_t c, double value) {
+    if (v.dtype == HBN_FLOAT64) {
+        static_cast<double *>(v.data)[c * v.stride] = value;
+    } else {
+        static_cast<float *>(v.data)[c * v.stride] = float(value);
+    }
+}
+
+namespace {
+
+hbn_status solve_block(const Problem &problem, int64_t begin, int64_t size, Block::Mode mode) {
+    HBN_TRY(Workspace::begin(kWorkspaceVectors, size));
+    Block block(problem, begin, size, mode);
+    HBN_TRY(solve(block));
+    return block.store_outputs();
+}
+
+}  // namespace
+
+hbn_status run(Operation operation, std::initializer_list<Given> given) {
+    Problem problem;
+    HBN_TRY(check(operation, given, &problem));
+    if (problem.is_solved) {
+        return HBN_OK;
+    }
+    const int64_t per_block = channels_per_block(problem.values, problem.channels);
+    // All that can fail does so before anything is written: memory, and kernels that the build left out.
+    HBN_TRY(Workspace::begin(kWorkspaceVectors, per_block));
+    if (!has_every_kernel()) {
+        HBN_TRY(solve_block(problem, 0, per_block, Block::Mode::rehearse));
+    }
+    return for_each_block(problem.channels, per_block, [&](int64_t begin, int64_t size) {
+        return solve_block(problem, begin, size, Block::Mode::run);
+    });
+}
+
+}  // namespace hbn::internal

@@ -1,0 +1,381 @@
+#include "kernels.h"
+
+#include "layout.h"
+#include "runtime/checks.h"
+#include "runtime/device.h"
+#include "runtime/threads.h"
+
+#include <atomic>
+#include <cstring>
+#include <mutex>
+#include <string_view>
+
+// ---- kernels this library was built with
+
+extern "C" {
+#define HBN_BUILT_KERNEL(kernel, dtype, layout)                 \
+    int hbn_##kernel##_##dtype##_##layout##_argv(void **);      \
+    const halide_filter_metadata_t *hbn_##kernel##_##dtype##_##layout##_metadata();
+#define HBN_BUILT_VECTOR_KERNEL(kernel, dtype)         \
+    int hbn_##kernel##_##dtype##_argv(void **);        \
+    const halide_filter_metadata_t *hbn_##kernel##_##dtype##_metadata();
+#define HBN_BUILT_CONVERSION(from, to) int hbn_convert_##from##_##to##_argv(void **);
+#include <hbn_kernels.h>
+}
+
+namespace hbn::internal {
+
+namespace {
+
+struct Compiled {
+    int (*call)(void **) = nullptr;  // null where the kernel was left out of the build
+    const halide_filter_metadata_t *(*metadata)() = nullptr;
+};
+
+constexpr int dtype_named(std::string_view name) {
+    constexpr std::string_view names[kDTypes] = {"float32", "float64", "bfloat16", "float16"};
+    int i = 0;
+    while (names[i] != name) {
+        i++;  // an unknown name leaves the array, which a constant expression may not
+    }
+    return i;
+}
+
+// What one kernel is compiled to for one dtype.
+struct Variants {
+    Compiled of_layout[kLayouts];  // of a kernel on vectors the first alone
+    std::bitset<kLayouts> layouts;
+    std::atomic<const Signature *> signature{nullptr};
+};
+
+struct Registry {
+    Variants kernels[kKernels][kDTypes];
+    int (*conversions[kDTypes][kDTypes])(void **) = {};
+    bool complete = true;
+
+    Registry() {
+#define HBN_BUILT_KERNEL(kernel, dtype, layout)                                               \
+    add(Kernel::kernel, dtype_named(#dtype), Layout::layout,                                  \
+        {hbn_##kernel##_##dtype##_##layout##_argv, hbn_##kernel##_##dtype##_##layout##_metadata});
+#define HBN_BUILT_VECTOR_KERNEL(kernel, dtype)         \
+    add(Kernel::kernel, dtype_named(#dtype), Layout(0), \
+        {hbn_##kernel##_##dtype##_argv, hbn_##kernel##_##dtype##_metadata});
+#define HBN_BUILT_CONVERSION(from, to) \
+    conversions[dtype_named(#from)][dtype_named(#to)] = hbn_convert_##from##_##to##_argv;
+#include <hbn_kernels.h>
+        find_out_whether_complete();
+    }
+
+private:
+    void add(Kernel kernel, int dtype, Layout layout, Compiled compiled) {
+        Variants &variants = kernels[int(kernel)][dtype];
+        variants.of_layout[int(layout)] = compiled;
+        variants.layouts.set(size_t(layout));
+    }
+
+    void find_out_whether_complete() {
+#define HBN_KERNEL(name, generator, parameters, activation, kind, layouts) require(Kernel::name, "");
+#include "runtime/operations.def"
+#define HBN_VECTOR_KERNEL(name, dtypes) require(Kernel::name, #dtypes);
+#include "runtime/operations.def"
+        for (int from = 0; from < kDTypes; from++) {
+            for (int to = 0; to < kDTypes; to++) {
+                complete = complete && (from == to || conversions[from][to]);
+            }
+        }
+    }
+
+    // `dtypes`: separated by spaces; all if empty. Conversions are looked at by themselves.
+    void require(Kernel kernel, std::string_view dtypes) {
+        for (int dtype = 0; dtype < kDTypes && kernel != Kernel::convert; dtype++) {
+            const bool wanted =
+                dtypes.empty() || dtypes.find(dtype_name(hbn_dtype(dtype))) != dtypes.npos;
+            complete = complete && (!wanted || kernels[int(kernel)][dtype].layouts.any());
+        }
+    }
+};
+
+Registry &registry() {
+    static Registry *const all = new Registry;  // static objects' destructors may still call hbn
+    return *all;
+}
+
+// Null for a dtype that has no kernels.
+Variants *variants_of(Kernel kernel, hbn_dtype dtype) {
+    return kernel < Kernel::none && dtype >= 0 && dtype < kDTypes
+               ? &registry().kernels[int(kernel)][dtype]
+               : nullptr;
+}
+
+Arg kernel_argument_named(std::string_view name) {
+    struct Tuple {
+        const char *first;
+        Arg second;
+    };
+    constexpr Tuple tuples[] = {
+#define HBN_TUPLE(first, second) {#first, Arg::second},
+#include "runtime/operations.def"
+    };
+    if (name.size() > 2 && name[name.size() - 2] == '.') {
+        const bool second = name.back() == '1';
+        name.remove_suffix(2);
+        for (const Tuple &tuple : tuples) {
+            if (second && name == tuple.first) {
+                return tuple.second;
+            }
+        }
+    }
+    return argument_named(name);
+}
+
+hbn_status read_signature(const halide_filter_metadata_t &metadata, Signature *signature) {
+    int buffers = 0, tensors = 0;
+    for (int i = 0; i < metadata.num_arguments; i++) {
+        const halide_filter_argument_t &argument = metadata.arguments[i];
+        const Arg arg = kernel_argument_named(argument.name);
+        const bool is_buffer = argument.kind != halide_argument_kind_input_scalar;
+        if (arg == Arg::none || is_buffer != (is_tensor(arg) || is_vector(arg)) ||
+            role(arg) == Role::activation) {
+            return fail(HBN_UNSUPPORTED, text::unknown_kernel_argument, metadata.name,
+                        argument.name);
+        }
+        buffers += is_buffer;
+        tensors += is_tensor(arg);
+        if (i >= kMostKernelArguments || buffers > kMostKernelBuffers || tensors > kMostTensors) {
+            return fail(HBN_UNSUPPORTED, text::too_many_kernel_arguments, metadata.name);
+        }
+        signature->arguments[signature->size++] = {
+            arg, argument.kind == halide_argument_kind_output_buffer, argument.type};
+    }
+    return HBN_OK;
+}
+
+bool same(const Signature &a, const Signature &b) {
+    if (a.size != b.size) {
+        return false;
+    }
+    for (int i = 0; i < a.size; i++) {
+        const Signature::Argument &x = a.arguments[i], &y = b.arguments[i];
+        if (x.arg != y.arg || x.is_output != y.is_output || x.type != y.type) {
+            return false;
+        }
+    }
+    return true;
+}
+
+hbn_status read_signature(const Variants &variants, Signature *signature) {
+    bool first = true;
+    for (const Compiled &compiled : variants.of_layout) {
+        if (!compiled.call) {
+            continue;
+        }
+        Signature other;
+        HBN_TRY(read_signature(*compiled.metadata(), first ? signature : &other));
+        if (!first && !same(*signature, other)) {
+            return fail(HBN_UNSUPPORTED, text::kernel_arguments_differ, compiled.metadata()->name);
+        }
+        first = false;
+    }
+    return HBN_OK;
+}
+
+halide_type_t halide_type(hbn_dtype dtype) {
+    switch (dtype) {
+    case HBN_FLOAT32:
+        return halide_type_t(halide_type_float, 32);
+    case HBN_BFLOAT16:
+        return halide_type_t(halide_type_bfloat, 16);
+    case HBN_FLOAT16:
+        return halide_type_t(halide_type_float, 16);
+    case HBN_UINT8:
+        return halide_type_t(halide_type_uint, 8);
+    default:
+        return halide_type_t(halide_type_float, 64);
+    }
+}
+
+// Below this many elements starting threads costs more than it gains.
+constexpr int64_t kSerialElements = 32768;
+
+// The text of halide_error() during this thread's current call.
+thread_local char halide_message[256] = "";
+
+}  // namespace
+
+bool has_kernel(Kernel kernel, hbn_dtype dtype) {
+    const Variants *variants = variants_of(kernel, dtype);
+    return variants && variants->layouts.any();
+}
+
+bool has_every_kernel() {
+    return registry().complete;
+}
+
+bool has_conversion(hbn_dtype from, hbn_dtype to) {
+    const auto in_table = [](hbn_dtype dtype) { return dtype >= 0 && dtype < kDTypes; };
+    return in_table(from) && in_table(to) && (from == to || registry().conversions[from][to]);
+}
+
+hbn_status no_kernel(Kernel kernel, hbn_dtype dtype) {
+    return fail(HBN_UNSUPPORTED, text::no_kernel,
+                kernel < Kernel::none ? row(kernel).name : "a kernel", dtype_name(dtype));
+}
+
+std::bitset<kLayouts> layouts_of(Kernel kernel, hbn_dtype dtype) {
+    return variants_of(kernel, dtype)->layouts;
+}
+
+hbn_status signature_of(Kernel kernel, hbn_dtype dtype, const Signature **signature) {
+    Variants *variants = variants_of(kernel, dtype);
+    if (!variants || variants->layouts.none()) {
+        return no_kernel(kernel, dtype);
+    }
+    *signature = variants->signature.load(std::memory_order_acquire);
+    if (*signature) {
+        return HBN_OK;
+    }
+    static std::mutex reading;
+    static Signature all[kKernels][kDTypes];
+    const std::lock_guard<std::mutex> lock(reading);
+    Signature &mine = all[int(kernel)][dtype];
+    if (!variants->signature.load(std::memory_order_relaxed)) {
+        mine = {};
+        HBN_TRY(read_signature(*variants, &mine));
+        variants->signature.store(&mine, std::memory_order_release);
+    }
+    *signature = &mine;
+    return HBN_OK;
+}
+
+hbn_dtype dtype_of(halide_type_t type) {
+    return type.code == halide_type_bfloat ? HBN_BFLOAT16
+           : type.bits == 16               ? HBN_FLOAT16
+           : type.bits == 32               ? HBN_FLOAT32
+           : type.code == halide_type_uint ? HBN_UINT8
+                                           : HBN_FLOAT64;
+}
+
+// ---- calls
+
+void ArgumentList::add_buffer(void *data, hbn_dtype dtype, bool is_output) {
+    halide_buffer_t &buffer = buffers_[num_buffers_];
+    buffer = {};
+    buffer.host = static_cast<uint8_t *>(data);
+    buffer.type = halide_type(dtype);
+    buffer.dim = dims_[num_buffers_];
+    is_output_[num_buffers_++] = is_output;
+    args_[count_++] = &buffer;
+}
+
+// Of the buffer added last.
+void ArgumentList::add_dimension(int64_t size, int64_t stride) {
+    halide_buffer_t &buffer = buffers_[num_buffers_ - 1];
+    buffer.dim[buffer.dimensions++] = {0, int32_t(size), size > 1 ? int32_t(stride) : 1};
+}
+
+void ArgumentList::add_tensor(const hbn_tensor &t, const KernelView &view, int index,
+                              bool is_output) {
+    add_buffer(t.data, t.dtype, is_output);
+    const int dimensions = view.in_columns() ? 3 : 4;
+    for (int d = 0; d < dimensions; d++) {
+        add_dimension(view.dimensions[d].size, view.dimensions[d].strides[index]);
+    }
+}
+
+void ArgumentList::add_vector(const hbn_vector &v, const KernelView *view, bool is_output) {
+    add_buffer(v.data, v.dtype, is_output);
+    if (view && view->in_columns()) {
+        add_dimension(view->channels, v.stride);
+        add_dimension(v.size / view->channels, view->channels * v.stride);
+    } else {
+        add_dimension(v.size, v.stride);
+    }
+}
+
+void ArgumentList::add_number(double value, halide_type_t type) {
+    Scalar &scalar = scalars_[num_scalars_++];
+    if (type.code == halide_type_float) {
+        scalar.number = value;
+    } else {
+        scalar.boolean = value != 0;
+    }
+    args_[count_++] = &scalar;
+}
+
+void ArgumentList::add_view_number(Arg arg, const KernelView &view) {
+    switch (arg) {
+#define HBN_ARGUMENT_view(name, ...)                                                           \
+    case Arg::name:                                                                            \
+        args_[count_++] = const_cast<void *>(static_cast<const void *>(&view.__VA_ARGS__)); \
+        break;
+#define HBN_ARGUMENT_tensor(...)
+#define HBN_ARGUMENT_mask(...)
+#define HBN_ARGUMENT_parameter(...)
+#define HBN_ARGUMENT_statistic(...)
+#define HBN_ARGUMENT_activation(...)
+#define HBN_ARGUMENT_number(...)
+#define HBN_ARGUMENT(role, name, ...) HBN_ARGUMENT_##role(name, __VA_ARGS__)
+#include "runtime/operations.def"
+    default:
+        break;
+    }
+}
+
+hbn_status ArgumentList::run(int (*kernel)(void **), const char *name, int64_t elements,
+                             bool streams) {
+    const KernelScope scope(elements < kSerialElements, streams);
+    halide_message[0] = '\0';
+    const int code = run_kernel(kernel, args_, buffers_, is_output_, num_buffers_);
+    // Kernels have no assertions: what a device's runtime complained of shows in the message alone.
+    if (code == 0 && !halide_message[0]) {
+        return HBN_OK;
+    }
+    const hbn_status status =
+        code == halide_error_code_out_of_memory ? HBN_OUT_OF_MEMORY : HBN_DEVICE_ERROR;
+    return fail(status, text::kernel_failed, name, code, halide_message[0] ? ": " : "",
+                halide_message);
+}
+
+hbn_status ArgumentList::run(Kernel kernel, hbn_dtype dtype, Layout layout, int64_t elements,
+                             bool streams) {
+    const Variants *variants = variants_of(kernel, dtype);
+    if (!variants || !variants->of_layout[int(layout)].call) {
+        return no_kernel(kernel, dtype);
+    }
+    return run(variants->of_layout[int(layout)].call, row(kernel).name, elements, streams);
+}
+
+hbn_status ArgumentList::run_conversion(hbn_dtype from, hbn_dtype to, int64_t elements) {
+    if (!has_conversion(from, to)) {
+        return no_kernel(Kernel::convert, from);
+    }
+    return run(registry().conversions[from][to], row(Kernel::convert).name, elements, false);
+}
+
+hbn_status convert(const hbn_vector &from, const hbn_vector &to) {
+    if (from.size == 0) {
+        return HBN_OK;
+    }
+    if (from.dtype == to.dtype) {
+        const int bytes = element_size(from.dtype);
+        for (int64_t i = 0; i < from.size; i++) {
+            std::memmove(static_cast<char *>(to.data) + i * to.stride * bytes,
+                         static_cast<const char *>(from.data) + i * from.stride * bytes, bytes);
+        }
+        return HBN_OK;
+    }
+    ArgumentList list;
+    list.add_vector(from, nullptr, false);
+    list.add_vector(to, nullptr, true);
+    return list.run_conversion(from.dtype, to.dtype, from.size);
+}
+
+}  // namespace hbn::internal
+
+extern "C" {
+
+void halide_error(void *, const char *message) {
+    std::strncpy(hbn::internal::halide_message, message, sizeof(hbn::internal::halide_message) - 1);
+}
+
+}  // extern "C"
