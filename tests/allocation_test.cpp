@@ -1,6 +1,6 @@
 // In the steady state no call allocates, on any thread.
 #include "oracle.h"
-#include "runtime/layout.h"
+#include "runtime/engine/layout.h"
 
 #include <atomic>
 #include <cerrno>

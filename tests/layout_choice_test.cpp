@@ -1,6 +1,6 @@
 // Which kernel serves which shape, that each is right there, and that streaming stores change no bit.
 #include "oracle.h"
-#include "runtime/layout.h"
+#include "runtime/engine/layout.h"
 
 #include <algorithm>
 #include <ostream>

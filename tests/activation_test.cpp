@@ -1,0 +1,305 @@
+// Every activation, alone and after an addition, forward and backward, by batch and by running statistics, in every
+// dtype and layout.
+#include "activations.h"
+#include "oracle.h"
+
+#include "runtime/internal.h"
+
+namespace hbn::test {
+namespace {
+
+constexpr double kEps = 1e-5;
+
+struct Case {
+    DType dtype;
+    Layout layout;
+    Shape sizes;
+    ActivationOracle oracle;
+};
+
+std::string case_name(const ::testing::TestParamInfo<Case> &info) {
+    const Case &p = info.param;
+    return p.oracle.name + "_" + name_of(p.dtype) + "_" + name_of_layout(p.layout) + "_" +
+           shape_name(p.sizes);
+}
+
+void PrintTo(const Case &p, std::ostream *out) {
+    *out << p.oracle.name << " " << name_of(p.dtype) << " " << shape_name(p.sizes);
+}
+
+std::vector<Case> cases() {
+    std::vector<Case> all;
+    for (const ActivationOracle &oracle : activation_oracles()) {
+        for (DType dtype : {DType::float32, DType::float64, DType::bfloat16, DType::float16}) {
+#ifdef HBN_TEST_FLOAT32_ONLY
+            if (dtype != DType::float32) {
+                continue;
+            }
+#endif
+            for (Layout layout : {Layout::nchw, Layout::nhwc, Layout::strided}) {
+                for (const Shape &sizes :
+                     {Shape{2, 17, 7, 7}, Shape{2, 3, 35, 45}, Shape{5, 100, 1, 1}}) {
+                    all.push_back({dtype, layout, sizes, oracle});
+                }
+            }
+        }
+    }
+    return all;
+}
+
+hbn_tensor c_tensor(const TensorView &v) {
+    hbn_tensor t{};
+    t.data = v.data;
+    t.dtype = hbn_dtype(v.dtype);
+    t.ndim = 4;
+    std::copy(v.sizes.begin(), v.sizes.end(), t.sizes);
+    std::copy(v.strides.begin(), v.strides.end(), t.strides);
+    return t;
+}
+
+hbn_vector c_vector(TestVector &v) {
+    const VectorView view = v.view();
+    hbn_vector c{};
+    c.data = view.data;
+    c.dtype = hbn_dtype(view.dtype);
+    c.size = view.size;
+    c.stride = 1;
+    return c;
+}
+
+class Activations : public ::testing::TestWithParam<Case> {
+protected:
+    const Case &p = GetParam();
+    const hbn_activation &activation = p.oracle.activation;
+    const DType parameters = statistic_dtype(p.dtype);
+    const int64_t channels = p.sizes[1];
+    const Real count = Real(p.sizes[0] * p.sizes[2] * p.sizes[3]);
+    Normal normal{uint32_t(channels + p.sizes[3])};
+    TestTensor x{p.dtype, p.sizes, p.layout}, dy{p.dtype, p.sizes, p.layout};
+    TestTensor residual{p.dtype, p.sizes, p.layout}, y{p.dtype, p.sizes, p.layout};
+    TestTensor dx{p.dtype, p.sizes, p.layout}, dr{p.dtype, p.sizes, p.layout};
+    std::vector<uint8_t> mask_bytes = std::vector<uint8_t>(x.bytes().size(), 0xa5);
+    TensorView mask{mask_bytes.data(), DType::uint8, p.sizes, x.view().strides};
+    TestVector weight{parameters, normal.values(channels, 1, 0.5)};
+    TestVector bias{parameters, normal.values(channels)};
+    TestVector running_mean{parameters, normal.values(channels)};
+    TestVector running_var{parameters, normal.values(channels, 4, 0.5)};
+    TestVector mean{DType::float64, std::vector<double>(channels)};
+    TestVector invstd{DType::float64, std::vector<double>(channels)};
+    TestVector grad_weight{parameters, std::vector<double>(channels)};
+    TestVector grad_bias{parameters, std::vector<double>(channels)};
+    bool training = true, adds = false;
+
+    void SetUp() override {
+        x.fill([&](int64_t c) { return normal(double(c % 5) - 2, 1 + double(c % 3)); });
+        dy.fill([&](int64_t) { return normal(0.25); });
+        residual.fill([&](int64_t) { return 2 * normal(); });
+    }
+
+    bool has_mask() const {
+        return adds && activation.kind == HBN_RELU;
+    }
+
+    hbn_status forward() {
+        const hbn_tensor cx = c_tensor(x), cr = c_tensor(residual), cy = c_tensor(y),
+                         cm = c_tensor(mask);
+        const hbn_vector w = c_vector(weight), b = c_vector(bias), rm = c_vector(running_mean),
+                         rv = c_vector(running_var), m = c_vector(mean), s = c_vector(invstd);
+        return hbn_batch_norm_activation_forward(&cx, adds ? &cr : nullptr, &w, &b, &rm, &rv,
+                                                 training, 0.0, kEps, &activation, &cy,
+                                                 has_mask() ? &cm : nullptr, &m, &s);
+    }
+
+    hbn_status backward() {
+        const hbn_tensor cdy = c_tensor(dy), cx = c_tensor(x), cr = c_tensor(residual),
+                         cm = c_tensor(mask), cdx = c_tensor(dx), cdr = c_tensor(dr);
+        const hbn_vector w = c_vector(weight), b = c_vector(bias), rm = c_vector(running_mean),
+                         rv = c_vector(running_var), m = c_vector(mean), s = c_vector(invstd),
+                         gw = c_vector(grad_weight), gb = c_vector(grad_bias);
+        return hbn_batch_norm_activation_backward(
+            &cdy, &cx, adds && !has_mask() ? &cr : nullptr, has_mask() ? &cm : nullptr, &w, &b, &m,
+            &s, &rm, &rv, training, kEps, &activation, &cdx, adds ? &cdr : nullptr, &gw, &gb);
+    }
+
+    ChannelOracle statistics(int64_t c) const {
+        return training ? ChannelOracle(Real(mean[c]), Real(invstd[c]), count)
+                        : ChannelOracle(Real(running_mean[c]),
+                                        1 / std::sqrt(Real(running_var[c]) + Real(kEps)), count);
+    }
+
+    // z + residual at an element, and what a kernel's may be off by: oracle.h's bound of the normalized value, and the
+    // addition's rounding.
+    struct Argument {
+        Real value, error;
+    };
+    Argument argument(const ChannelOracle &s, int64_t n, int64_t c, int64_t h, int64_t w) const {
+        const Real r = adds ? Real(residual.get(n, c, h, w)) : 0;
+        const Real scaled = (Real(x.get(n, c, h, w)) - s.mean) * s.invstd * Real(weight[c]);
+        const Real size =
+            std::fmax(Real(1), std::fabs(scaled) + std::fabs(Real(bias[c])) + std::fabs(r));
+        const Real spread = 1 + std::fabs(s.mean) * s.invstd;
+        return {scaled + Real(bias[c]) + r,
+                (9 * unit_roundoff(parameters) + sum_error(p.dtype, s.count) * spread) * size};
+    }
+
+    // Of a result in the tensors' dtype.
+    Real rounding(Real value) const {
+        return is_16_bit(p.dtype) ? unit_roundoff(p.dtype) * std::fabs(value) * 1.01 +
+                                        Real(smallest_denormal(p.dtype))
+                                  : 0;
+    }
+
+    void expect_forward() {
+        for (int64_t c = 0; c < channels; c++) {
+            const ChannelOracle s = statistics(c);
+            x.for_each_in_channel([&](int64_t n, int64_t h, int64_t w) {
+                const Argument z = argument(s, n, c, h, w);
+                const Real expected = p.oracle.value(z.value, activation);
+                // Exponentials and the few operations after them: 8 roundoffs.
+                const Real bound = p.oracle.slope * z.error +
+                                   8 * unit_roundoff(parameters) * std::fabs(expected) +
+                                   rounding(expected);
+                ASSERT_LE(std::fabs(y.get(n, c, h, w) - expected), bound)
+                    << "at " << n << " " << c << " " << h << " " << w << ", z is "
+                    << double(z.value);
+            });
+        }
+        EXPECT_TRUE(y.only_elements_written());
+    }
+
+    // The residual's gradient is dy * derivative; where there is none, kernels are the same as with a residual of 0.
+    void expect_grad_residual() {
+        for (int64_t c = 0; c < channels; c++) {
+            const ChannelOracle s = statistics(c);
+            x.for_each_in_channel([&](int64_t n, int64_t h, int64_t w) {
+                const Argument z = argument(s, n, c, h, w);
+                for (const double jump : p.oracle.jumps) {
+                    if (std::fabs(z.value - jump) <= z.error) {
+                        return;
+                    }
+                }
+                const Real derivative = p.oracle.derivative(z.value, activation);
+                const Real g = dy.get(n, c, h, w), expected = g * derivative;
+                const Real bound =
+                    std::fabs(g) * (p.oracle.curvature * z.error +
+                                    16 * unit_roundoff(parameters) *
+                                        (std::fabs(derivative) + p.oracle.curvature)) +
+                    rounding(expected);
+                ASSERT_LE(std::fabs(dr.get(n, c, h, w) - expected), bound)
+                    << "at " << n << " " << c << " " << h << " " << w << ", z is "
+                    << double(z.value);
+            });
+        }
+        EXPECT_TRUE(dr.only_elements_written());
+    }
+
+    void expect_gradients_from(const TestTensor &g) {
+        for (int64_t c = 0; c < channels; c++) {
+            const ChannelOracle s = statistics(c);
+            const GradientOracle sums(g, x, c, s);
+            expect_grad_input(g, x, dx, c, s, Real(weight[c]), sums, training);
+            sums.expect_parameters(grad_weight[c], grad_bias[c], p.dtype, count);
+        }
+        EXPECT_TRUE(dx.only_elements_written());
+    }
+};
+
+TEST_P(Activations, after_an_addition) {
+    adds = true;
+    for (const bool mode : {true, false}) {
+        training = mode;
+        ASSERT_EQ(forward(), HBN_OK) << hbn_last_error();
+        expect_forward();
+        ASSERT_EQ(backward(), HBN_OK) << hbn_last_error();
+        expect_grad_residual();
+        expect_gradients_from(dr);
+    }
+}
+
+TEST_P(Activations, alone) {
+    for (const bool mode : {true, false}) {
+        training = mode;
+        adds = false;
+        ASSERT_EQ(forward(), HBN_OK) << hbn_last_error();
+        expect_forward();
+        ASSERT_EQ(backward(), HBN_OK) << hbn_last_error();
+        const std::vector<uint8_t> alone = dx.bytes();
+        // An addition of nothing changes nothing.
+        residual.fill([](int64_t) { return 0; });
+        adds = true;
+        ASSERT_EQ(forward(), HBN_OK) << hbn_last_error();
+        ASSERT_EQ(backward(), HBN_OK) << hbn_last_error();
+        expect_grad_residual();
+        expect_gradients_from(dr);
+        if (activation.kind != HBN_RELU) {
+            EXPECT_TRUE(alone == dx.bytes() || activation.kind == HBN_IDENTITY);
+        }
+    }
+}
+
+// Tensors beyond a kernel's reach are cut into pieces, to which no fused kernel applies.
+TEST_P(Activations, in_pieces) {
+    adds = true;
+    for (const bool mode : {true, false}) {
+        training = mode;
+        internal::set_max_elements_per_kernel(97);
+        const hbn_status forward_status = forward();
+        const hbn_status backward_status = backward();
+        internal::set_max_elements_per_kernel(0);
+        ASSERT_EQ(forward_status, HBN_OK) << hbn_last_error();
+        ASSERT_EQ(backward_status, HBN_OK) << hbn_last_error();
+        expect_forward();
+        expect_grad_residual();
+        expect_gradients_from(dr);
+    }
+}
+
+INSTANTIATE_TEST_SUITE_P(, Activations, ::testing::ValuesIn(cases()), case_name);
+
+// z is x itself: mean 0, variance 1, eps 0.
+TEST(ActivationValues, are_those_of_the_formula_at_special_values) {
+    const double infinity = std::numeric_limits<double>::infinity();
+    const double nan = std::numeric_limits<double>::quiet_NaN();
+    const double values[] = {0,    -0.0, 1,     -1,    3,        -3,        6,   100,
+                             -100, 1000, -1000, 1e30, -1e30, infinity, -infinity, nan};
+    constexpr int64_t size = int64_t(sizeof(values) / sizeof(*values));
+    for (const ActivationOracle &oracle : activation_oracles()) {
+        for (const DType dtype : {DType::float32, DType::float64, DType::bfloat16}) {
+            TestTensor x(dtype, {1, 1, 1, size}), y(dtype, {1, 1, 1, size});
+            TestVector mean(statistic_dtype(dtype), {0}), var(statistic_dtype(dtype), {1});
+            int64_t i = 0;
+            x.fill([&](int64_t) { return values[i++]; });
+            const hbn_tensor cx = c_tensor(x), cy = c_tensor(y);
+            const hbn_vector m = c_vector(mean), v = c_vector(var);
+            ASSERT_EQ(hbn_batch_norm_activation_forward(&cx, nullptr, nullptr, nullptr, &m, &v, 0,
+                                                        0, 0, &oracle.activation, &cy, nullptr,
+                                                        nullptr, nullptr),
+                      HBN_OK)
+                << hbn_last_error();
+            for (int64_t w = 0; w < size; w++) {
+                const double z = x.get(0, 0, 0, w), actual = y.get(0, 0, 0, w);
+                // As PyTorch's formula: z / (1 + exp(-z)) of -infinity is -infinity / infinity, and a hard swish's 0 *
+                // -infinity is no number either.
+                const bool is_nan = std::isnan(z) ||
+                                    (z == -infinity && (oracle.activation.kind == HBN_SILU ||
+                                                        oracle.activation.kind == HBN_HARDSWISH));
+                if (is_nan) {
+                    EXPECT_TRUE(std::isnan(actual)) << oracle.name << " of " << z << ": " << actual;
+                    continue;
+                }
+                const double expected =
+                    round_to(dtype, double(oracle.value(z, oracle.activation)));
+                const double bound = (16 * unit_roundoff(statistic_dtype(dtype)) +
+                                      2 * unit_roundoff(dtype)) *
+                                         std::fabs(expected) +
+                                     1e-30;
+                EXPECT_TRUE(actual == expected || std::fabs(actual - expected) <= bound)
+                    << oracle.name << " of " << z << " in " << name_of(dtype) << " is " << actual
+                    << ", not " << expected;
+            }
+        }
+    }
+}
+
+}  // namespace
+}  // namespace hbn::test
