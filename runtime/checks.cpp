@@ -327,7 +327,7 @@ hbn_status check_moments(const hbn_moments *moments, const char *name, bool may_
 
 // ---- overlap
 
-Footprint::Footprint(const NamedTensor &t) : name(t.name), dimensions(4) {
+Footprint::Footprint(const NamedTensor &t) : name(t.name), data(nullptr), dimensions(4) {
     if (t.tensor && !is_empty(*t.tensor)) {
         data = static_cast<const char *>(t.tensor->data);
         element_bytes = element_size(t.tensor->dtype);
@@ -337,7 +337,7 @@ Footprint::Footprint(const NamedTensor &t) : name(t.name), dimensions(4) {
     }
 }
 
-Footprint::Footprint(const NamedVector &v) : name(v.name), dimensions(1) {
+Footprint::Footprint(const NamedVector &v) : name(v.name), data(nullptr), dimensions(1) {
     if (v.vector && v.vector->size > 0) {
         data = static_cast<const char *>(v.vector->data);
         element_bytes = element_size(v.vector->dtype);

@@ -8,6 +8,7 @@
 
 #include <cassert>
 #include <initializer_list>
+#include <new>
 
 // Hands a failure to the caller; everything in runtime/ that can fail returns hbn_status.
 #define HBN_TRY(expression)                             \
@@ -175,15 +176,16 @@ hbn_status check_moments(const hbn_moments *moments, const char *name, bool may_
 
 // The bytes an argument occupies, for the overlap checks.
 struct Footprint {
-    const char *name = nullptr;
-    const char *data = nullptr;  // null: absent or empty, overlaps nothing
-    uintptr_t begin = 0, end = 0;
-    int element_bytes = 1;
+    const char *name;
+    const char *data;  // null: absent or empty, overlaps nothing
+    uintptr_t begin, end;
+    int element_bytes;
     int dimensions;
     int64_t sizes[4];
     int64_t strides[4];  // in elements
 
-    Footprint() = default;
+    Footprint() {  // of nothing yet, and nothing is initialized
+    }
     explicit Footprint(const NamedTensor &t);
     explicit Footprint(const NamedVector &v);
     Footprint(const char *name, const double *data, int64_t size);
@@ -195,18 +197,12 @@ private:
 // A few of them.
 class Footprints {
 public:
-    Footprints() = default;
-    Footprints(std::initializer_list<Footprint> all) {
-        for (const Footprint &f : all) {
-            add(f);
-        }
-    }
     // What occupies nothing is left out.
-    void add(const Footprint &f) {
-        if (f.data) {
-            assert(size_ < kMost);
-            all_[size_++] = f;
-        }
+    template<typename... What>
+    void add(What... what) {
+        assert(size_ < kMost);
+        new (&all_[size_]) Footprint(what...);
+        size_ += all_[size_].data != nullptr;
     }
     const Footprint *begin() const {
         return all_;

@@ -130,7 +130,7 @@ hbn_status Block::prepare_output(Arg a, hbn_dtype dtype) {
 hbn_status Block::rehearse(Kernel kernel, const Signature &signature) const {
     for (const Signature::Argument &argument : signature) {
         if (is_vector(argument.arg) && values_.has(argument.arg)) {
-            const hbn_dtype mine = values_.vector(argument.arg).dtype, its = dtype_of(argument.type);
+            const hbn_dtype mine = values_.vector(argument.arg).dtype, its = argument.dtype;
             if (!has_conversion(mine, its) || !has_conversion(its, mine)) {
                 return no_kernel(Kernel::convert, mine);
             }
@@ -158,10 +158,10 @@ hbn_status Block::call(Kernel kernel) {
     int64_t elements = channels_;
     for (const Signature::Argument &argument : *signature) {
         const Arg a = argument.arg;
-        if (is_vector(a)) {
-            HBN_TRY(argument.is_output ? prepare_output(a, dtype_of(argument.type))
-                                       : prepare_input(a, dtype_of(argument.type)));
-        } else if (is_tensor(a)) {
+        if (argument.role == Role::parameter || argument.role == Role::statistic) {
+            HBN_TRY(argument.is_output ? prepare_output(a, argument.dtype)
+                                       : prepare_input(a, argument.dtype));
+        } else if (argument.role == Role::tensor || argument.role == Role::mask) {
             if (!values_.has(a)) {
                 return fail(HBN_UNSUPPORTED, text::missing_kernel_argument, row(kernel).name,
                             row(a).name, row(problem_.operation).name);
@@ -185,7 +185,7 @@ hbn_status Block::call(Kernel kernel) {
     int tensor = 0;
     for (const Signature::Argument &argument : *signature) {
         const Arg a = argument.arg;
-        switch (role(a)) {
+        switch (argument.role) {
         case Role::tensor:
         case Role::mask:
             list.add_tensor(values_.tensor(a), view, tensor++, argument.is_output);

@@ -128,6 +128,15 @@ Arg kernel_argument_named(std::string_view name) {
     return argument_named(name);
 }
 
+// Of a vector's elements.
+hbn_dtype dtype_of(halide_type_t type) {
+    return type.code == halide_type_bfloat ? HBN_BFLOAT16
+           : type.bits == 16               ? HBN_FLOAT16
+           : type.bits == 32               ? HBN_FLOAT32
+           : type.code == halide_type_uint ? HBN_UINT8
+                                           : HBN_FLOAT64;
+}
+
 hbn_status read_signature(const halide_filter_metadata_t &metadata, Signature *signature) {
     int buffers = 0, tensors = 0;
     for (int i = 0; i < metadata.num_arguments; i++) {
@@ -145,7 +154,8 @@ hbn_status read_signature(const halide_filter_metadata_t &metadata, Signature *s
             return fail(HBN_UNSUPPORTED, text::too_many_kernel_arguments, metadata.name);
         }
         signature->arguments[signature->size++] = {
-            arg, argument.kind == halide_argument_kind_output_buffer, argument.type};
+            arg, role(arg), argument.kind == halide_argument_kind_output_buffer,
+            dtype_of(argument.type), argument.type};
     }
     return HBN_OK;
 }
@@ -179,6 +189,14 @@ hbn_status read_signature(const Variants &variants, Signature *signature) {
     return HBN_OK;
 }
 
+// Below this many elements starting threads costs more than it gains.
+constexpr int64_t kSerialElements = 32768;
+
+// The text of halide_error() during this thread's current call.
+thread_local char halide_message[256] = "";
+
+}  // namespace
+
 halide_type_t halide_type(hbn_dtype dtype) {
     switch (dtype) {
     case HBN_FLOAT32:
@@ -193,14 +211,6 @@ halide_type_t halide_type(hbn_dtype dtype) {
         return halide_type_t(halide_type_float, 64);
     }
 }
-
-// Below this many elements starting threads costs more than it gains.
-constexpr int64_t kSerialElements = 32768;
-
-// The text of halide_error() during this thread's current call.
-thread_local char halide_message[256] = "";
-
-}  // namespace
 
 bool has_kernel(Kernel kernel, hbn_dtype dtype) {
     const Variants *variants = variants_of(kernel, dtype);
@@ -247,60 +257,7 @@ hbn_status signature_of(Kernel kernel, hbn_dtype dtype, const Signature **signat
     return HBN_OK;
 }
 
-hbn_dtype dtype_of(halide_type_t type) {
-    return type.code == halide_type_bfloat ? HBN_BFLOAT16
-           : type.bits == 16               ? HBN_FLOAT16
-           : type.bits == 32               ? HBN_FLOAT32
-           : type.code == halide_type_uint ? HBN_UINT8
-                                           : HBN_FLOAT64;
-}
-
 // ---- calls
-
-void ArgumentList::add_buffer(void *data, hbn_dtype dtype, bool is_output) {
-    halide_buffer_t &buffer = buffers_[num_buffers_];
-    buffer = {};
-    buffer.host = static_cast<uint8_t *>(data);
-    buffer.type = halide_type(dtype);
-    buffer.dim = dims_[num_buffers_];
-    is_output_[num_buffers_++] = is_output;
-    args_[count_++] = &buffer;
-}
-
-// Of the buffer added last.
-void ArgumentList::add_dimension(int64_t size, int64_t stride) {
-    halide_buffer_t &buffer = buffers_[num_buffers_ - 1];
-    buffer.dim[buffer.dimensions++] = {0, int32_t(size), size > 1 ? int32_t(stride) : 1};
-}
-
-void ArgumentList::add_tensor(const hbn_tensor &t, const KernelView &view, int index,
-                              bool is_output) {
-    add_buffer(t.data, t.dtype, is_output);
-    const int dimensions = view.in_columns() ? 3 : 4;
-    for (int d = 0; d < dimensions; d++) {
-        add_dimension(view.dimensions[d].size, view.dimensions[d].strides[index]);
-    }
-}
-
-void ArgumentList::add_vector(const hbn_vector &v, const KernelView *view, bool is_output) {
-    add_buffer(v.data, v.dtype, is_output);
-    if (view && view->in_columns()) {
-        add_dimension(view->channels, v.stride);
-        add_dimension(v.size / view->channels, view->channels * v.stride);
-    } else {
-        add_dimension(v.size, v.stride);
-    }
-}
-
-void ArgumentList::add_number(double value, halide_type_t type) {
-    Scalar &scalar = scalars_[num_scalars_++];
-    if (type.code == halide_type_float) {
-        scalar.number = value;
-    } else {
-        scalar.boolean = value != 0;
-    }
-    args_[count_++] = &scalar;
-}
 
 void ArgumentList::add_view_number(Arg arg, const KernelView &view) {
     switch (arg) {
@@ -325,7 +282,7 @@ hbn_status ArgumentList::run(int (*kernel)(void **), const char *name, int64_t e
                              bool streams) {
     const KernelScope scope(elements < kSerialElements, streams);
     halide_message[0] = '\0';
-    const int code = run_kernel(kernel, args_, buffers_, is_output_, num_buffers_);
+    const int code = run_kernel(kernel, args_, &buffer(0), is_output_, num_buffers_);
     // Kernels have no assertions: what a device's runtime complained of shows in the message alone.
     if (code == 0 && !halide_message[0]) {
         return HBN_OK;

@@ -2,21 +2,20 @@
 #ifndef HBN_RUNTIME_ENGINE_KERNELS_H
 #define HBN_RUNTIME_ENGINE_KERNELS_H
 
-#include "table.h"
+#include "layout.h"
 
 #include <HalideRuntime.h>
 
 #include <bitset>
+#include <new>
+#include <type_traits>
 
 namespace hbn::internal {
-
-struct KernelView;
 
 // The float dtypes, which tables of kernels are indexed by.
 constexpr int kDTypes = 4;
 static_assert(HBN_FLOAT32 == 0 && HBN_FLOAT16 == kDTypes - 1, "float dtypes come first");
 
-constexpr int kMostTensors = 5;
 constexpr int kMostKernelArguments = 32;
 constexpr int kMostKernelBuffers = 20;
 
@@ -24,7 +23,9 @@ constexpr int kMostKernelBuffers = 20;
 struct Signature {
     struct Argument {
         Arg arg;
+        Role role;  // the argument's
         bool is_output;
+        hbn_dtype dtype;  // of a vector
         halide_type_t type;
     };
     int size = 0;
@@ -54,22 +55,44 @@ hbn_status no_kernel(Kernel kernel, hbn_dtype dtype);
 // The layouts that there are kernels for.
 std::bitset<kLayouts> layouts_of(Kernel kernel, hbn_dtype dtype);
 
-// The dtype of hbn's that Halide's is; vectors' arguments are of no other.
-hbn_dtype dtype_of(halide_type_t type);
+halide_type_t halide_type(hbn_dtype dtype);
 
 // A call's arguments in the form that every kernel takes them. Add them in the order of the kernel's signature.
 class ArgumentList {
 public:
-    ArgumentList() = default;
+    ArgumentList() {
+    }
     // It points into itself.
     ArgumentList(const ArgumentList &) = delete;
     ArgumentList &operator=(const ArgumentList &) = delete;
 
     // `index`: of the tensor among the view's.
-    void add_tensor(const hbn_tensor &t, const KernelView &view, int index, bool is_output);
+    void add_tensor(const hbn_tensor &t, const KernelView &view, int index, bool is_output) {
+        add_buffer(t.data, t.dtype, is_output);
+        const int dimensions = view.in_columns() ? 3 : 4;
+        for (int d = 0; d < dimensions; d++) {
+            add_dimension(view.dimensions[d].size, view.dimensions[d].strides[index]);
+        }
+    }
     // `view`: null for a kernel on vectors.
-    void add_vector(const hbn_vector &v, const KernelView *view, bool is_output);
-    void add_number(double value, halide_type_t type);
+    void add_vector(const hbn_vector &v, const KernelView *view, bool is_output) {
+        add_buffer(v.data, v.dtype, is_output);
+        if (view && view->in_columns()) {
+            add_dimension(view->channels, v.stride);
+            add_dimension(v.size / view->channels, view->channels * v.stride);
+        } else {
+            add_dimension(v.size, v.stride);
+        }
+    }
+    void add_number(double value, halide_type_t type) {
+        Scalar &scalar = scalars_[num_scalars_++];
+        if (type.code == halide_type_float) {
+            scalar.number = value;
+        } else {
+            scalar.boolean = value != 0;
+        }
+        args_[count_++] = &scalar;
+    }
     void add_view_number(Arg arg, const KernelView &view);
 
     // The one way into a kernel. `elements` and `streams` tell how to run its parallel loops.
@@ -77,8 +100,23 @@ public:
     hbn_status run_conversion(hbn_dtype from, hbn_dtype to, int64_t elements);
 
 private:
-    void add_buffer(void *data, hbn_dtype dtype, bool is_output);
-    void add_dimension(int64_t size, int64_t stride);
+    void add_buffer(void *data, hbn_dtype dtype, bool is_output) {
+        halide_buffer_t &buffer = *new (&buffers_[num_buffers_]) halide_buffer_t{};
+        buffer.host = static_cast<uint8_t *>(data);
+        buffer.type = halide_type(dtype);
+        buffer.dim = reinterpret_cast<halide_dimension_t *>(dims_[num_buffers_]);
+        is_output_[num_buffers_++] = is_output;
+        args_[count_++] = &buffer;
+    }
+    // Of the buffer added last.
+    void add_dimension(int64_t size, int64_t stride) {
+        halide_buffer_t &buffer = this->buffer(num_buffers_ - 1);
+        new (&buffer.dim[buffer.dimensions++])
+            halide_dimension_t{0, int32_t(size), size > 1 ? int32_t(stride) : 1};
+    }
+    halide_buffer_t &buffer(int i) {
+        return *reinterpret_cast<halide_buffer_t *>(&buffers_[i]);
+    }
     hbn_status run(int (*kernel)(void **), const char *name, int64_t elements, bool streams);
 
     int count_ = 0, num_buffers_ = 0, num_scalars_ = 0;
@@ -90,8 +128,11 @@ private:
         bool boolean;
     } scalars_[kMostKernelArguments];
     bool is_output_[kMostKernelBuffers];
-    halide_buffer_t buffers_[kMostKernelBuffers];
-    halide_dimension_t dims_[kMostKernelBuffers][4];
+    // Halide's types initialize themselves.
+    std::aligned_storage_t<sizeof(halide_buffer_t), alignof(halide_buffer_t)>
+        buffers_[kMostKernelBuffers];
+    std::aligned_storage_t<sizeof(halide_dimension_t), alignof(halide_dimension_t)>
+        dims_[kMostKernelBuffers][4];
 };
 
 // Copies with conversion between float dtypes.

@@ -150,7 +150,7 @@ void rows_of_channels(const Geometry &g, KernelView *out) {
             std::min(kNhwcColumns / g.channels.size, g.reduced[0].size / kFewestFoldedRows);
         const int64_t folds =
             largest_divisor(g.reduced[0].size, most, g.channels.size * g.element_bytes);
-        view.folds = folds;
+        view.folds = int32_t(folds);
         view.dimensions[0].size *= folds;
         view.dimensions[2] = every(g.reduced[0], folds, g.tensors);
     }
@@ -162,7 +162,7 @@ void blocks_of_channels(const Geometry &g, KernelView *out) {
     const int64_t most =
         g.bytes > kCachedBytes ? kBlockBytesToStream / g.element_bytes : kBlockColumns;
     view.layout = Layout::blocks;
-    view.plane = g.reduced[0].size;
+    view.plane = int32_t(g.reduced[0].size);
     view.channels =
         largest_divisor(g.channels.size, most / view.plane, view.plane * g.element_bytes);
     view.dimensions[0] = g.reduced[0];

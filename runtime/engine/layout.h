@@ -2,7 +2,7 @@
 #ifndef HBN_RUNTIME_ENGINE_LAYOUT_H
 #define HBN_RUNTIME_ENGINE_LAYOUT_H
 
-#include "kernels.h"
+#include "table.h"
 
 #include <bitset>
 
@@ -28,9 +28,9 @@ struct KernelView {
 
     Layout layout = Layout::strided;
     Dimension dimensions[4];
-    int64_t plane = 1;     // in columns: neighbouring columns of one channel
+    int32_t plane = 1;     // in columns: neighbouring columns of one channel
     int64_t channels = 1;  // in columns: of a block
-    int64_t folds = 1;     // in columns: of a block's channels
+    int32_t folds = 1;     // in columns: of a block's channels
     Cut cut;               // where the operation takes sums
     bool stream = false;   // whether the output outgrows the cache
 

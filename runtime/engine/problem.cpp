@@ -279,18 +279,6 @@ void keep_values(const Arguments &arguments, Problem *p) {
     }
 }
 
-bool any_is_given(std::string_view names, const Values &values) {
-    while (!names.empty()) {
-        const size_t end = std::min(names.find(' '), names.size());
-        const Arg a = argument_named(names.substr(0, end));
-        if (a != Arg::none && values.has(a)) {
-            return true;
-        }
-        names.remove_prefix(std::min(end + 1, names.size()));
-    }
-    return false;
-}
-
 hbn_status check_memory_overlap(const Arguments &arguments, const Problem &p) {
     Footprints inputs, outputs;
     const char *in_place = nullptr, *in_place_of = nullptr;
@@ -304,12 +292,16 @@ hbn_status check_memory_overlap(const Arguments &arguments, const Problem &p) {
             continue;
         }
         const char *name = row(use.arg).name;
-        const Footprint mine = g.kind == Given::Kind::tensor   ? Footprint({name, g.tensor})
-                               : g.kind == Given::Kind::vector ? Footprint({name, g.vector})
-                                                               : Footprint(name, g.array, p.channels);
-        (written ? outputs : inputs).add(mine);
+        Footprints &mine = written ? outputs : inputs;
+        if (g.kind == Given::Kind::tensor) {
+            mine.add(NamedTensor{name, g.tensor});
+        } else if (g.kind == Given::Kind::vector) {
+            mine.add(NamedVector{name, g.vector});
+        } else {
+            mine.add(name, g.array, p.channels);
+        }
         if (written && g.kind == Given::Kind::tensor && g.tensor && use.in_place_of != Arg::none &&
-            !any_is_given(use.unless, p.values)) {
+            !p.values.has_any(use.unless)) {
             in_place = name;
             in_place_of = row(use.in_place_of).name;
         }

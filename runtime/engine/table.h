@@ -118,6 +118,9 @@ constexpr Arg argument_named(std::string_view name) {
 
 // ---- kernels
 
+// That any kernel takes.
+constexpr int kMostTensors = 5;
+
 // Maps and sums are over tensors.
 enum class KernelKind : uint8_t { map, sums, vectors };
 
@@ -172,9 +175,24 @@ struct Use {
     Arg arg = Arg::none;
     Direction direction = Direction::in;
     Presence presence = Presence::required;
-    Arg in_place_of = Arg::none;   // the input that it may be
-    const char *unless = "";       // names of arguments that forbid that where they are given
+    Arg in_place_of = Arg::none;  // the input that it may be
+    uint64_t unless = 0;          // which arguments forbid that where they are given, a bit for each
 };
+
+// Of names separated by spaces, or "none".
+constexpr uint64_t bits_of(std::string_view names) {
+    uint64_t bits = 0;
+    for (size_t begin = 0; begin < names.size();) {
+        size_t end = begin;
+        while (end < names.size() && names[end] != ' ') {
+            end++;
+        }
+        const Arg a = argument_named(names.substr(begin, end - begin));
+        bits |= a == Arg::none ? 0 : uint64_t(1) << int(a);
+        begin = end + 1;
+    }
+    return bits;
+}
 
 constexpr int kMostUses = 20;
 
@@ -205,7 +223,7 @@ inline constexpr OperationLine kOperationLines[] = {
 #define HBN_IN(name, presence) {nullptr, {Arg::name, Direction::in, Presence::presence}},
 #define HBN_INOUT(name, presence) {nullptr, {Arg::name, Direction::inout, Presence::presence}},
 #define HBN_OUT(name, presence, in_place_of, unless) \
-    {nullptr, {Arg::name, Direction::out, Presence::presence, Arg::in_place_of, #unless}},
+    {nullptr, {Arg::name, Direction::out, Presence::presence, Arg::in_place_of, bits_of(#unless)}},
 #include "runtime/operations.def"
 };
 

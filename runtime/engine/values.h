@@ -67,6 +67,10 @@ public:
     bool has(Arg a) const {
         return (given_ >> int(a) & 1) != 0;
     }
+    // Whether any of those in `bits` is given, a bit for each.
+    bool has_any(uint64_t bits) const {
+        return (given_ & bits) != 0;
+    }
     void set(Arg a, const hbn_tensor &t) {
         tensors_[int(a)] = t;
         given_ |= bit(a);
