@@ -223,7 +223,7 @@ class Pack:
         suffix = ("_add" if add else "") + "_relu" if relu else ""
         for key, value in {
             "NAME": operation, "RELU": ", and 0 where that is negative" if relu else "",
-            "SAVED": "double" if relu else "float", "BACKWARD": "backward" + suffix,
+            "BACKWARD": "backward" + suffix,
             "FORWARD": "forward_training" + suffix,
             "ADDED": " + residual" if add else "", "RESIDUAL": " const hbn_element *residual," if add else "",
             "MASK_DOC": "\n *  mask has a byte an element: 1 where y is positive, else 0. y overlaps nothing." if add else "",
@@ -309,7 +309,7 @@ class Pack:
         """What an operation's source is compiled with."""
         relu, add = OPERATIONS[name].relu, OPERATIONS[name].add
         return [f"-DHBN_FUNCTION=hbn_{name}", f"-DHBN_KERNEL=hbn_kernel_{name}",
-                f"-DHBN_SAVED={'double' if relu else 'float'}", f"-DHBN_RELU={int(relu)}", f"-DHBN_ADD={int(add)}"]
+                f"-DHBN_RELU={int(relu)}", f"-DHBN_ADD={int(add)}"]
 
     def compile_c(self, source: pathlib.Path, name: str, defines: list[str]) -> pathlib.Path:
         """An object from C."""

@@ -16,8 +16,8 @@ public:
     Output<Halide::Buffer<>> grad_input{"grad_input"};
 
     void configure() {
-        declare_vectors(mean, invstd, weight);
-        declare_float64_vectors(sum_dy, sum_dy_xmu);
+        declare_vectors(weight);
+        declare_float64_vectors(mean, invstd, sum_dy, sum_dy_xmu);
         declare_tensors(grad_output, x, grad_input);
     }
 

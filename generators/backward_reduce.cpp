@@ -16,8 +16,8 @@ public:
     Output<Halide::Buffer<>> grad_bias{"grad_bias"};
 
     void configure() {
-        declare_vectors(mean, invstd, grad_weight, grad_bias);
-        declare_float64_vectors(sum_dy, sum_dy_xmu);
+        declare_vectors(grad_weight, grad_bias);
+        declare_float64_vectors(mean, invstd, sum_dy, sum_dy_xmu);
         declare_tensors(grad_output, x);
     }
 
@@ -27,7 +27,7 @@ public:
         const auto sums = gradient_sums_of(grad_output, x, mean(ch));
         sum_dy(ch) = sums[0];
         sum_dy_xmu(ch) = sums[1];
-        grad_weight(ch) = Halide::cast(statistics(), sums[1] * f64(invstd(ch)));
+        grad_weight(ch) = Halide::cast(statistics(), sums[1] * invstd(ch));
         grad_bias(ch) = Halide::cast(statistics(), sums[0]);
     }
 

@@ -17,11 +17,7 @@ public:
     void configure() {
         declare_backward(grad_input);
         declare_vectors(weight, grad_weight, grad_bias);
-        if (activation == Activation::none) {
-            declare_vectors(mean, invstd);
-        } else {
-            declare_float64_vectors(mean, invstd);
-        }
+        declare_float64_vectors(mean, invstd);
         declare_tensors(grad_output, x);
     }
 
@@ -30,7 +26,7 @@ public:
         const auto at = element(), ch = channel();
         const auto dz = gradient_of_z(grad_output, x, mean(ch), invstd(ch), weight(ch));
         const auto sums = gradient_sums_of(dz.in_sums, x, mean(ch));
-        grad_weight(ch) = Halide::cast(statistics(), sums[1] * f64(invstd(ch)));
+        grad_weight(ch) = Halide::cast(statistics(), sums[1] * invstd(ch));
         grad_bias(ch) = Halide::cast(statistics(), sums[0]);
 
         const auto coefficients = gradient_coefficients(input_gradient_coefficients(

@@ -616,6 +616,19 @@ Expr scale_of(const Expr &invstd, const Arithmetic &a) {
     return deviation_size(a) == 1 ? f64(1) : range_scale(invstd);
 }
 
+// deviation() is the distance from the mean rounded to the arithmetic's type: x - mean_high is exact near the
+// mean. What rounding leaves, mean_low, is at most as large as x - mean_high, since mean_high is the value
+// nearest to the mean. This is the constant that makes constant + slope * (x - mean_high) what `constant` makes
+// constant + slope * (x - mean); all in float64.
+Expr with_mean_low(const Expr &constant, const Expr &slope, const Expr &mean, const Arithmetic &a) {
+    const Type type = statistic_type(a.tensor);
+    if (mean.type() == type) {
+        return constant;
+    }
+    const Expr mean_low = exact_order(mean - f64(cast(type, mean)));
+    return constant - slope * mean_low;
+}
+
 }  // namespace
 
 std::vector<Expr> normalization_coefficients(const Expr &mean, const Expr &invstd,
@@ -624,12 +637,9 @@ std::vector<Expr> normalization_coefficients(const Expr &mean, const Expr &invst
     const auto rounded = [&](const Expr &e) { return cast(statistic_type(a.tensor), e); };
     const Expr scale = scale_of(invstd, a);
     const Expr gain = f64(weight) * invstd;
-    // The mean as a pair: x - mean_high is exact near the mean. What is left, at most |x -
-    // mean_high| itself since mean_high is the float nearest to the mean, goes into the bias.
-    const Expr mean_low = exact_order(mean - f64(rounded(mean)));
     std::vector<Expr> coefficients = deviation_coefficients(mean, scale, a);
     coefficients.push_back(rounded(gain / scale));
-    coefficients.push_back(rounded(exact_order(f64(bias) - mean_low * gain)));
+    coefficients.push_back(rounded(exact_order(with_mean_low(f64(bias), gain, mean, a))));
     return coefficients;
 }
 
@@ -663,19 +673,14 @@ std::vector<Expr> input_gradient_coefficients(const Expr &mean, const Expr &invs
                                               const Expr &sum_dy_xmu, const Expr &count,
                                               const Arithmetic &a) {
     const auto rounded = [&](const Expr &e) { return cast(statistic_type(a.tensor), e); };
-    const Expr wide_invstd = f64(invstd);
-    const Expr scale = scale_of(wide_invstd, a);
-    const Expr mean_dy_xhat = sum_dy_xmu * wide_invstd / count;
-    Expr mean_dy = sum_dy / count;
-    if (mean.type().bits() > statistic_type(a.tensor).bits()) {
-        // What rounding the mean leaves of it.
-        const Expr mean_low = exact_order(mean - f64(rounded(mean)));
-        mean_dy -= mean_dy_xhat * wide_invstd * mean_low;
-    }
+    const Expr scale = scale_of(invstd, a);
+    const Expr mean_dy_xhat = sum_dy_xmu * invstd / count;
+    // Both are subtracted from dy.
+    const Expr mean_dy = with_mean_low(sum_dy / count, mean_dy_xhat * invstd, mean, a);
     std::vector<Expr> coefficients = deviation_coefficients(mean, scale, a);
-    coefficients.push_back(rounded(mean_dy_xhat * (wide_invstd / scale)));
+    coefficients.push_back(rounded(mean_dy_xhat * (invstd / scale)));
     coefficients.push_back(rounded(mean_dy));
-    coefficients.push_back(rounded(f64(weight) * wide_invstd));
+    coefficients.push_back(rounded(f64(weight) * invstd));
     return coefficients;
 }
 
@@ -692,15 +697,14 @@ std::vector<Expr> tangent_coefficients(const Expr &mean, const Expr &invstd, con
                                        const GradientSums &sums, const Expr &count,
                                        const Arithmetic &a) {
     const auto rounded = [&](const Expr &e) { return cast(statistic_type(a.tensor), e); };
-    const Expr wide_invstd = f64(invstd);
-    const Expr scale = scale_of(wide_invstd, a);
-    const Expr gain = f64(weight) * wide_invstd;
-    const Expr slope = f64(weight_tangent) - gain * (sums.xmu * wide_invstd / count);
+    const Expr scale = scale_of(invstd, a);
+    const Expr gain = f64(weight) * invstd;
+    const Expr of_xhat = f64(weight_tangent) - gain * (sums.xmu * invstd / count);
     std::vector<Expr> coefficients = deviation_coefficients(mean, scale, a);
     coefficients.push_back(rounded(gain));
     coefficients.push_back(rounded(sums.plain / count));
-    coefficients.push_back(rounded(slope * (wide_invstd / scale)));
-    coefficients.push_back(rounded(f64(bias_tangent)));
+    coefficients.push_back(rounded(of_xhat * (invstd / scale)));
+    coefficients.push_back(rounded(with_mean_low(f64(bias_tangent), of_xhat * invstd, mean, a)));
     return coefficients;
 }
 
@@ -717,11 +721,10 @@ std::vector<Expr> double_backward_coefficients(const Expr &mean, const Expr &inv
                                                const GradientSums &of_ddx, const Expr &product,
                                                const Expr &count, const Arithmetic &a) {
     const auto rounded = [&](const Expr &e) { return cast(statistic_type(a.tensor), e); };
-    const Expr wide_invstd = f64(invstd);
-    const Expr scale = scale_of(wide_invstd, a);
-    const Expr gain = f64(weight) * wide_invstd * wide_invstd / count;
-    const Expr sum_dy_xhat = of_dy.xmu * wide_invstd, sum_ddx_xhat = of_ddx.xmu * wide_invstd;
-    const Expr of_projected_dy = f64(ddw) * wide_invstd - gain * sum_ddx_xhat;
+    const Expr scale = scale_of(invstd, a);
+    const Expr gain = f64(weight) * invstd * invstd / count;
+    const Expr sum_dy_xhat = of_dy.xmu * invstd, sum_ddx_xhat = of_ddx.xmu * invstd;
+    const Expr of_projected_dy = f64(ddw) * invstd - gain * sum_ddx_xhat;
     const Expr of_projected_ddx = -gain * sum_dy_xhat;
     const Expr of_xhat = -gain * product - of_projected_dy * (sum_dy_xhat / count) -
                          of_projected_ddx * (sum_ddx_xhat / count);
@@ -730,7 +733,8 @@ std::vector<Expr> double_backward_coefficients(const Expr &mean, const Expr &inv
     coefficients.push_back(rounded(of_dy.plain / count));
     coefficients.push_back(rounded(of_projected_ddx));
     coefficients.push_back(rounded(of_ddx.plain / count));
-    coefficients.push_back(rounded(of_xhat * (wide_invstd / scale)));
+    coefficients.push_back(rounded(of_xhat * (invstd / scale)));
+    coefficients.push_back(rounded(with_mean_low(f64(0), of_xhat * invstd, mean, a)));
     return coefficients;
 }
 
@@ -739,16 +743,15 @@ Expr double_backward(const Expr &dy, const Expr &ddx, const Expr &x, const std::
     const int next = deviation_size(a);
     const Expr centred_dy = exact_order(cast(k[0].type(), dy) - k[next + 1]);
     const Expr centred_ddx = exact_order(cast(k[0].type(), ddx) - k[next + 3]);
-    return exact_order(centred_dy * k[next] +
-                       (centred_ddx * k[next + 2] + deviation(x, k, a) * k[next + 4]));
+    return exact_order(centred_dy * k[next] + (centred_ddx * k[next + 2] +
+                                               (deviation(x, k, a) * k[next + 4] + k[next + 5])));
 }
 
 Expr double_backward_product(const Expr &sum_dy_ddx, const Expr &center, const Expr &invstd,
                              const GradientSums &of_dy, const GradientSums &of_ddx,
                              const Expr &count) {
-    const Expr wide_invstd = f64(invstd);
-    const Expr centred = sum_dy_ddx - of_dy.plain * (of_ddx.plain / count - f64(center));
-    return centred - (of_dy.xmu * wide_invstd) * (of_ddx.xmu * wide_invstd / count);
+    const Expr centred = sum_dy_ddx - of_dy.plain * (of_ddx.plain / count - center);
+    return centred - (of_dy.xmu * invstd) * (of_ddx.xmu * invstd / count);
 }
 
 }  // namespace hbn

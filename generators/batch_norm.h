@@ -26,7 +26,8 @@ const std::map<std::string, Layout> layout_names = {
     {"nhwc", Layout::nhwc},     {"strided", Layout::strided},
 };
 
-// Parameters and saved statistics: float64 beside float64 tensors, float32 beside all others.
+// Parameters, running statistics and the type of arithmetic: float64 beside float64 tensors, float32 beside all
+// others. Saved mean and invstd are float64 beside every dtype.
 inline Type statistic_type(Type tensor) {
     return tensor.is_float() && tensor.bits() == 64 ? Halide::Float(64) : Halide::Float(32);
 }
@@ -202,7 +203,7 @@ inline int deviation_size(const Arithmetic &a) {
     return a.tensor == Halide::Float(16) || !a.whole_range ? 1 : 2;
 }
 
-// y = (x - mean) * (weight * invstd) + bias, for every finite x. The coefficients are computed once
+// y = (x - mean) * (weight * invstd) + bias, for every finite x; here and below mean and invstd are float64. The coefficients are computed once
 // a channel; `normalize` is the work per element, in their type.
 std::vector<Expr> normalization_coefficients(const Expr &mean, const Expr &invstd,
                                              const Expr &weight, const Expr &bias,
@@ -416,7 +417,7 @@ protected:
     }
     std::vector<Expr> gradient_sums_of(const Func &grad_output, const Func &x, const Expr &mean) {
         Func wide_mean("wide_mean");
-        wide_mean(channel()) = f64(mean);
+        wide_mean(channel()) = mean;
         if (in_columns()) {
             work.column_reductions = {
                 reduce_gradients(grad_output, x, wide_mean, column_tiling(), in_groups())};
@@ -585,7 +586,7 @@ private:
 //   add_relu:  y = relu(z + residual); with_mask, where that is positive, a byte an element: to compute it
 //              again would take residual, which is more to read than the mask.
 //
-// What forward saves for backward, mean and invstd, is float64 in both: the sign of z depends on it.
+// What forward saves for backward, mean and invstd, is float64: the sign of z depends on it.
 template<typename Derived>
 class ActivatedGenerator : public TensorGenerator<Derived> {
 public:

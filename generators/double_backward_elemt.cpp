@@ -23,8 +23,8 @@ public:
     Output<Halide::Buffer<>> grad_input{"grad_input"};
 
     void configure() {
-        declare_vectors(mean, invstd, weight, grad_grad_weight);
-        declare_float64_vectors(sum_dy, sum_dy_xmu, sum_ddx, sum_ddx_xmu, product);
+        declare_vectors(weight, grad_grad_weight);
+        declare_float64_vectors(mean, invstd, sum_dy, sum_dy_xmu, sum_ddx, sum_ddx_xmu, product);
         declare_tensors(grad_output, grad_grad_input, x, grad_input);
     }
 

@@ -62,11 +62,7 @@ public:
     void configure() {
         declare_forward(y);
         declare_vectors(weight, bias, running_mean, running_var, new_running_mean, new_running_var);
-        if (activation == Activation::none) {
-            declare_vectors(save_mean, save_invstd);
-        } else {
-            declare_float64_vectors(save_mean, save_invstd);
-        }
+        declare_float64_vectors(save_mean, save_invstd);
         declare_tensors(x);
     }
 
@@ -75,8 +71,8 @@ public:
         const auto ch = channel();
         const auto moments = moments_of(x);
         const Expr invstd = invstd_from_variance(moments[1] / count(), eps);
-        save_mean(ch) = Halide::cast(save_mean.type(), moments[0]);
-        save_invstd(ch) = Halide::cast(save_invstd.type(), invstd);
+        save_mean(ch) = moments[0];
+        save_invstd(ch) = invstd;
         new_running_mean(ch) = moved_to_batch(running_mean(ch), moments[0], momentum);
         new_running_var(ch) = moved_to_batch(running_var(ch), moments[1] / (count() - 1), momentum);
 

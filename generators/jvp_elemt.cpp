@@ -19,8 +19,8 @@ public:
     Output<Halide::Buffer<>> y_tangent{"y_tangent"};
 
     void configure() {
-        declare_vectors(mean, invstd, weight, weight_tangent, bias_tangent);
-        declare_float64_vectors(sum, sum_xmu);
+        declare_vectors(weight, weight_tangent, bias_tangent);
+        declare_float64_vectors(mean, invstd, sum, sum_xmu);
         declare_tensors(x_tangent, x, y_tangent);
     }
 

@@ -27,41 +27,37 @@ protected:
     }
 };
 
-// mean and invstd for backward, and the running buffers' new values:
+// invstd for backward, whose mean is the moments' own, and the running buffers' new values:
 // running = (1 - momentum) * running + momentum * batch, the variance over count - 1.
 class FinalizeMoments : public ChannelGenerator<FinalizeMoments> {
 public:
-    Input<Halide::Buffer<double, 1>> mean{"mean"};
     Input<Halide::Buffer<double, 1>> m2{"m2"};
+    Input<Halide::Buffer<double, 1>> mean{"mean"};
     Input<Halide::Buffer<void, 1>> running_mean{"running_mean"};
     Input<Halide::Buffer<void, 1>> running_var{"running_var"};
     Input<double> count{"count"};
     Input<double> eps{"eps"};
     Input<double> momentum{"momentum"};
-    Output<Halide::Buffer<void, 1>> save_mean{"save_mean"};
-    Output<Halide::Buffer<void, 1>> save_invstd{"save_invstd"};
+    Output<Halide::Buffer<double, 1>> invstd{"invstd"};
     Output<Halide::Buffer<void, 1>> new_running_mean{"new_running_mean"};
     Output<Halide::Buffer<void, 1>> new_running_var{"new_running_var"};
 
     void configure() {
         running_mean.set_type(dtype);
         running_var.set_type(dtype);
-        save_mean.set_type(dtype);
-        save_invstd.set_type(dtype);
         new_running_mean.set_type(dtype);
         new_running_var.set_type(dtype);
     }
 
     void generate() {
-        save_mean(c) = Halide::cast(dtype, mean(c));
-        save_invstd(c) = Halide::cast(dtype, invstd_from_variance(m2(c) / count, eps));
+        invstd(c) = invstd_from_variance(m2(c) / count, eps);
         new_running_mean(c) = moved_to_batch(running_mean(c), mean(c), momentum);
         new_running_var(c) = moved_to_batch(running_var(c), m2(c) / (count - 1), momentum);
     }
 
     void schedule() {
-        promise_vectors(mean, m2, running_mean, running_var, save_mean, save_invstd,
-                        new_running_mean, new_running_var);
+        promise_vectors(m2, mean, running_mean, running_var, invstd, new_running_mean,
+                        new_running_var);
     }
 };
 
@@ -97,15 +93,14 @@ class InvstdFromVariance : public ChannelGenerator<InvstdFromVariance> {
 public:
     Input<Halide::Buffer<void, 1>> variance{"variance"};
     Input<double> eps{"eps"};
-    Output<Halide::Buffer<void, 1>> invstd{"invstd"};
+    Output<Halide::Buffer<double, 1>> invstd{"invstd"};
 
     void configure() {
         variance.set_type(dtype);
-        invstd.set_type(dtype);
     }
 
     void generate() {
-        invstd(c) = Halide::cast(dtype, invstd_from_variance(f64(variance(c)), eps));
+        invstd(c) = invstd_from_variance(f64(variance(c)), eps);
     }
 
     void schedule() {
@@ -117,8 +112,8 @@ public:
 class DoubleBackwardProduct : public ChannelGenerator<DoubleBackwardProduct> {
 public:
     Input<Halide::Buffer<double, 1>> sum_dy_ddx{"sum_dy_ddx"};
-    Input<Halide::Buffer<void, 1>> center{"center"};
-    Input<Halide::Buffer<void, 1>> invstd{"invstd"};
+    Input<Halide::Buffer<double, 1>> center{"center"};
+    Input<Halide::Buffer<double, 1>> invstd{"invstd"};
     Input<Halide::Buffer<double, 1>> sum_dy{"sum_dy"};
     Input<Halide::Buffer<double, 1>> sum_dy_xmu{"sum_dy_xmu"};
     Input<Halide::Buffer<double, 1>> sum_ddx{"sum_ddx"};
@@ -128,8 +123,6 @@ public:
     Output<Halide::Buffer<void, 1>> grad_weight{"grad_weight"};
 
     void configure() {
-        center.set_type(dtype);
-        invstd.set_type(dtype);
         grad_weight.set_type(dtype);
     }
 
@@ -138,7 +131,7 @@ public:
             double_backward_product(sum_dy_ddx(c), center(c), invstd(c), {sum_dy(c), sum_dy_xmu(c)},
                                     {sum_ddx(c), sum_ddx_xmu(c)}, count);
         product(c) = value;
-        grad_weight(c) = Halide::cast(dtype, f64(invstd(c)) * value);
+        grad_weight(c) = Halide::cast(dtype, invstd(c) * value);
     }
 
     void schedule() {

@@ -7,8 +7,8 @@
 enum { N = COST_N, C = COST_C, P = COST_H * COST_W, SIZE = N * C * P };
 
 static element x[SIZE], y[SIZE], grad_output[SIZE];
-static float weight[C], bias[C], running_mean[C], running_var[C], save_mean[C], save_invstd[C],
-    grad_weight[C], grad_bias[C];
+static float weight[C], bias[C], running_mean[C], running_var[C], grad_weight[C], grad_bias[C];
+static double save_mean[C], save_invstd[C];
 
 #ifdef PLAIN
 #define CALL(name, ...) plain_##name(N, C, P, __VA_ARGS__)

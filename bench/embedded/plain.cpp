@@ -43,7 +43,7 @@ void plain_forward_inference(int n, int c, int plane, const element *__restrict 
 void plain_forward_training(int n, int c, int plane, const element *__restrict x,
                             const float *weight, const float *bias, float *running_mean,
                             float *running_var, double momentum, double eps, element *__restrict y,
-                            float *save_mean, float *save_invstd) {
+                            double *save_mean, double *save_invstd) {
     const double count = double(n) * plane;
     for (int k = 0; k < c; k++) {
         const double pivot = x[k * plane];
@@ -58,8 +58,8 @@ void plain_forward_training(int n, int c, int plane, const element *__restrict x
         }
         const double mean = pivot + sum / count, m2 = squares - sum * sum / count;
         const double invstd = 1 / std::sqrt(m2 / count + eps);
-        save_mean[k] = float(mean);
-        save_invstd[k] = float(invstd);
+        save_mean[k] = mean;
+        save_invstd[k] = invstd;
         running_mean[k] = float((1 - momentum) * running_mean[k] + momentum * mean);
         running_var[k] = float((1 - momentum) * running_var[k] + momentum * m2 / (count - 1));
         const float center = float(mean), gain = float(weight[k] * invstd), b = bias[k];
@@ -74,7 +74,7 @@ void plain_forward_training(int n, int c, int plane, const element *__restrict x
 }
 
 void plain_backward(int n, int c, int plane, const element *__restrict grad_output,
-                    const element *__restrict x, const float *save_mean, const float *save_invstd,
+                    const element *__restrict x, const double *save_mean, const double *save_invstd,
                     const float *weight, element *__restrict grad_input, float *grad_weight,
                     float *grad_bias) {
     const double count = double(n) * plane;

@@ -22,10 +22,10 @@ void plain_forward_inference(int n, int c, int plane, const element *x, const fl
                              double eps, element *y);
 void plain_forward_training(int n, int c, int plane, const element *x, const float *weight,
                             const float *bias, float *running_mean, float *running_var,
-                            double momentum, double eps, element *y, float *save_mean,
-                            float *save_invstd);
+                            double momentum, double eps, element *y, double *save_mean,
+                            double *save_invstd);
 void plain_backward(int n, int c, int plane, const element *grad_output, const element *x,
-                    const float *save_mean, const float *save_invstd, const float *weight,
+                    const double *save_mean, const double *save_invstd, const float *weight,
                     element *grad_input, float *grad_weight, float *grad_bias);
 void plain_forward_folded(int n, int c, int plane, const element *x, const float *scale,
                           const float *shift, element *y);

@@ -11,7 +11,8 @@ enum { SIZE = DATA_N * DATA_C * DATA_H * DATA_W };
 static const hbn_shape shape = {DATA_N, DATA_C, DATA_H, DATA_W};
 static float y[SIZE], grad_input[SIZE];
 static float running_mean[DATA_C], running_var[DATA_C] = {1, 1, 1, 1};
-static float save_mean[DATA_C], save_invstd[DATA_C], grad_weight[DATA_C], grad_bias[DATA_C];
+static double save_mean[DATA_C], save_invstd[DATA_C];
+static float grad_weight[DATA_C], grad_bias[DATA_C];
 
 static void print(const char *name, const float *values, int count) {
     char line[] = " 00000000";

@@ -16,14 +16,14 @@
 #endif
 
 hbn_status HBN_FUNCTION(hbn_shape shape, const hbn_element *grad_output, const hbn_element *x,
-                        const HBN_SAVED *save_mean, const HBN_SAVED *save_invstd,
-                        const float *weight, MORE_INPUT hbn_element *grad_input,
-                        GRAD_RESIDUAL float *grad_weight, float *grad_bias) {
+                        const double *save_mean, const double *save_invstd, const float *weight,
+                        MORE_INPUT hbn_element *grad_input, GRAD_RESIDUAL float *grad_weight,
+                        float *grad_bias) {
     span spans[] = {
         hbn_pack_tensor(grad_output, shape, 0),
         hbn_pack_tensor(x, shape, 0),
-        hbn_pack_vector(save_mean, shape.c, sizeof(HBN_SAVED), 0),
-        hbn_pack_vector(save_invstd, shape.c, sizeof(HBN_SAVED), 0),
+        hbn_pack_vector(save_mean, shape.c, sizeof(double), 0),
+        hbn_pack_vector(save_invstd, shape.c, sizeof(double), 0),
         hbn_pack_vector(weight, shape.c, sizeof(float), 0),
         hbn_pack_vector(grad_weight, shape.c, sizeof(float), 1),
         hbn_pack_vector(grad_bias, shape.c, sizeof(float), 1),

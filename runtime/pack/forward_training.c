@@ -15,16 +15,15 @@
 
 hbn_status HBN_FUNCTION(hbn_shape shape, const hbn_element *x, RESIDUAL const float *weight,
                         const float *bias, float *running_mean, float *running_var, double momentum,
-                        double eps, hbn_element *y, MASK HBN_SAVED *save_mean,
-                        HBN_SAVED *save_invstd) {
+                        double eps, hbn_element *y, MASK double *save_mean, double *save_invstd) {
     span spans[] = {hbn_pack_tensor(x, shape, 0),
                     hbn_pack_vector(weight, shape.c, sizeof(float), 0),
                     hbn_pack_vector(bias, shape.c, sizeof(float), 0),
                     hbn_pack_vector(running_mean, shape.c, sizeof(float), 1),
                     hbn_pack_vector(running_var, shape.c, sizeof(float), 1),
                     hbn_pack_tensor(y, shape, 1),
-                    hbn_pack_vector(save_mean, shape.c, sizeof(HBN_SAVED), 1),
-                    hbn_pack_vector(save_invstd, shape.c, sizeof(HBN_SAVED), 1) ADDED_SPANS};
+                    hbn_pack_vector(save_mean, shape.c, sizeof(double), 1),
+                    hbn_pack_vector(save_invstd, shape.c, sizeof(double), 1) ADDED_SPANS};
     call c;
     halide_buffer_t *b = c.buffers;
 #if HBN_ADD
