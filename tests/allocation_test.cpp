@@ -2,6 +2,8 @@
 #include "oracle.h"
 #include "runtime/engine/layout.h"
 
+#include <hbn/batch_norm_2d.h>
+
 #include <atomic>
 #include <cerrno>
 #include <condition_variable>
@@ -338,6 +340,20 @@ TEST_P(Allocation, only_what_is_returned_through_cpp) {
         expect_steady(name, [&] { backward(false); });
         // grad_weight and grad_bias.
         expect_steady(name, [&] { backward(true); }, 2);
+    }
+}
+
+TEST_P(Allocation, none_by_a_modules_forward) {
+    for (const Activation &activation : {Activation::none(), Activation::relu()}) {
+        BatchNorm2dOptions options;
+        options.dtype = statistics;
+        options.activation = activation;
+        BatchNorm2d bn(channels, options);
+        for (const bool training : {true, false}) {
+            bn.train(training);
+            expect_steady("forward", [&] { bn.forward(x, y); });
+            expect_steady("forward_add", [&] { bn.forward_add(x, dy, y); });
+        }
     }
 }
 

@@ -17,6 +17,7 @@ namespace hbn {
 /// written when one is thrown, but for DeviceError.
 class Error {
 public:
+    /// Of whatever it is.
     virtual ~Error() = default;
     /// @return what is wrong, in PyTorch's words where it has any; lives as long as the error
     virtual const char *what() const noexcept = 0;

@@ -27,19 +27,17 @@ int get_num_threads();
 /// Batch normalization as functions: nothing is kept between calls.
 namespace functional {
 
-/// What a forward pass returns.
+/// What a forward pass returns: y, and the statistics that backward needs.
 struct ForwardResult {
-    Tensor y;     ///< of the input's layout; empty when `out` was given
-    Vector mean;  ///< float64, of the batch, for backward; absent when running statistics were used
-    Vector invstd;  ///< float64, 1 / sqrt(biased variance + eps), for backward; absent as mean
+    Tensor y;       ///< of the input's layout; empty when `out` was given
+    Vector mean;    ///< float64, of the batch; absent when running statistics were used
+    Vector invstd;  ///< float64, 1 / sqrt(biased variance + eps); absent as mean
 };
 
-/// What batch_norm_activation_forward returns.
+/// What batch_norm_activation_forward returns: y, and what backward needs.
 struct ActivationForwardResult {
-    Tensor y;  ///< of the input's layout; empty when `out` was given
-    Tensor
-        mask;  ///< uint8, of a ReLU after an addition with batch statistics, for backward; else, and when
-               ///< `mask_out` was given, empty
+    Tensor y;       ///< of the input's layout; empty when `out` was given
+    Tensor mask;    ///< uint8, of a ReLU after an addition with batch statistics; else empty
     Vector mean;    ///< as in ForwardResult
     Vector invstd;  ///< as in ForwardResult
 };
@@ -61,11 +59,10 @@ struct Gradients {
 
 /// What batch_norm_activation_backward returns; vectors are as in Gradients.
 struct ActivationGradients {
-    Tensor grad_input;  ///< of x's layout; empty when `out` was given or it is not wanted
-    Tensor
-        grad_residual;  ///< of x's layout; empty when `residual_out` was given or nothing was added
-    Vector grad_weight;  ///< (C); absent when not wanted
-    Vector grad_bias;    ///< (C); absent when not wanted
+    Tensor grad_input;     ///< of x's layout; empty when `out` was given or it is not wanted
+    Tensor grad_residual;  ///< empty when `residual_out` was given or nothing was added
+    Vector grad_weight;    ///< (C); absent when not wanted
+    Vector grad_bias;      ///< (C); absent when not wanted
 };
 
 /// What batch_norm_double_backward returns.

@@ -47,6 +47,7 @@ enum class MemoryFormat {
 /// N, C, H, W.
 using Shape = std::array<int64_t, 4>;
 
+/// What headers share among themselves; not for users.
 namespace internal {
 
 /// Enables a conversion of what is written to what is only read.

@@ -2,7 +2,7 @@
 
 #include "errors.h"
 #include "runtime/checks.h"
-#include "runtime/dispatch.h"
+#include "runtime/engine/kernels.h"
 #include "views.h"
 
 #include <algorithm>
