@@ -12,6 +12,10 @@ namespace hbn::internal {
 void set_max_elements_per_kernel(int64_t elements);
 int64_t max_elements_per_kernel();
 
+// Of one tensor's copy (runtime/engine/staging.h). Tests lower it to cut small tensors; 0 restores the default. Not
+// thread-safe.
+void set_max_staged_bytes(int64_t bytes);
+
 }  // namespace hbn::internal
 
 #endif

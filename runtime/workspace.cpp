@@ -12,7 +12,7 @@ constexpr std::align_val_t kAlignment{64};
 
 struct Arena {
     char *data = nullptr;
-    int64_t capacity = 0, vector_bytes = 0, used = 0, channels = 0;
+    int64_t capacity = 0, vector_bytes = 0, used = 0, channels = 0, staging = 0;
 
     // Static objects' destructors may still call hbn after this one.
     ~Arena() {
@@ -26,11 +26,12 @@ thread_local Arena arena;
 
 }  // namespace
 
-hbn_status Workspace::begin(int vectors, int64_t channels) {
+hbn_status Workspace::begin(int vectors, int64_t channels, int64_t staging_bytes) {
     arena.channels = channels;
     arena.used = 0;
     arena.vector_bytes = (channels + 7) / 8 * 64;
-    const int64_t bytes = vectors * arena.vector_bytes;
+    arena.staging = vectors * arena.vector_bytes;
+    const int64_t bytes = arena.staging + staging_bytes;
     if (bytes > arena.capacity) {
         void *grown = ::operator new(size_t(bytes), kAlignment, std::nothrow);
         if (!grown) {
@@ -44,9 +45,17 @@ hbn_status Workspace::begin(int vectors, int64_t channels) {
 }
 
 hbn_vector Workspace::take(hbn_dtype dtype) {
-    hbn_vector v{arena.data + arena.used, dtype, arena.channels, 1};
+    hbn_vector v{};
+    v.data = arena.data + arena.used;
+    v.dtype = dtype;
+    v.size = arena.channels;
+    v.stride = 1;
     arena.used += arena.vector_bytes;
     return v;
+}
+
+char *Workspace::staging() {
+    return arena.data + arena.staging;
 }
 
 }  // namespace hbn::internal

@@ -2,6 +2,7 @@
 
 #include "errors.h"
 #include "runtime/checks.h"
+#include "runtime/engine/staging.h"
 
 #include <algorithm>
 #include <cstdint>
@@ -58,36 +59,6 @@ AlignedStorage allocate(int64_t bytes) {
     return AlignedStorage(reinterpret_cast<void *>(data));
 }
 
-// Dimensions from innermost to outermost, as torch.empty_like orders them: by stride, where the
-// strides of two dimensions say nothing (an expanded one) as in NCHW.
-std::array<int, 4> dimension_order(const ConstTensorView &t) {
-    std::array<int, 4> order{3, 2, 1, 0};
-    // Positive when `inner` belongs outside of `outer`, 0 when unknown.
-    const auto compare = [&](int inner, int outer) {
-        const int64_t a = t.strides[inner], b = t.strides[outer];
-        if (a == 0 || b == 0) {
-            return 0;
-        }
-        if (a != b) {
-            return a < b ? -1 : 1;
-        }
-        return t.sizes[inner] > t.sizes[outer] ? 1 : 0;
-    };
-    for (int i = 1; i < 4; i++) {
-        int current = i;
-        for (int j = i - 1; j >= 0; j--) {
-            const int order_of_pair = compare(order[j], order[current]);
-            if (order_of_pair > 0) {
-                std::swap(order[j], order[current]);
-                current = j;
-            } else if (order_of_pair < 0) {
-                break;
-            }
-        }
-    }
-    return order;
-}
-
 }  // namespace
 
 std::size_t size_of(DType dtype) {
@@ -123,7 +94,8 @@ Tensor Tensor::like(const ConstTensorView &other) {
 Tensor Tensor::like(const ConstTensorView &other, DType dtype) {
     Tensor result(dtype, other.sizes);
     int64_t stride = 1;
-    for (const int d : dimension_order(other)) {
+    for (const int d :
+         internal::dimension_order(other.sizes.data(), other.strides.data())) {
         result.view_.strides[d] = stride;
         stride *= std::max<int64_t>(other.sizes[d], 1);
     }

@@ -1,5 +1,6 @@
 #include "block.h"
 
+#include "copy.h"
 #include "layout.h"
 #include "runtime/checks.h"
 #include "runtime/workspace.h"
@@ -48,21 +49,68 @@ Values channels_of(const Values &whole, int64_t begin, int64_t size, int64_t cha
 
 }  // namespace
 
-Block::Block(const Problem &problem, int64_t first_channel, int64_t channels, Mode mode)
+Block::Block(const Problem &problem, const Staging &staging, int64_t first_channel,
+             int64_t channels, Mode mode)
     : problem_(problem),
       mode_(mode),
       channels_(channels),
-      values_(channels_of(problem.values, first_channel, channels, problem.channels)) {
+      values_(channels_of(problem.values, first_channel, channels, problem.channels)),
+      staging_(staging.used() ? &staging : nullptr) {
     if (problem.has_tensors) {
-        pieces_.emplace(values_);
+        pieces_.emplace(values_, staging_ ? &staging_->piece() : nullptr);
     }
 }
 
 Block::Block(const Block &other, const Values &values)
-    : problem_(other.problem_), mode_(other.mode_), channels_(other.channels_), values_(values) {
-    if (problem_.has_tensors) {
+    : problem_(other.problem_),
+      mode_(other.mode_),
+      channels_(other.channels_),
+      values_(values),
+      staging_(other.staging_) {
+    if (values.has_tensors()) {
+        pieces_.emplace(values_, staging_ ? &staging_->piece() : nullptr);
+    }
+}
+
+hbn_status Block::stage() {
+    if (!staging_ || rehearses()) {
+        return HBN_OK;
+    }
+    if (!is_one_piece()) {
+        return stage_in_outputs();
+    }
+    staged_.emplace(*staging_, Workspace::staging());
+    staging_ = nullptr;
+    for (const bool outputs : {false, true}) {
+        for (const Use &use : row(problem_.operation)) {
+            if (is_tensor(use.arg) && values_.has(use.arg) &&
+                outputs == (use.direction != Direction::in)) {
+                hbn_tensor used;
+                HBN_TRY(staged_->add(values_.tensor(use.arg), outputs, &used));
+                values_.set(use.arg, used);
+            }
+        }
+    }
+    return HBN_OK;
+}
+
+hbn_status Block::stage_in_outputs() {
+    bool all_conform = true;
+    for (const Use &use : row(problem_.operation)) {
+        const Arg held = staging_->held_by(use, problem_);
+        if (held != Arg::none) {
+            HBN_TRY(copy(values_.tensor(held), values_.tensor(use.arg)));
+            values_.set(held, values_.tensor(use.arg));
+            is_staged_in_outputs_ = true;
+        }
+    }
+    values_.for_each_tensor(
+        [&](Arg a) { all_conform = all_conform && staging_->conforms(values_.tensor(a)); });
+    if (all_conform) {
+        staging_ = nullptr;
         pieces_.emplace(values_);
     }
+    return HBN_OK;
 }
 
 hbn_vector Block::scratch(hbn_dtype dtype) const {
@@ -154,7 +202,7 @@ hbn_status Block::call(Kernel kernel) {
     }
     const hbn_tensor *tensors[kMostTensors];
     int num_tensors = 0;
-    std::bitset<kMostTensors> streamable;
+    std::bitset<kMostTensors> streamable, is_output;
     int64_t elements = channels_;
     for (const Signature::Argument &argument : *signature) {
         const Arg a = argument.arg;
@@ -168,6 +216,7 @@ hbn_status Block::call(Kernel kernel) {
             }
             const hbn_tensor &t = values_.tensor(a);
             streamable.set(num_tensors, argument.is_output && t.dtype != HBN_UINT8);
+            is_output.set(num_tensors, argument.is_output);
             tensors[num_tensors++] = &t;
         }
     }
@@ -175,11 +224,28 @@ hbn_status Block::call(Kernel kernel) {
         return HBN_OK;
     }
     KernelView view;
+    std::optional<Staged> staged;
+    hbn_tensor copies[kMostTensors];
     if (on_tensors) {
+        const Layouts available = layouts_of(kernel, dtype);
+        if (staging_ && staging_->scratch_bytes() > 0 &&
+            !suit_kernels(tensors, num_tensors, available)) {
+            staged.emplace(*staging_, Workspace::staging());
+            for (const bool outputs : {false, true}) {
+                for (int i = 0; i < num_tensors; i++) {
+                    if (is_output[i] == outputs) {
+                        HBN_TRY(staged->add(*tensors[i], outputs, &copies[i]));
+                        tensors[i] = &copies[i];
+                    }
+                }
+            }
+        }
         const int64_t *sizes = tensors[0]->sizes;
         elements = sizes[0] * sizes[1] * sizes[2] * sizes[3];
         choose_view(tensors, num_tensors, streamable, row(kernel).kind == KernelKind::sums,
-                    layouts_of(kernel, dtype), &view);
+                    available, &view);
+        record_staging((staged && staged->any()) || (staged_ && staged_->any()) ||
+                       is_staged_in_outputs_);
     }
     ArgumentList list;
     int tensor = 0;
@@ -188,7 +254,8 @@ hbn_status Block::call(Kernel kernel) {
         switch (argument.role) {
         case Role::tensor:
         case Role::mask:
-            list.add_tensor(values_.tensor(a), view, tensor++, argument.is_output);
+            list.add_tensor(*tensors[tensor], view, tensor, argument.is_output);
+            tensor++;
             break;
         case Role::parameter:
         case Role::statistic:
@@ -201,10 +268,14 @@ hbn_status Block::call(Kernel kernel) {
             list.add_view_number(a, view);
         }
     }
-    return list.run(kernel, dtype, on_tensors ? view.layout : Layout(0), elements, view.stream);
+    HBN_TRY(list.run(kernel, dtype, on_tensors ? view.layout : Layout(0), elements, view.stream));
+    return staged ? staged->store_outputs() : HBN_OK;
 }
 
 hbn_status Block::store_outputs() {
+    if (staged_) {
+        HBN_TRY(staged_->store_outputs());
+    }
     for (int i = 0; i < num_conversions_ && !rehearses(); i++) {
         HBN_TRY(convert(conversions_[i].from, conversions_[i].to));
     }
@@ -226,9 +297,11 @@ void store(const hbn_vector &v, int64_t c, double value) {
 
 namespace {
 
-hbn_status solve_block(const Problem &problem, int64_t begin, int64_t size, Block::Mode mode) {
-    HBN_TRY(Workspace::begin(kWorkspaceVectors, size));
-    Block block(problem, begin, size, mode);
+hbn_status solve_block(const Problem &problem, const Staging &staging, int64_t begin, int64_t size,
+                       Block::Mode mode) {
+    HBN_TRY(Workspace::begin(kWorkspaceVectors, size, staging.scratch_bytes()));
+    Block block(problem, staging, begin, size, mode);
+    HBN_TRY(block.stage());
     HBN_TRY(solve(block));
     return block.store_outputs();
 }
@@ -241,14 +314,16 @@ hbn_status run(Operation operation, std::initializer_list<Given> given) {
     if (problem.is_solved) {
         return HBN_OK;
     }
-    const int64_t per_block = channels_per_block(problem.values, problem.channels);
+    const Staging staging(problem);
+    const int64_t per_block =
+        std::min(staging.channels(), channels_per_block(problem.values, problem.channels));
     // All that can fail does so before anything is written: memory, and kernels that the build left out.
-    HBN_TRY(Workspace::begin(kWorkspaceVectors, per_block));
+    HBN_TRY(Workspace::begin(kWorkspaceVectors, per_block, staging.scratch_bytes()));
     if (!has_every_kernel()) {
-        HBN_TRY(solve_block(problem, 0, per_block, Block::Mode::rehearse));
+        HBN_TRY(solve_block(problem, staging, 0, per_block, Block::Mode::rehearse));
     }
     return for_each_block(problem.channels, per_block, [&](int64_t begin, int64_t size) {
-        return solve_block(problem, begin, size, Block::Mode::run);
+        return solve_block(problem, staging, begin, size, Block::Mode::run);
     });
 }
 

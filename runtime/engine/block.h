@@ -6,6 +6,7 @@
 #include "kernels.h"
 #include "pieces.h"
 #include "problem.h"
+#include "staging.h"
 
 #include <optional>
 
@@ -16,7 +17,8 @@ public:
     // What to do with calls of kernels: a rehearsal only finds out whether all of them can be made.
     enum class Mode { run, rehearse };
 
-    Block(const Problem &problem, int64_t first_channel, int64_t channels, Mode mode);
+    Block(const Problem &problem, const Staging &staging, int64_t first_channel, int64_t channels,
+          Mode mode);
     // The same block, for calls on other values.
     Block(const Block &other, const Values &values);
 
@@ -90,10 +92,13 @@ public:
     // Values of a channel in the tensors as they are now: a piece's within for_each_piece().
     double count() const;
 
-    // Brings outputs whose dtype kernels don't write to the caller's vectors; once, last.
+    // Copies what is to be staged, where the block is one piece; otherwise call() does so for each piece. Once, first.
+    hbn_status stage();
+    // Brings outputs from copies, and those whose dtype kernels don't write, to where the caller wants them; once, last.
     hbn_status store_outputs();
 
 private:
+    hbn_status stage_in_outputs();
     // Which of the kernel's variants serves.
     hbn_dtype dtype_for(Kernel kernel) const;
     hbn_status prepare_input(Arg a, hbn_dtype dtype);
@@ -104,6 +109,9 @@ private:
     int64_t channels_;
     Values values_;
     std::optional<Pieces> pieces_;  // none without tensors
+    const Staging *staging_;        // of each call; null for none
+    std::optional<Staged> staged_;  // the whole block's
+    bool is_staged_in_outputs_ = false;
     struct Conversion {
         hbn_vector from, to;
     };
@@ -118,6 +126,9 @@ void store(const hbn_vector &v, int64_t c, double value);
 
 // How an operation comes about from kernels (recipes.cpp).
 hbn_status solve(Block &block);
+
+// Whether an activation's operation is one kernel's, on a block of one piece.
+bool has_fused_kernel(const Problem &problem);
 
 }  // namespace hbn::internal
 

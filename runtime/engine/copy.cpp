@@ -166,8 +166,29 @@ private:
         if (squares_) {
             return transpose(from, to);
         }
+        if (inner.from == 1 && inner.to == 1) {
+            // Pixels of few channels.
+            switch (inner.size) {
+            case 1:
+                return short_lines<1>(from, to);
+            case 2:
+                return short_lines<2>(from, to);
+            case 3:
+                return short_lines<3>(from, to);
+            case 4:
+                return short_lines<4>(from, to);
+            }
+        }
         for (int64_t j = 0; j < outer.size; j++) {
             line(from + j * outer.from, to + j * outer.to, inner.size, inner.from, inner.to);
+        }
+    }
+
+    template<int size, typename T>
+    void short_lines(const T *__restrict from, T *__restrict to) const {
+        const Dimension outer = dimensions_[1];
+        for (int64_t j = 0; j < outer.size; j++) {
+            std::memcpy(to + j * outer.to, from + j * outer.from, size * sizeof(T));
         }
     }
 

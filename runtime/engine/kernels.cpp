@@ -235,6 +235,16 @@ std::bitset<kLayouts> layouts_of(Kernel kernel, hbn_dtype dtype) {
     return variants_of(kernel, dtype)->layouts;
 }
 
+std::bitset<kLayouts> layouts_of(hbn_dtype dtype) {
+    std::bitset<kLayouts> all;
+    for (int kernel = 0; kernel < kKernels; kernel++) {
+        if (row(Kernel(kernel)).kind != KernelKind::vectors) {
+            all |= layouts_of(Kernel(kernel), dtype);
+        }
+    }
+    return all;
+}
+
 hbn_status signature_of(Kernel kernel, hbn_dtype dtype, const Signature **signature) {
     Variants *variants = variants_of(kernel, dtype);
     if (!variants || variants->layouts.none()) {

@@ -111,8 +111,6 @@ constexpr int64_t kFewestFoldedRows = 32;
 // Below so many channels they don't share out evenly among threads, unless the tensor is small anyway.
 constexpr int64_t kFewChannels = 16;
 constexpr int64_t kFewElements = 65536;
-// Tensors of more bytes than this, together, outgrow most caches.
-constexpr int64_t kCachedBytes = 24 << 20;
 
 constexpr int64_t kLine = 64;
 
@@ -320,11 +318,35 @@ void choose_view(const hbn_tensor *const *tensors, int count, std::bitset<kMostT
     if (reduces) {
         view->cut = view->in_columns() ? cut_rows(*view) : cut_planes(*view);
     }
-    last = {view->layout, view->stream};
+    last = {view->layout, view->stream, false};
+}
+
+bool suit_kernels(const hbn_tensor *const *tensors, int count, Layouts available) {
+    const Geometry g(tensors, count);
+    const bool dense_channels = g.channels.size > 1 && g.unit_stride(g.channels);
+    if (dense_channels && g.num_reduced <= 1 && available[size_t(Layout::rows)]) {
+        return g.num_reduced == 0 || g.channels.size * g.element_bytes >= kWideRow ||
+               g.continues(g.reduced[0], g.channels);
+    }
+    if (dense_channels && available[size_t(Layout::nhwc)]) {
+        return true;
+    }
+    if (!available[size_t(Layout::nchw)]) {
+        return true;  // copies would be served no better
+    }
+    if (g.num_reduced == 0 || !g.unit_stride(g.reduced[0])) {
+        return false;
+    }
+    return g.reduced[0].size * g.element_bytes >= kWideRow ||
+           (g.num_reduced <= 2 && g.continues(g.channels, g.reduced[0]));
 }
 
 Choice last_view() {
     return last;
+}
+
+void record_staging(bool staged) {
+    last.staged = staged;
 }
 
 }  // namespace hbn::internal

@@ -45,12 +45,22 @@ struct KernelView {
 void choose_view(const hbn_tensor *const *tensors, int count, std::bitset<kMostTensors> streamable,
                  bool reduces, Layouts available, KernelView *view);
 
+// Bytes of neighbours, in channels or in a plane, that serve kernels as well as dense memory does.
+constexpr int64_t kWideRow = 96;
+// Tensors of more bytes than this, together, outgrow most caches.
+constexpr int64_t kCachedBytes = 24 << 20;
+
+// Whether kernels are about as fast on these tensors, of one shape, as on dense ones.
+bool suit_kernels(const hbn_tensor *const *tensors, int count, Layouts available);
+
 // What this thread chose last, for tests.
 struct Choice {
     Layout layout;
     bool stream;
+    bool staged;  // whether any of the tensors was a copy (staging.h)
 };
 Choice last_view();
+void record_staging(bool staged);
 
 }  // namespace hbn::internal
 

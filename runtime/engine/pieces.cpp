@@ -43,11 +43,14 @@ int64_t channels_per_block(const Values &values, int64_t channels) {
     return std::min(channels, limit / 2 / stride + 1);
 }
 
-Pieces::Pieces(const Values &values) {
+Pieces::Pieces(const Values &values, const std::array<int64_t, 3> *most) {
     const hbn_tensor &shape = any_tensor(values);
     int64_t strides[3];
     for (int d = 0; d < 3; d++) {
         sizes_[d] = shape.sizes[kReduced[d]];
+        if (most) {
+            sizes_[d] = std::min(sizes_[d], (*most)[size_t(d)]);
+        }
         strides[d] = largest_stride(values, kReduced[d]);
     }
     // What is left to reach; a stride at least 1 also bounds the number of elements along each

@@ -9,6 +9,7 @@
 #include "runtime/checks.h"
 
 #include <algorithm>
+#include <array>
 
 namespace hbn::internal {
 
@@ -38,8 +39,9 @@ hbn_status for_each_block(int64_t channels, int64_t per_block, Run run) {
 // The cut of N, H and W of a block of channels.
 class Pieces {
 public:
-    // Of tensors of one shape, of which there is one at least.
-    explicit Pieces(const Values &values);
+    // Of tensors of one shape, of which there is one at least. `most`: a piece's sizes along N, H and W at most; null
+    // for no such limit.
+    explicit Pieces(const Values &values, const std::array<int64_t, 3> *most = nullptr);
 
     bool one() const {
         return one_;

@@ -371,6 +371,15 @@ hbn_status finalize_given_moments(Block &b) {
 
 }  // namespace
 
+bool has_fused_kernel(const Problem &p) {
+    const bool forward = p.operation == Operation::activation_forward;
+    const Kernel base =
+        p.batch_statistics ? (forward ? Kernel::forward_training : Kernel::backward_training)
+                           : (forward ? Kernel::forward_inference : Kernel::backward_inference);
+    const Kernel fused = fused_kernel(base, p, p.values.has(Arg::mask));
+    return fused != Kernel::none && has_kernel(fused, p.tensor_dtype);
+}
+
 hbn_status solve(Block &b) {
     switch (b.problem().operation) {
     case Operation::forward:

@@ -67,6 +67,9 @@ public:
     bool has(Arg a) const {
         return (given_ >> int(a) & 1) != 0;
     }
+    bool has_tensors() const {
+        return has_any((uint64_t(1) << kTensors) - 1);
+    }
     // Whether any of those in `bits` is given, a bit for each.
     bool has_any(uint64_t bits) const {
         return (given_ & bits) != 0;
