@@ -15,12 +15,20 @@ struct Case {
     Layout layout;
     Shape sizes;
     ActivationOracle oracle;
+    // Whether x and the residual are crops of NHWC tensors, and copied for kernels; in pieces of so many bytes, if not 0.
+    bool crops = false;
+    int64_t piece_bytes = 0;
+
+    Shape input_strides() const {
+        return crops ? strides_of({sizes[0], sizes[1], sizes[2] + 2, sizes[3] + 3}, Layout::nhwc)
+                     : strides_of(sizes, layout);
+    }
 };
 
 std::string case_name(const ::testing::TestParamInfo<Case> &info) {
     const Case &p = info.param;
-    return p.oracle.name + "_" + name_of(p.dtype) + "_" + name_of_layout(p.layout) + "_" +
-           shape_name(p.sizes);
+    return p.oracle.name + "_" + name_of(p.dtype) + "_" + name_of_layout(p.layout) +
+           (p.crops ? "_crop_" : "_") + (p.piece_bytes ? "pieces_" : "") + shape_name(p.sizes);
 }
 
 void PrintTo(const Case &p, std::ostream *out) {
@@ -40,6 +48,13 @@ std::vector<Case> cases() {
                 for (const Shape &sizes :
                      {Shape{2, 17, 7, 7}, Shape{2, 3, 35, 45}, Shape{5, 100, 1, 1}}) {
                     all.push_back({dtype, layout, sizes, oracle});
+                }
+            }
+            for (const Shape &sizes : {Shape{3, 40, 9, 9}, Shape{2, 3, 35, 45}}) {
+                for (const int64_t piece_bytes : {0, 8192}) {
+                    all.push_back({dtype, Layout::nhwc, sizes, oracle, true, piece_bytes});
+                    // In NCHW's order, where blocks are of some channels.
+                    all.push_back({dtype, Layout::nchw, sizes, oracle, true, piece_bytes});
                 }
             }
         }
@@ -75,8 +90,8 @@ protected:
     const int64_t channels = p.sizes[1];
     const Real count = Real(p.sizes[0] * p.sizes[2] * p.sizes[3]);
     Normal normal{uint32_t(channels + p.sizes[3])};
-    TestTensor x{p.dtype, p.sizes, p.layout}, dy{p.dtype, p.sizes, p.layout};
-    TestTensor residual{p.dtype, p.sizes, p.layout}, y{p.dtype, p.sizes, p.layout};
+    TestTensor x{p.dtype, p.sizes, p.input_strides()}, dy{p.dtype, p.sizes, p.layout};
+    TestTensor residual{p.dtype, p.sizes, p.input_strides()}, y{p.dtype, p.sizes, p.layout};
     TestTensor dx{p.dtype, p.sizes, p.layout}, dr{p.dtype, p.sizes, p.layout};
     std::vector<uint8_t> mask_bytes = std::vector<uint8_t>(x.bytes().size(), 0xa5);
     TensorView mask{mask_bytes.data(), DType::uint8, p.sizes, x.view().strides};
@@ -91,9 +106,14 @@ protected:
     bool training = true, adds = false;
 
     void SetUp() override {
+        internal::set_max_staged_bytes(p.piece_bytes);
         x.fill([&](int64_t c) { return normal(double(c % 5) - 2, 1 + double(c % 3)); });
         dy.fill([&](int64_t) { return normal(0.25); });
         residual.fill([&](int64_t) { return 2 * normal(); });
+    }
+
+    void TearDown() override {
+        internal::set_max_staged_bytes(0);
     }
 
     bool has_mask() const {
@@ -101,7 +121,10 @@ protected:
     }
 
     hbn_status forward() {
-        const hbn_tensor cx = c_tensor(x), cr = c_tensor(residual), cy = c_tensor(y),
+        return forward(x, y);
+    }
+    hbn_status forward(const TestTensor &from, const TestTensor &to) {
+        const hbn_tensor cx = c_tensor(from), cr = c_tensor(residual), cy = c_tensor(to),
                          cm = c_tensor(mask);
         const hbn_vector w = c_vector(weight), b = c_vector(bias), rm = c_vector(running_mean),
                          rv = c_vector(running_var), m = c_vector(mean), s = c_vector(invstd);
@@ -111,8 +134,11 @@ protected:
     }
 
     hbn_status backward() {
-        const hbn_tensor cdy = c_tensor(dy), cx = c_tensor(x), cr = c_tensor(residual),
-                         cm = c_tensor(mask), cdx = c_tensor(dx), cdr = c_tensor(dr);
+        return backward(dy, dx);
+    }
+    hbn_status backward(const TestTensor &from, const TestTensor &to) {
+        const hbn_tensor cdy = c_tensor(from), cx = c_tensor(x), cr = c_tensor(residual),
+                         cm = c_tensor(mask), cdx = c_tensor(to), cdr = c_tensor(dr);
         const hbn_vector w = c_vector(weight), b = c_vector(bias), rm = c_vector(running_mean),
                          rv = c_vector(running_var), m = c_vector(mean), s = c_vector(invstd),
                          gw = c_vector(grad_weight), gb = c_vector(grad_bias);
@@ -150,6 +176,9 @@ protected:
     }
 
     void expect_forward() {
+        expect_forward(y);
+    }
+    void expect_forward(const TestTensor &y) {
         for (int64_t c = 0; c < channels; c++) {
             const ChannelOracle s = statistics(c);
             x.for_each_in_channel([&](int64_t n, int64_t h, int64_t w) {
@@ -231,9 +260,35 @@ TEST_P(Activations, alone) {
         ASSERT_EQ(backward(), HBN_OK) << hbn_last_error();
         expect_grad_residual();
         expect_gradients_from(dr);
-        if (activation.kind != HBN_RELU) {
+        // Copied tensors are cut differently where there is a residual.
+        if (activation.kind != HBN_RELU && !p.crops) {
             EXPECT_TRUE(alone == dx.bytes() || activation.kind == HBN_IDENTITY);
         }
+    }
+}
+
+TEST_P(Activations, in_place) {
+    for (const bool mode : {true, false}) {
+        training = mode;
+        const TestTensor in_x = x, in_dy = dy;
+        ASSERT_EQ(forward(in_x, in_x), HBN_OK) << hbn_last_error();
+        expect_forward(in_x);
+        ASSERT_EQ(backward(), HBN_OK) << hbn_last_error();
+        ASSERT_EQ(backward(in_dy, in_dy), HBN_OK) << hbn_last_error();
+        if (!p.crops) {
+            EXPECT_TRUE(in_dy.bytes() == dx.bytes());
+        }
+        for (int64_t c = 0; c < channels; c++) {
+            double largest = 0;
+            dy.for_each_in_channel([&](int64_t n, int64_t h, int64_t w) {
+                largest = std::fmax(largest, std::fabs(dx.get(n, c, h, w)));
+            });
+            dy.for_each_in_channel([&](int64_t n, int64_t h, int64_t w) {
+                ASSERT_NEAR(in_dy.get(n, c, h, w), dx.get(n, c, h, w),
+                            4 * unit_roundoff(p.dtype) * largest);
+            });
+        }
+        EXPECT_TRUE(in_dy.only_elements_written());
     }
 }
 

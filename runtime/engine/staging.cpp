@@ -277,9 +277,12 @@ void Staging::choose_pieces(const int64_t *sizes, int64_t most) {
 
 // Whether pieces of one step each along the outermost dimensions need no copies, and are worth calls of kernels.
 bool Staging::single_steps_suit(const Values &values, const int64_t *sizes) {
+    int64_t elements = channels_ * sizes[0] * sizes[2] * sizes[3];
+    if (elements < kFewestInStep) {
+        return false;
+    }
     Values steps = values;
     std::array<int64_t, 3> piece = piece_;
-    int64_t elements = channels_ * sizes[0] * sizes[2] * sizes[3];
     for (int i = 3; i >= 0; i--) {
         const int d = order_[size_t(i)];
         if (d == kChannel) {
