@@ -327,8 +327,7 @@ TEST(ActivationRefuses, with_nothing_written) {
     x.fill([](int64_t c) { return double(c); });
     const auto before = y.bytes();
     for (const Activation &activation :
-         {Activation::clip(2, 1), Activation{hbn_activation_kind(17), 0, 0},
-          Activation{hbn_activation_kind(-1), 0, 0}}) {
+         {Activation::clip(2, 1), Activation{hbn_activation_kind(HBN_HARDSWISH + 1), 0, 0}}) {
         EXPECT_THROW(functional::batch_norm_activation_forward(x, {}, {}, {}, {}, {}, true, 0.1,
                                                                kEps, activation, y.view()),
                      InvalidArgument);
@@ -356,6 +355,39 @@ TEST(ActivationRefuses, with_nothing_written) {
         }
     }
     EXPECT_EQ(y.bytes(), before);
+}
+
+// What belongs to an addition is given exactly where there was one.
+TEST(ActivationRefuses, gradients_of_an_addition_that_was_none) {
+    TestTensor x(DType::float32, {2, 3, 4, 5}), dx(x), dr(x), small(DType::float32, {2, 3, 4, 4});
+    x.fill([](int64_t c) { return double(c); });
+    const TestVector statistics(DType::float64, {1, 2, 3});
+    const Tensor mask_memory = Tensor::like(x, DType::uint8);
+    std::memset(mask_memory.view().data, 1, 120);
+    const std::vector<uint8_t> before[] = {dx.bytes(), dr.bytes()};
+    const std::optional<ConstTensorView> absent, residual(x), mask(mask_memory), other(small);
+    const auto refused = [&](const Activation &activation,
+                             const std::optional<ConstTensorView> &given_residual,
+                             const std::optional<ConstTensorView> &given_mask,
+                             const std::optional<TensorView> &residual_out) {
+        EXPECT_THROW(functional::batch_norm_activation_backward(
+                         x, x, given_residual, given_mask, {}, {}, statistics, statistics, {}, {},
+                         true, kEps, activation, {}, dx.view(), residual_out),
+                     InvalidArgument)
+            << activation.repr();
+    };
+    for (const NamedActivation &function : activations) {
+        refused(function.activation, absent, absent, dr.view());
+        refused(function.activation, other, absent, dr.view());
+        if (function.activation.kind == HBN_RELU) {
+            refused(function.activation, residual, absent, dr.view());
+            refused(function.activation, absent, other, dr.view());
+        } else {
+            refused(function.activation, absent, mask, dr.view());
+        }
+    }
+    EXPECT_EQ(dx.bytes(), before[0]);
+    EXPECT_EQ(dr.bytes(), before[1]);
 }
 
 }  // namespace
