@@ -67,6 +67,7 @@ public:
     // Makes one call on fresh numbers, and keeps its outputs' hashes. False if the library refuses.
     bool prepare(const Operation &operation, Buffers &buffers, int threads) {
         operation_ = &operation;
+        clock_ = threads > 1 ? seconds_now : processor_seconds;
         hashes.clear();
         error.clear();
         fastest = second_fastest_ = std::numeric_limits<double>::infinity();
@@ -97,11 +98,11 @@ public:
     }
 
     double run(int repeats) {
-        const double start = seconds_now();
+        const double start = clock_();
         for (int i = 0; i < repeats; i++) {
             operation_->call(library_, *arguments_);
         }
-        return seconds_now() - start;
+        return clock_() - start;
     }
 
     void warm_up(double seconds) {
@@ -137,6 +138,8 @@ private:
     const Operation *operation_ = nullptr;
     std::optional<Arguments> arguments_;
     double second_fastest_ = 0;
+    // With one thread, the processor time of all threads: other programs that interrupt a call don't count.
+    double (*clock_)() = seconds_now;
 };
 
 // Waits until the other library's threads, which spin after a loop, sleep.
