@@ -1,5 +1,6 @@
 // hbn_batch_norm_backward, with what may be fused into it, and its halves,
 // hbn_batch_norm_backward_reduce and hbn_batch_norm_backward_elemt.
+#include "context.h"
 #include "dispatch.h"
 #include "gradient_sums.h"
 #include "vectors.h"
@@ -227,7 +228,8 @@ hbn_status backward(Activation activation, const hbn_tensor *grad_output, const 
     HBN_TRY(block_of(0, per_block).require_kernels(training != 0));
     HBN_TRY(require_conversions({running_mean, running_var, weight, bias, grad_weight, grad_bias},
                                 statistic_dtype(x->dtype)));
-    HBN_TRY(Workspace::begin(kWorkspaceVectors, per_block));
+    Call memory;
+    HBN_TRY(memory.begin(kWorkspaceVectors, per_block, x));
     return for_each_block(channels, per_block, [&](int64_t begin, int64_t size) {
         HBN_TRY(Workspace::begin(kWorkspaceVectors, size));
         const Backward block = block_of(begin, size);
@@ -303,7 +305,8 @@ extern "C" hbn_status hbn_batch_norm_backward_reduce(const hbn_tensor *grad_outp
     HBN_TRY(require_conversions({grad_weight, grad_bias}, dtype));
     const int64_t per_block =
         channels_per_block({*grad_output, *x}, {mean, invstd, grad_weight, grad_bias});
-    HBN_TRY(Workspace::begin(kWorkspaceVectors, per_block));
+    Call memory;
+    HBN_TRY(memory.begin(kWorkspaceVectors, per_block, x));
     return for_each_block(channels, per_block, [&](int64_t begin, int64_t size) {
         HBN_TRY(Workspace::begin(kWorkspaceVectors, size));
         Backward block{};
@@ -349,7 +352,8 @@ extern "C" hbn_status hbn_batch_norm_backward_elemt(const hbn_tensor *grad_outpu
     HBN_TRY(require_conversions({weight}, dtype));
     const int64_t per_block =
         channels_per_block({*grad_output, *x, *grad_input}, {mean, invstd, weight});
-    HBN_TRY(Workspace::begin(kWorkspaceVectors, per_block));
+    Call memory;
+    HBN_TRY(memory.begin(kWorkspaceVectors, per_block, x));
     return for_each_block(channels, per_block, [&](int64_t begin, int64_t size) {
         HBN_TRY(Workspace::begin(kWorkspaceVectors, size));
         Backward block{};

@@ -1,5 +1,6 @@
 // hbn_batch_norm_jvp and hbn_batch_norm_double_backward: sums of pairs of tensors, by the kernel that backward has for
 // them, and a map.
+#include "context.h"
 #include "dispatch.h"
 #include "gradient_sums.h"
 #include "vectors.h"
@@ -128,7 +129,8 @@ extern "C" hbn_status hbn_batch_norm_jvp(const hbn_tensor *x_tangent, const hbn_
     const int64_t per_block = channels_per_block(
         {*x_tangent, *x, *y_tangent},
         {weight, weight_tangent, bias_tangent, mean, invstd, running_mean, running_var});
-    HBN_TRY(Workspace::begin(kWorkspaceVectors, per_block));
+    Call memory;
+    HBN_TRY(memory.begin(kWorkspaceVectors, per_block, x));
     return for_each_block(channels, per_block, [&](int64_t begin, int64_t size) {
         HBN_TRY(Workspace::begin(kWorkspaceVectors, size));
         const auto part = [&](const hbn_vector *v) { return slice(v, begin, size); };
@@ -258,7 +260,8 @@ extern "C" hbn_status hbn_batch_norm_double_backward(
         {*grad_grad_input, *grad_output, *x, or_x(grad_grad_output), or_x(grad_input)},
         {weight, grad_grad_weight, grad_grad_bias, mean, invstd, running_mean, running_var,
          grad_weight});
-    HBN_TRY(Workspace::begin(kWorkspaceVectors, per_block));
+    Call memory;
+    HBN_TRY(memory.begin(kWorkspaceVectors, per_block, x));
     return for_each_block(channels, per_block, [&](int64_t begin, int64_t size) {
         HBN_TRY(Workspace::begin(kWorkspaceVectors, size));
         const auto part = [&](const hbn_vector *v) { return slice(v, begin, size); };

@@ -1,9 +1,9 @@
 #include "dispatch.h"
 
 #include "checks.h"
-#include "device.h"
+#include "halide/device.h"
+#include "halide/threads.h"
 #include "layout.h"
-#include "threads.h"
 
 #include <HalideRuntime.h>
 
@@ -128,9 +128,6 @@ halide_type_t halide_type(hbn_dtype dtype) {
     }
 }
 
-// Below this many elements starting threads costs more than it gains.
-constexpr int64_t kSerialElements = 32768;
-
 // The text of halide_error() during this thread's current call.
 thread_local char halide_message[256] = "";
 
@@ -244,6 +241,7 @@ hbn_status run(Kernel kernel, const char *name, int64_t elements, bool streams,
     const KernelScope scope(elements < kSerialElements, streams);
     halide_message[0] = '\0';
     const int code = list.run(kernel);
+    HBN_TRY(check_loops());
     // Kernels have no assertions: what a device's runtime complained of shows in the message alone.
     if (code == 0 && !halide_message[0]) {
         return HBN_OK;

@@ -19,6 +19,7 @@ inline void throw_on_error(hbn_status status) {
         throw std::bad_alloc();
     case HBN_UNSUPPORTED:
     case HBN_DEVICE_ERROR:
+    case HBN_EXECUTOR_ERROR:
         break;
     }
     throw std::runtime_error(hbn_last_error());

@@ -1,4 +1,5 @@
 // hbn_batch_norm_forward, with what may be fused into it, and hbn_batch_norm_normalize.
+#include "context.h"
 #include "dispatch.h"
 #include "moments.h"
 #include "vectors.h"
@@ -197,7 +198,8 @@ hbn_status forward(Activation activation, const hbn_tensor *x, const hbn_tensor 
     HBN_TRY(block_of(0, per_block).require_kernels(batch_statistics));
     HBN_TRY(
         require_conversions({running_mean, running_var, weight, bias}, statistic_dtype(x->dtype)));
-    HBN_TRY(Workspace::begin(kWorkspaceVectors, per_block));
+    Call memory;
+    HBN_TRY(memory.begin(kWorkspaceVectors, per_block, x));
     return for_each_block(channels, per_block, [&](int64_t begin, int64_t size) {
         HBN_TRY(Workspace::begin(kWorkspaceVectors, size));
         const Forward block = block_of(begin, size);
@@ -258,7 +260,8 @@ extern "C" hbn_status hbn_batch_norm_normalize(const hbn_tensor *x, const hbn_mo
     HBN_TRY(require(Operation::normalize, *x));
     HBN_TRY(require_conversions({weight, bias}, dtype));
     const int64_t per_block = channels_per_block({*x, *y}, {weight, bias});
-    HBN_TRY(Workspace::begin(kWorkspaceVectors, per_block));
+    Call memory;
+    HBN_TRY(memory.begin(kWorkspaceVectors, per_block, x));
     return for_each_block(channels, per_block, [&](int64_t begin, int64_t size) {
         HBN_TRY(Workspace::begin(kWorkspaceVectors, size));
         const hbn_tensor x_block = slice(*x, 1, begin, size), y_block = slice(*y, 1, begin, size);

@@ -1,6 +1,7 @@
 // Statistics by themselves: taking, merging and finalizing moments.
 #include "moments.h"
 
+#include "context.h"
 #include "dispatch.h"
 #include "vectors.h"
 #include "workspace.h"
@@ -90,7 +91,8 @@ extern "C" hbn_status hbn_batch_norm_stats(const hbn_tensor *x, hbn_moments *mom
     }
     const int64_t per_block = channels_per_block({*x}, {});
     HBN_TRY(require_moments(*x));
-    HBN_TRY(Workspace::begin(kWorkspaceVectors, per_block));
+    Call memory;
+    HBN_TRY(memory.begin(kWorkspaceVectors, per_block, x));
     HBN_TRY(for_each_block(channels, per_block, [&](int64_t begin, int64_t size) {
         HBN_TRY(Workspace::begin(kWorkspaceVectors, size));
         const hbn_tensor block = slice(*x, 1, begin, size);
@@ -117,6 +119,8 @@ extern "C" hbn_status hbn_merge_moments(hbn_moments *into, const hbn_moments *ot
     if (other->count == 0) {
         return HBN_OK;
     }
+    Call memory;
+    HBN_TRY(memory.begin(0, channels_per_block(channels), nullptr));
     if (into->count == 0) {
         into->count = other->count;
         std::copy_n(other->mean, channels, into->mean);
@@ -177,7 +181,8 @@ extern "C" hbn_status hbn_finalize_moments(const hbn_moments *moments, double mo
         per_block =
             v ? std::min(per_block, per_block / std::max<int64_t>(v->stride, 1) + 1) : per_block;
     }
-    HBN_TRY(Workspace::begin(kWorkspaceVectors, per_block));
+    Call memory;
+    HBN_TRY(memory.begin(kWorkspaceVectors, per_block, nullptr));
     return for_each_block(channels, per_block, [&](int64_t begin, int64_t size) {
         HBN_TRY(Workspace::begin(kWorkspaceVectors, size));
         return finalize(slice(moments->mean, begin, size), slice(moments->m2, begin, size),
