@@ -19,8 +19,8 @@ constexpr int64_t kColumns = 1024;
 constexpr int64_t kSums = 3 * 8;
 // Coefficients, of a channel, spread to columns, and, of bfloat16, those again in pairs.
 constexpr int64_t kCoefficients = 8 * 8, kSpread = 8 * 8, kPaired = 8 * 2 * 4;
-// Pairs are rounded up to whole vectors in each block of channels.
-constexpr int64_t kPairedPadding = 16 * kPaired;
+// In each block of channels pairs are rounded up to whole vectors, of 16 at most, and there is one more.
+constexpr int64_t kPairedPadding = 32 * kPaired;
 // Sums of columns, of channels and of samples, for each column of a task.
 constexpr int64_t kTaskSums = 12 * 8;
 // Kernels reach no further; larger tensors are cut.

@@ -51,7 +51,7 @@ public:
     // Empties it and gives it room for so many bytes.
     bool book(const Allocator &allocator, size_t bytes) noexcept {
         booked_ = bytes;
-        used_ = 0;
+        used_ = peak_ = 0;
         depth_ = 0;
         top_ = nullptr;
         return memory_.grow(allocator, bytes);
@@ -66,7 +66,10 @@ public:
     size_t capacity() const {
         return memory_.capacity();
     }
-    // The most that was ever in use, of what was booked then; for tests.
+    size_t booked() const {
+        return booked_;
+    }
+    // The most that was in use since it was booked; for tests.
     size_t peak() const {
         return peak_;
     }
