@@ -77,7 +77,8 @@ constexpr char num_threads_variable[] =
 constexpr char no_ordinal_or_stream[] = "hbn does not support device ordinals and streams yet";
 constexpr char no_memory_for_context[] = "out of memory: no room for a context";
 constexpr char executor_threw[] = "parallel_for threw an exception: %s";
-constexpr char executor_tasks[] = "parallel_for ran %llu tasks, or some twice, instead of each of %d";
+constexpr char executor_tasks[] =
+    "parallel_for ran %llu tasks, or some twice, instead of each of %d";
 }  // namespace text
 
 // Keeps the formatted text for hbn_last_error() and returns status.

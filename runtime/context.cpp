@@ -236,7 +236,8 @@ bool CallMemory::book_tasks(int count, int64_t bytes) {
     // An executor runs as many tasks at once as there are arenas: neither more nor fewer than `count`.
     if (count > most_tasks || (executor.parallel_for && count != most_tasks)) {
         release_tasks();
-        void *place = allocator.take(size_t(count) * sizeof(ScratchArena), GrowingBlock::kAlignment);
+        void *place =
+            allocator.take(size_t(count) * sizeof(ScratchArena), GrowingBlock::kAlignment);
         if (!place) {
             return false;
         }

@@ -27,8 +27,9 @@ struct Executor {
 }  // namespace hbn::internal
 
 struct hbn_context {
-    std::atomic<int> num_threads{0};       // 0: as many as the environment says, or processors
-    std::atomic<int> instruction_set{-1};  // its index in hbn_instruction_sets(); -1: as the environment says, or best
+    std::atomic<int> num_threads{0};  // 0: as many as the environment says, or processors
+    std::atomic<int> instruction_set{
+        -1};  // its index in hbn_instruction_sets(); -1: as the environment says, or best
     hbn::internal::Executor executor;
     hbn::internal::Allocator allocator;
 
@@ -67,7 +68,7 @@ struct CallMemory {
     ScratchArena caller;
     // Of the pool's threads, one each; or of an executor's tasks, of which as many run at once.
     ScratchArena *tasks = nullptr;
-    int num_tasks = 0;  // 0 in a call that runs on its thread alone
+    int num_tasks = 0;   // 0 in a call that runs on its thread alone
     int most_tasks = 0;  // that there are arenas for
     ExecutorLoop *executor_loop = nullptr;
     // Those that an executor may still have tasks of, kept until the context goes.
@@ -95,7 +96,7 @@ struct ThreadState {
     bool serial;            // whether parallel loops are to run on this thread alone
     bool streams;           // whether kernels use streaming stores
     uint64_t last_context;  // whose memory this thread used last,
-    CallMemory *last;       // and which: warm in this processor's cache, and alive while that context is
+    CallMemory *last;  // and which: warm in this processor's cache, and alive while that context is
 };
 inline thread_local ThreadState thread_state{};
 

@@ -40,8 +40,10 @@ ScratchBytes scratch_bytes(int64_t channels, int64_t per_channel, hbn_dtype dtyp
     if (per_channel == 0) {
         return {overhead + channels * kSums, overhead};
     }
-    const int64_t elements =
-        per_channel < kMostElements / channels ? channels * per_channel : kMostElements;
+    int64_t elements;
+    if (__builtin_mul_overflow(channels, per_channel, &elements) || elements > kMostElements) {
+        elements = kMostElements;
+    }
     const bool narrow = dtype == HBN_BFLOAT16 || dtype == HBN_FLOAT16;
     const bool paired = dtype == HBN_BFLOAT16;
     const int64_t by_column = kSpread + (paired ? kPaired : 0);

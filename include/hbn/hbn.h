@@ -27,7 +27,7 @@ typedef enum hbn_status {
     HBN_OUT_OF_MEMORY = 2,    /**< no room for what the call needs beside its arguments */
     HBN_UNSUPPORTED = 3,      /**< this library was built without the kernel or device */
     HBN_DEVICE_ERROR = 4,     /**< the device's runtime failed, maybe after writing */
-    HBN_EXECUTOR_ERROR = 5    /**< parallel_for threw, or did not run each task once: after writing */
+    HBN_EXECUTOR_ERROR = 5 /**< parallel_for threw, or did not run each task once: after writing */
 } hbn_status;
 
 /** The type of each element. */
@@ -331,19 +331,21 @@ typedef void (*hbn_deallocate)(void *context, void *data, size_t size, size_t al
 /** What hbn_context_create() makes a context of. Initialize it with {0}: zero is each member's default. Later
  *  versions append members, whose zero means what this version does. */
 typedef struct hbn_context_options {
-    int num_threads;               /**< how many run a call's tasks; 0: HBN_NUM_THREADS (environment), else
+    int num_threads; /**< how many run a call's tasks; 0: HBN_NUM_THREADS (environment), else
                                         one per processor */
-    hbn_parallel_for parallel_for; /**< the caller's thread pool, of which num_threads may run tasks at once
+    hbn_parallel_for
+        parallel_for; /**< the caller's thread pool, of which num_threads may run tasks at once
                                         (more wait); NULL: threads of the context's own */
-    void *parallel_for_context;    /**< passed on to each call of parallel_for */
-    hbn_allocate allocate;         /**< where scratch memory comes from; NULL: malloc */
-    hbn_deallocate deallocate;     /**< where it goes; NULL with allocate, only */
-    void *allocator_context;       /**< passed on to allocate and deallocate */
-    const char *instruction_set;   /**< one of hbn_instruction_sets(); NULL: the best this processor has, or the
+    void *parallel_for_context; /**< passed on to each call of parallel_for */
+    hbn_allocate allocate;      /**< where scratch memory comes from; NULL: malloc */
+    hbn_deallocate deallocate;  /**< where it goes; NULL with allocate, only */
+    void *allocator_context;    /**< passed on to allocate and deallocate */
+    const char *
+        instruction_set; /**< one of hbn_instruction_sets(); NULL: the best this processor has, or the
                                         one that HBN_INSTRUCTION_SET (environment) names */
-    hbn_device device;             /**< where kernels run; HBN_UNSUPPORTED for any but HBN_CPU yet */
-    int device_ordinal;            /**< which device of that kind; 0 */
-    void *stream;                  /**< the device's queue that work is put in; NULL */
+    hbn_device device;   /**< where kernels run; HBN_UNSUPPORTED for any but HBN_CPU yet */
+    int device_ordinal; /**< which device of that kind; 0 */
+    void *stream;       /**< the device's queue that work is put in; NULL */
 } hbn_context_options;
 
 /** What is not data: threads, memory, instruction set, device. Several contexts work at once, each with threads and

@@ -27,10 +27,10 @@ std::atomic<int64_t> overflows{0};
 
 // Lies in the kAlignment bytes before a block's data.
 struct ScratchArena::Header {
-    ScratchArena *arena;       // null: the block is memory of its own
-    Header *below;             // in the arena
-    size_t used_below;         // of the arena, without this block
-    bool freed;                // but blocks above it are not
+    ScratchArena *arena;         // null: the block is memory of its own
+    Header *below;               // in the arena
+    size_t used_below;           // of the arena, without this block
+    bool freed;                  // but blocks above it are not
     const Allocator *allocator;  // null: the C library; where arena is null
     void *memory;
     size_t bytes;
@@ -88,9 +88,8 @@ void *ScratchArena::take(size_t bytes) {
     const uintptr_t begin = reinterpret_cast<uintptr_t>(memory_.data());
     const uintptr_t earliest = begin + used_ + kAlignment;
     const uintptr_t place = kFirstPlace * (1 + depth_ % kPlaces);
-    const uintptr_t data =
-        (earliest + kAlignment - 1) / kAlignment * kAlignment +
-        (place - (earliest + kAlignment - 1) / kAlignment * kAlignment) % kPage;
+    const uintptr_t data = (earliest + kAlignment - 1) / kAlignment * kAlignment +
+                           (place - (earliest + kAlignment - 1) / kAlignment * kAlignment) % kPage;
     const size_t used = data - begin + (bytes + kAlignment - 1) / kAlignment * kAlignment;
     if (bytes > booked_ || used > booked_) {
         return nullptr;

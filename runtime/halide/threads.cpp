@@ -79,7 +79,9 @@ struct Loop {
 class TaskScope {
 public:
     TaskScope(CallMemory *call, ScratchArena *arena, bool streams)
-        : call_before_(thread_state.call), arena_before_(thread_state.arena), kernel_(true, streams) {
+        : call_before_(thread_state.call),
+          arena_before_(thread_state.arena),
+          kernel_(true, streams) {
         thread_state.call = call;
         thread_state.arena = arena;
     }
@@ -185,10 +187,11 @@ private:
     // Not where another caller is about it; nor does a loop need all of its workers.
     void resize(int workers) {
         std::unique_lock<std::mutex> lock(resizing_, std::try_to_lock);
-        if (!lock.owns_lock() || finished_ || int(workers_.size()) == workers) {
+        if (!lock.owns_lock() || finished_ || workers == asked_for_) {
             return;
         }
         stop_workers();
+        asked_for_ = workers;
         {
             std::lock_guard<std::mutex> loops(mutex_);
             stopping_ = false;
@@ -263,8 +266,9 @@ private:
         }
     }
 
-    std::mutex resizing_;  // guards workers_ and finished_
+    std::mutex resizing_;  // guards workers_, asked_for_ and finished_
     std::vector<std::thread> workers_;
+    int asked_for_ = 0;  // of which workers_ has fewer, where the system had no more to give
     bool finished_ = false;
     std::atomic<int> processor_{-1};  // of the thread that published the last loop
 
@@ -310,10 +314,11 @@ public:
         loop_ = nullptr;  // no task starts from here on
         changed_.wait(lock, [&] { return inside_ == 0; });
         const uint64_t n = uint64_t(loop.size);
-        const bool complete = !stray_ && count_ == n && sum_ == n * (n - 1) / 2 &&
-                              squares_ == sum_of_squares(n);
+        const bool complete =
+            !stray_ && count_ == n && sum_ == n * (n - 1) / 2 && squares_ == sum_of_squares(n);
         if (thrown) {
-            std::snprintf(call.failure_text, sizeof(call.failure_text), text::executor_threw, thrown);
+            std::snprintf(call.failure_text, sizeof(call.failure_text), text::executor_threw,
+                          thrown);
         } else if (!complete) {
             std::snprintf(call.failure_text, sizeof(call.failure_text), text::executor_tasks,
                           (unsigned long long)count_, loop.size);
@@ -395,9 +400,8 @@ int tasks_per_claim(int tasks, int threads) {
 }
 
 // The memory of an executor's loop: the object, then its stack of arenas.
-constexpr size_t kLoopBytes =
-    (sizeof(ExecutorLoop) + alignof(std::max_align_t) - 1) / alignof(std::max_align_t) *
-    alignof(std::max_align_t);
+constexpr size_t kLoopBytes = (sizeof(ExecutorLoop) + alignof(std::max_align_t) - 1) /
+                              alignof(std::max_align_t) * alignof(std::max_align_t);
 
 size_t executor_loop_bytes(int count) {
     return kLoopBytes + size_t(count) * sizeof(ScratchArena *);

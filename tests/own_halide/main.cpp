@@ -40,12 +40,12 @@ int halide_do_par_for(void *context, halide_task_t task, int min, int size, uint
 
 static int failures = 0;
 
-#define CHECK(condition)                                                        \
-    do {                                                                        \
-        if (!(condition)) {                                                     \
+#define CHECK(condition)                                                          \
+    do {                                                                          \
+        if (!(condition)) {                                                       \
             std::fprintf(stderr, "line %d: %s is false\n", __LINE__, #condition); \
-            failures++;                                                         \
-        }                                                                       \
+            failures++;                                                           \
+        }                                                                         \
     } while (0)
 
 static void run_own() {
