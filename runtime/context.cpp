@@ -116,19 +116,27 @@ CallMemory *take_memory(hbn_context &context) {
 // ---- the environment
 
 struct Environment {
-    const char *num_threads_text = std::getenv("HBN_NUM_THREADS");
-    int num_threads = 0;  // 0: one per processor
+    char num_threads_text[32] = "";  // cut off, where it is longer than any number of threads
+    int num_threads = 0;             // 0: one per processor
     bool sound = true;
-    int processors = count_processors();
+    const int processors = count_processors();
 
     Environment() {
-        if (num_threads_text && *num_threads_text) {
+        if (const char *value = std::getenv("HBN_NUM_THREADS")) {
+            std::strncpy(num_threads_text, value, sizeof(num_threads_text) - 1);
+        }
+        if (*num_threads_text) {
             char *end = nullptr;
             errno = 0;
             const long asked = std::strtol(num_threads_text, &end, 10);
             sound = end != num_threads_text && !*end && asked >= 0 && errno == 0;
             num_threads = !sound ? 0 : asked < kMostThreads ? int(asked) : kMostThreads;
         }
+    }
+
+    // For contexts that don't say how many; -1 where the variable makes no sense.
+    int threads() const {
+        return !sound ? -1 : num_threads > 0 ? num_threads : processors;
     }
 
 private:
@@ -150,6 +158,12 @@ const Environment &environment() {
     return now;
 }
 
+hbn_status check_environment() {
+    const Environment &now = environment();
+    return now.sound ? HBN_OK
+                     : fail(HBN_INVALID_ARGUMENT, text::num_threads_variable, now.num_threads_text);
+}
+
 }  // namespace
 
 hbn_context &default_context() {
@@ -157,6 +171,8 @@ hbn_context &default_context() {
     // Never destroyed.
     static hbn_context *const context = [] {
         auto *made = new (place) hbn_context(next_id());
+        made->num_threads = environment().threads();
+        made->instruction_set = default_instruction_set();
         add(made);
         std::atexit(finish_pools);
 #ifdef HBN_HAS_FORK
@@ -168,30 +184,12 @@ hbn_context &default_context() {
     return *context;
 }
 
-hbn_status default_num_threads(int *threads) {
-    const Environment &now = environment();
-    *threads = now.num_threads > 0 ? now.num_threads : now.processors;
-    return now.sound ? HBN_OK
-                     : fail(HBN_INVALID_ARGUMENT, text::num_threads_variable, now.num_threads_text);
-}
-
-int num_threads_of(const hbn_context &context) {
-    const int chosen = context.num_threads;
-    const Environment &now = environment();
-    return chosen > 0 ? chosen : now.num_threads > 0 ? now.num_threads : now.processors;
-}
-
 hbn_status check_context() {
     const hbn_context &context = current_context();
-    if (context.num_threads == 0 && !environment().sound) {
-        int ignored;
-        return default_num_threads(&ignored);
+    if (context.num_threads > 0 && context.instruction_set >= 0) {
+        return HBN_OK;
     }
-    if (context.instruction_set < 0) {
-        int ignored;
-        return default_instruction_set(&ignored);
-    }
-    return HBN_OK;
+    return context.num_threads > 0 ? check_default_instruction_set() : check_environment();
 }
 
 hbn_status check_loops() {
@@ -290,7 +288,7 @@ hbn_status Call::begin(int vectors, int64_t channels, const hbn_tensor *x) {
     const bool parallel = x && !mine.serial && per_channel * x->sizes[1] >= kSerialElements;
     CallMemory *memory = take_memory(context);
     if (memory) {
-        memory->threads = num_threads_of(context);
+        memory->threads = context.num_threads;
         memory->executor = context.executor;
         memory->instruction_set = context.instruction_set;
         memory->failure = HBN_OK;
@@ -342,12 +340,14 @@ hbn_status hbn_context_create(const hbn_context_options *options, hbn_context **
     if (o.device_ordinal != 0 || o.stream) {
         return fail(HBN_UNSUPPORTED, text::no_ordinal_or_stream);
     }
-    int threads = o.num_threads < kMostThreads ? o.num_threads : kMostThreads, instruction_set;
+    int threads = o.num_threads < kMostThreads ? o.num_threads : kMostThreads;
     if (threads == 0) {
-        HBN_TRY(default_num_threads(&threads));
+        HBN_TRY(check_environment());
+        threads = environment().threads();
     }
+    int instruction_set = default_instruction_set();
     HBN_TRY(o.instruction_set ? find_instruction_set(o.instruction_set, "", &instruction_set)
-                              : default_instruction_set(&instruction_set));
+                              : check_default_instruction_set());
     default_context();  // which sees to exits and forks
     const Allocator allocator{o.allocate, o.deallocate, o.allocator_context};
     void *place = allocator.take(sizeof(hbn_context), GrowingBlock::kAlignment);
@@ -410,12 +410,17 @@ hbn_status hbn_set_num_threads(int num_threads) {
     if (num_threads < 0) {
         return fail(HBN_INVALID_ARGUMENT, text::num_threads, num_threads);
     }
+    if (num_threads == 0) {
+        HBN_TRY(check_environment());
+        num_threads = environment().threads();
+    }
     default_context().num_threads = num_threads < kMostThreads ? num_threads : kMostThreads;
     return HBN_OK;
 }
 
 int hbn_get_num_threads(void) {
-    return num_threads_of(default_context());
+    const int threads = default_context().num_threads;
+    return threads > 0 ? threads : environment().processors;
 }
 
 void hbn_set_parallel_for(hbn_parallel_for parallel_for, void *context) {

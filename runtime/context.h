@@ -27,9 +27,9 @@ struct Executor {
 }  // namespace hbn::internal
 
 struct hbn_context {
-    std::atomic<int> num_threads{0};  // 0: as many as the environment says, or processors
-    std::atomic<int> instruction_set{
-        -1};  // its index in hbn_instruction_sets(); -1: as the environment says, or best
+    // -1, of the default context, where the environment says something that makes no sense.
+    std::atomic<int> num_threads{-1};
+    std::atomic<int> instruction_set{-1};  // its index in hbn_instruction_sets()
     hbn::internal::Executor executor;
     hbn::internal::Allocator allocator;
 
@@ -135,14 +135,10 @@ hbn_status check_loops();
 
 hbn_context &default_context();
 
-// Threads for the default context, and others that don't say how many.
-// @return HBN_INVALID_ARGUMENT where HBN_NUM_THREADS is no number
-hbn_status default_num_threads(int *threads);
-int num_threads_of(const hbn_context &context);
-
-// The instruction set for the default context, and others that don't say which: the one that HBN_INSTRUCTION_SET names,
-// or the best.
-hbn_status default_instruction_set(int *index);
+// The instruction set for the default context, and others that don't say which: the one that
+// HBN_INSTRUCTION_SET names, or the best. -1 where that makes no sense, which the second says.
+int default_instruction_set();
+hbn_status check_default_instruction_set();
 // @return HBN_INVALID_ARGUMENT or HBN_UNSUPPORTED, with `origin` before the text
 hbn_status find_instruction_set(const char *name, const char *origin, int *index);
 

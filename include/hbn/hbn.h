@@ -382,7 +382,8 @@ hbn_context *hbn_use_context(hbn_context *context);
 /** Threads that the default context uses in later calls. Results do not depend on it.
  *
  *  @param num_threads  0: HBN_NUM_THREADS (environment), else one per processor
- *  @return HBN_OK, or HBN_INVALID_ARGUMENT for a negative number */
+ *  @return HBN_OK, or HBN_INVALID_ARGUMENT for a negative number, or for 0 where HBN_NUM_THREADS
+ *          makes no sense */
 hbn_status hbn_set_num_threads(int num_threads);
 
 /** @return how many threads the default context uses in later calls */

@@ -96,26 +96,23 @@ const Sets &sets() {
     return all;
 }
 
-constexpr char kVariable[] = "environment variable HBN_INSTRUCTION_SET: ";
+// What HBN_INSTRUCTION_SET was when first asked for.
+struct Variable {
+    char name[32] = "";  // cut off, where it is longer than any set's
+    int index;
 
-// What contexts use that don't say which, by HBN_INSTRUCTION_SET as it was when first asked for; -1 where that
-// makes no sense.
-int default_index() {
-    static const int index = [] {
-        const char *name = std::getenv("HBN_INSTRUCTION_SET");
-        if (!name || !*name) {
-            return sets().best();
+    Variable() {
+        if (const char *value = std::getenv("HBN_INSTRUCTION_SET")) {
+            std::strncpy(name, value, sizeof(name) - 1);
         }
-        const int found = sets().find(name);
-        return found >= 0 && sets().levels[found] <= sets().processor ? found : -1;
-    }();
-    return index;
-}
+        const int found = *name ? sets().find(name) : sets().best();
+        index = found >= 0 && sets().levels[found] <= sets().processor ? found : -1;
+    }
+};
 
-// Of the default context; -1 where there is none.
-int active() {
-    const int chosen = default_context().instruction_set;
-    return chosen >= 0 ? chosen : default_index();
+const Variable &variable() {
+    static const Variable now;
+    return now;
 }
 
 // The level a Halide target feature belongs to. The others say nothing about the processor, or are
@@ -156,10 +153,15 @@ hbn_status find_instruction_set(const char *name, const char *origin, int *index
     return HBN_OK;
 }
 
-hbn_status default_instruction_set(int *index) {
-    *index = default_index();
-    return *index >= 0 ? HBN_OK
-                       : find_instruction_set(std::getenv("HBN_INSTRUCTION_SET"), kVariable, index);
+int default_instruction_set() {
+    return variable().index;
+}
+
+hbn_status check_default_instruction_set() {
+    int index = variable().index;
+    return index >= 0 ? HBN_OK
+                      : find_instruction_set(variable().name,
+                                             "environment variable HBN_INSTRUCTION_SET: ", &index);
 }
 
 }  // namespace hbn::internal
@@ -177,7 +179,7 @@ const char *hbn_instruction_sets(void) {
 }
 
 const char *hbn_instruction_set(void) {
-    const int index = active();
+    const int index = default_context().instruction_set;
     return index >= 0 ? sets().names[index] : "";
 }
 
@@ -195,7 +197,7 @@ int halide_can_use_target_features(int count, const uint64_t *features) {
         return int(f) / 64 < count && (features[int(f) / 64] >> (int(f) % 64) & 1) != 0;
     };
     const CallMemory *call = thread_state.call;
-    const int index = call && call->instruction_set >= 0 ? call->instruction_set : active();
+    const int index = call ? call->instruction_set : int(default_context().instruction_set);
     const Level level = index >= 0 ? sets().levels[index] : baseline;
     for (const Feature &f : kFeatures) {
         if (f.level > level && asks_for(f.feature)) {

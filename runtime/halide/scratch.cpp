@@ -85,17 +85,20 @@ void GrowingBlock::release(const Allocator &allocator) noexcept {
 }
 
 void *ScratchArena::take(size_t bytes) {
+    // Both are multiples of kAlignment, and so is what follows.
     const uintptr_t begin = reinterpret_cast<uintptr_t>(memory_.data());
     const uintptr_t earliest = begin + used_ + kAlignment;
     const uintptr_t place = kFirstPlace * (1 + depth_ % kPlaces);
-    const uintptr_t data = (earliest + kAlignment - 1) / kAlignment * kAlignment +
-                           (place - (earliest + kAlignment - 1) / kAlignment * kAlignment) % kPage;
+    const uintptr_t data = earliest + (place - earliest) % kPage;
     const size_t used = data - begin + (bytes + kAlignment - 1) / kAlignment * kAlignment;
     if (bytes > booked_ || used > booked_) {
         return nullptr;
     }
     Header *header = header_of(reinterpret_cast<void *>(data));
-    *header = {this, top_, used_, false, nullptr, nullptr, bytes};
+    header->arena = this;
+    header->below = top_;
+    header->used_below = used_;
+    header->freed = false;
     top_ = header;
     used_ = used;
     depth_++;

@@ -463,16 +463,24 @@ ExecutorLoop *&next_abandoned(ExecutorLoop &loop) {
 
 int run_parallel(void *user_context, Task task, int min, int size, uint8_t *closure) {
     const ThreadState &mine = thread_state;
-    Loop loop(task, user_context, min, size, closure);
     CallMemory *call = mine.call;
     if (call && call->failure != HBN_OK) {
         return halide_error_code_generic_error;  // what the kernel computes is lost anyway
     }
     if (mine.serial || size < 2 || !call || call->num_tasks == 0) {
-        const KernelScope nested(true, loop.streams);
-        loop.run_available();
-        return loop.result;
+        // Without Loop's atomics, which small calls would notice.
+        const KernelScope nested(true, mine.streams);
+        int result = 0;
+        for (int i = min; i < min + size; i++) {
+            const int code = task(user_context, i, closure);
+            result = result != 0 ? result : code;
+        }
+        if (mine.streams) {
+            hbn_stream_fence();
+        }
+        return result;
     }
+    Loop loop(task, user_context, min, size, closure);
     if (call->executor.parallel_for) {
         if (!call->executor_loop->run(loop, call->executor)) {
             next_abandoned(*call->executor_loop) = call->abandoned_loops;
@@ -482,9 +490,8 @@ int run_parallel(void *user_context, Task task, int min, int size, uint8_t *clos
         return loop.result;
     }
     const KernelScope nested(true, loop.streams);
-    Pool *pool = call->context->pool;
-    if (pool) {
-        loop.run = tasks_per_claim(size, call->threads);
+    loop.run = tasks_per_claim(size, call->threads);
+    if (Pool *pool = call->context->pool) {
         pool->run(loop, call->threads);
     } else {
         loop.run_available();
