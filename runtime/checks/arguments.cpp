@@ -70,7 +70,6 @@ hbn_status check_device(const char *name, const hbn_device &device) {
                : fail(HBN_INVALID_ARGUMENT, text::unknown_device, name, int(raw(device)));
 }
 
-
 // What a tensor of any dtype must satisfy.
 hbn_status check_memory(const char *name, const hbn_tensor &t) {
     HBN_TRY(check_device(name, t.device));

@@ -212,11 +212,10 @@ hbn_status check_all_vectors(const Arguments &arguments, const Problem &p) {
                                 (long long)p.channels, (long long)g.vector->size);
                 }
                 if (pass == 1) {
-                    HBN_TRY(check_vectors({{name, g.vector}}, p.channels,
-                                          dtype_beside(*g.vector, p),
-                                          checked == Role::parameter ? VectorDType::parameter
-                                                                     : VectorDType::float64,
-                                          x ? x->device : HBN_CPU));
+                    HBN_TRY(check_vectors(
+                        {{name, g.vector}}, p.channels, dtype_beside(*g.vector, p),
+                        checked == Role::parameter ? VectorDType::parameter : VectorDType::float64,
+                        x ? x->device : HBN_CPU));
                 }
             }
         }
@@ -375,7 +374,8 @@ hbn_status check_moments_operation(const Arguments &arguments, Problem *p) {
         const hbn_vector *running_mean = arguments.vector(Arg::running_mean);
         const hbn_vector *running_var = arguments.vector(Arg::running_var);
         HBN_TRY(check_eps(arguments.number(Arg::eps), true));
-        HBN_TRY(check_both_or_neither({"running_mean", running_mean}, {"running_var", running_var}));
+        HBN_TRY(
+            check_both_or_neither({"running_mean", running_mean}, {"running_var", running_var}));
         HBN_TRY(check_momentum(arguments.number(Arg::momentum)));
         for (const hbn_vector *v : {running_mean, running_var}) {
             if (v && raw(v->dtype) == HBN_FLOAT64) {
