@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 
 namespace hbn::internal {
 
@@ -48,88 +49,95 @@ void Footprint::find_end() {
 
 namespace {
 
-// True unless every element surely has memory of its own: sorted by stride, each step must leap
-// over all that the smaller strides reach.
-bool overlaps_itself(const Footprint &f) {
-    int order[4] = {0, 1, 2, 3};
-    small_sort(order, f.dimensions, [&](int a, int b) { return f.strides[a] < f.strides[b]; });
-    int64_t reach = 0;
-    for (int i = 0; i < f.dimensions; i++) {
-        const int d = order[i];
-        if (f.sizes[d] > 1) {
-            if (f.strides[d] <= reach) {
-                return true;
-            }
-            reach += (f.sizes[d] - 1) * f.strides[d];
-        }
-    }
-    return false;
-}
-
 // One unknown k in [low, high] of the equation sum(k * stride) = distance.
 struct Step {
     int64_t stride, low, high;
 };
 
-// Whether the equation may have a solution. With nested strides each level has one or two
-// candidates.
-bool may_reach(const Step *steps, int count, int64_t distance) {
-    if (count == 0) {
-        return distance == 0;
-    }
-    int64_t rest_low = 0, rest_high = 0;
-    for (int i = 1; i < count; i++) {
-        rest_low += steps[i].low * steps[i].stride;
-        rest_high += steps[i].high * steps[i].stride;
-    }
-    const Step &s = steps[0];
-    // rest_low <= distance - k * stride <= rest_high
-    const auto floor_div = [](int64_t a, int64_t b) { return a / b - (a % b < 0); };
-    const int64_t first = std::max(s.low, -floor_div(rest_high - distance, s.stride));
-    const int64_t last = std::min(s.high, floor_div(distance - rest_low, s.stride));
-    if (last - first >= 4) {
-        return true;  // not worth the search
-    }
-    for (int64_t k = first; k <= last; k++) {
-        if (may_reach(steps + 1, count - 1, distance - k * s.stride)) {
-            return true;
-        }
-    }
-    return false;
-}
-
-bool elements_overlap(const Footprint &a, const Footprint &b) {
-    // A byte of an element of a is one of b's when sum(i * stride) - sum(j * stride) = b0 - a0.
-    // Equal strides share one unknown, i - j.
-    Step steps[9] = {};
-    int count = 0;
-    const auto add = [&](int64_t stride, int64_t low, int64_t high) {
-        for (int i = 0; i < count; i++) {
-            if (steps[i].stride == stride) {
-                steps[i].low += low;
-                steps[i].high += high;
+// Such an equation. Add its steps, then ask. Strides and ranges are those of arguments that have passed their
+// checks, whose spans leave room for the sums below.
+class Equation {
+public:
+    // Steps of equal strides share one unknown, their sum.
+    void add(int64_t stride, int64_t low, int64_t high) {
+        for (int i = 0; i < count_; i++) {
+            if (steps_[i].stride == stride) {
+                steps_[i].low += low;
+                steps_[i].high += high;
                 return;
             }
         }
-        steps[count++] = {stride, low, high};
-    };
-    add(1, 1 - b.element_bytes, a.element_bytes - 1);
+        steps_[count_++] = {stride, low, high};
+    }
+
+    // False where the equation has no solution. True where it has one, or where none was found and none was ruled
+    // out with little work.
+    bool may_have_solution(int64_t distance) {
+        small_sort(steps_, count_,
+                   [](const Step &l, const Step &r) { return l.stride > r.stride; });
+        low_[count_] = high_[count_] = divisor_[count_] = 0;
+        for (int i = count_ - 1; i >= 0; i--) {
+            low_[i] = low_[i + 1] + steps_[i].low * steps_[i].stride;
+            high_[i] = high_[i + 1] + steps_[i].high * steps_[i].stride;
+            divisor_[i] = std::gcd(divisor_[i + 1], steps_[i].stride);
+        }
+        return may_reach(0, distance);
+    }
+
+private:
+    // With the steps from the i-th on, by trying each k that leaves the rest within reach of the smaller steps.
+    // Where strides nest these are one or two.
+    bool may_reach(int i, int64_t distance) {
+        if (i == count_) {
+            return distance == 0;
+        }
+        if (distance % divisor_[i] != 0) {
+            return false;
+        }
+        if (--tries_ < 0) {
+            return true;
+        }
+        const Step &s = steps_[i];
+        const int64_t rest_low = low_[i + 1], rest_high = high_[i + 1];
+        // rest_low <= distance - k * stride <= rest_high
+        const auto floor_div = [](int64_t a, int64_t b) { return a / b - (a % b < 0); };
+        const int64_t first = std::max(s.low, -floor_div(rest_high - distance, s.stride));
+        const int64_t last = std::min(s.high, floor_div(distance - rest_low, s.stride));
+        for (int64_t k = first; k <= last; k++) {
+            if (may_reach(i + 1, distance - k * s.stride)) {
+                return true;
+            }
+        }
+        return false;
+    }
+
+    static constexpr int kMost = 9;  // four dimensions of two tensors, and the bytes of an element
+    int count_ = 0;
+    int tries_ = 1000;  // some microseconds
+    Step steps_[kMost] = {};
+    // What the steps from each on reach, and what divides all that they reach.
+    int64_t low_[kMost + 1], high_[kMost + 1], divisor_[kMost + 1];
+};
+
+bool elements_may_overlap(const Footprint &a, const Footprint &b) {
+    // A byte of an element of a is one of b's when sum(i * stride) - sum(j * stride) + byte = b0 - a0.
+    Equation equation;
+    const int64_t distance = int64_t(b.begin - a.begin);
+    // Elements of one size, aligned to it, are the same or have no byte in common.
+    if (a.element_bytes != b.element_bytes || distance % a.element_bytes != 0) {
+        equation.add(1, 1 - b.element_bytes, a.element_bytes - 1);
+    }
     for (int d = 0; d < a.dimensions; d++) {
         if (a.sizes[d] > 1 && a.strides[d] > 0) {
-            add(a.strides[d] * a.element_bytes, 0, a.sizes[d] - 1);
+            equation.add(a.strides[d] * a.element_bytes, 0, a.sizes[d] - 1);
         }
     }
     for (int d = 0; d < b.dimensions; d++) {
         if (b.sizes[d] > 1 && b.strides[d] > 0) {
-            add(b.strides[d] * b.element_bytes, 1 - b.sizes[d], 0);
+            equation.add(b.strides[d] * b.element_bytes, 1 - b.sizes[d], 0);
         }
     }
-    small_sort(steps, count, [](const Step &l, const Step &r) { return l.stride > r.stride; });
-    return may_reach(steps, count, int64_t(b.begin - a.begin));
-}
-
-bool overlap(const Footprint &a, const Footprint &b) {
-    return a.data && b.data && a.begin < b.end && b.begin < a.end && elements_overlap(a, b);
+    return equation.may_have_solution(distance);
 }
 
 bool same_view(const Footprint &a, const Footprint &b) {
@@ -150,24 +158,68 @@ bool same_name(const char *a, const char *b) {
 
 }  // namespace
 
+bool may_overlap(const Footprint &a, const Footprint &b) {
+    return a.data && b.data && a.begin < b.end && b.begin < a.end && elements_may_overlap(a, b);
+}
+
+bool may_overlap_itself(const Footprint &f) {
+    if (!f.data) {
+        return false;
+    }
+    int order[4] = {0, 1, 2, 3};
+    small_sort(order, f.dimensions, [&](int a, int b) { return f.strides[a] < f.strides[b]; });
+    int64_t reach = 0;
+    bool nests = true;  // each step leaps over all that the smaller ones reach
+    for (int i = 0; i < f.dimensions; i++) {
+        const int d = order[i];
+        if (f.sizes[d] > 1) {
+            if (f.strides[d] == 0) {
+                return true;
+            }
+            nests = nests && f.strides[d] > reach;
+            reach += (f.sizes[d] - 1) * f.strides[d];
+        }
+    }
+    if (nests) {
+        return false;
+    }
+    // Two elements in one place: their indices first differ, by k >= 1, in the i-th dimension, and differ by anything
+    // in those with smaller strides.
+    for (int i = 1; i < f.dimensions; i++) {
+        const int d = order[i];
+        if (f.sizes[d] < 2) {
+            continue;
+        }
+        Equation equation;
+        equation.add(f.strides[d], 1, f.sizes[d] - 1);
+        for (int j = 0; j < i; j++) {
+            const int e = order[j];
+            if (f.sizes[e] > 1) {
+                equation.add(f.strides[e], 1 - f.sizes[e], f.sizes[e] - 1);
+            }
+        }
+        if (equation.may_have_solution(0)) {
+            return true;
+        }
+    }
+    return false;
+}
+
 hbn_status check_overlap(const Footprints &inputs, const Footprints &outputs, const char *in_place,
                          const char *in_place_of) {
     for (const Footprint *out = outputs.begin(); out != outputs.end(); ++out) {
-        if (overlaps_itself(*out)) {
+        if (may_overlap_itself(*out)) {
             return fail(HBN_INVALID_ARGUMENT, text::self_overlap, out->name);
         }
         for (const Footprint &in : inputs) {
-            if (!overlap(in, *out)) {
-                continue;
-            }
-            const bool allowed = same_name(out->name, in_place) &&
-                                 same_name(in.name, in_place_of) && same_view(*out, in);
-            if (!allowed) {
+            const bool in_place_allowed =
+                same_name(out->name, in_place) && same_name(in.name, in_place_of);
+            if (!(in_place_allowed && same_view(*out, in)) && may_overlap(in, *out)) {
                 return fail(HBN_INVALID_ARGUMENT, text::overlap, in.name, out->name);
             }
         }
         for (const Footprint *other = outputs.begin(); other != out; ++other) {
-            if (overlap(*other, *out)) {
+            if (may_overlap(*other, *out)) {
                 return fail(HBN_INVALID_ARGUMENT, text::outputs_overlap, other->name, out->name);
             }
         }
