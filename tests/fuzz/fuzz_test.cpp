@@ -39,6 +39,8 @@ TEST(Fuzz, entry_points) {
         << "tests/fuzz/entry_points.cpp lacks an operation of runtime/operations.def";
     run(fuzz_entry_points, 20000);
     for (const EntryPointCounts *counts = entry_point_counts(); counts->name; counts++) {
+        RecordProperty(counts->name, std::to_string(counts->succeeded) + " succeeded, " +
+                                         std::to_string(counts->refused) + " were refused");
         EXPECT_GT(counts->succeeded, counts->refused / 50) << counts->name;
         EXPECT_GT(counts->refused, counts->succeeded / 50) << counts->name;
     }
