@@ -32,8 +32,10 @@ set(HBN_FUSED_OPERATIONS
     "backward_inference_add_relu  backward_inference activation=add_relu"
 )
 set(HBN_GENERATOR_SOURCES
-    generators/batch_norm.cpp
     generators/rounding.cpp
+    generators/tiling.cpp
+    generators/reductions.cpp
+    generators/coefficients.cpp
     generators/activations.cpp
     generators/activation_forward.cpp
     generators/activation_backward.cpp
