@@ -53,9 +53,9 @@ set(HBN_GENERATOR_SOURCES
     generators/per_channel.cpp
     schedules/schedule.cpp
     schedules/vectorized.cpp
-    schedules/streaming.cpp
-    schedules/prefetching.cpp
-    schedules/lanes.cpp
+    schedules/passes/streaming.cpp
+    schedules/passes/prefetching.cpp
+    schedules/passes/lanes.cpp
     schedules/x86.cpp
     schedules/arm.cpp
     schedules/wasm.cpp

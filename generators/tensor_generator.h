@@ -39,6 +39,9 @@ public:
     // How many partial sums run side by side where planes are summed; 0 for what suits the target's vectors.
     Halide::GeneratorParam<int> lanes{"lanes", 0};
 
+    // Passes of schedules/passes/ to leave out: some of streaming, prefetching, tails, bfloat16_pairs.
+    Halide::GeneratorParam<std::string> without{"without", ""};
+
     // For packs: kernels of dense tensors, whose tiles are not chosen at run time. There are none of float64.
     Halide::GeneratorParam<bool> standalone{"standalone", false};
     // Whether a standalone kernel shares its channels out through halide_do_par_for().
@@ -270,6 +273,7 @@ protected:
         work.element_type = dtype;
         work.stream = standalone ? Halide::Internal::const_false() : Expr(*shared.stream);
         work.standalone = standalone;
+        work.without = std::string(without);
         work.parallel = parallel || !standalone;
         work.row_elements = extents[0];
         work.num_features = channels;

@@ -8,6 +8,7 @@
 
 #include <Halide.h>
 
+#include <string>
 #include <vector>
 
 namespace hbn {
@@ -118,6 +119,12 @@ struct ChannelPipeline {
     Halide::Expr num_features;
     bool standalone = false;  // little code, and no memory but the stack
     bool parallel = true;
+    // Passes of schedules/passes/ to leave out, by name, separated by commas: results stay the same bits.
+    std::string without;
+
+    bool uses(const std::string &pass) const {
+        return ("," + without + ",").find("," + pass + ",") == std::string::npos;
+    }
 };
 
 // Applies the schedule of the target's family. One file each in schedules/.
