@@ -57,8 +57,10 @@ function(hbn_kernel_exists out kind layouts dtype layout purpose)
 endfunction()
 
 set(HBN_GENERATOR_SOURCES
-    generators/batch_norm.cpp
     generators/rounding.cpp
+    generators/tiling.cpp
+    generators/reductions.cpp
+    generators/coefficients.cpp
     generators/activations.cpp
     generators/activation_forward.cpp
     generators/activation_backward.cpp
@@ -76,9 +78,9 @@ set(HBN_GENERATOR_SOURCES
     generators/per_channel.cpp
     schedules/schedule.cpp
     schedules/vectorized.cpp
-    schedules/streaming.cpp
-    schedules/prefetching.cpp
-    schedules/lanes.cpp
+    schedules/passes/streaming.cpp
+    schedules/passes/prefetching.cpp
+    schedules/passes/lanes.cpp
     schedules/x86.cpp
     schedules/arm.cpp
     schedules/wasm.cpp
