@@ -1,5 +1,6 @@
 // Which of the kernels' instruction sets this processor runs, and which are allowed.
-#include "checks.h"
+#include "runtime/checks.h"
+#include "runtime/context.h"
 
 #include <hbn/version.h>
 
@@ -13,12 +14,8 @@
 // Only for HBN_INSTRUCTION_SETS.
 #include <hbn_kernels.h>
 
-#include <algorithm>
-#include <atomic>
 #include <cstdlib>
 #include <cstring>
-#include <string>
-#include <vector>
 
 namespace hbn::internal {
 
@@ -28,8 +25,9 @@ namespace {
 // from.
 enum Level { baseline = 0, sse41 = 1, avx2 = 2, avx512 = 3 };
 
-Level level_named(const std::string &name) {
-    return name == "avx512" ? avx512 : name == "avx2" ? avx2 : name == "sse41" ? sse41 : baseline;
+Level level_named(const char *name) {
+    const auto is = [&](const char *other) { return std::strcmp(name, other) == 0; };
+    return is("avx512") ? avx512 : is("avx2") ? avx2 : is("sse41") ? sse41 : baseline;
 }
 
 #ifdef HBN_X86
@@ -61,49 +59,69 @@ Level processor_level() {
 #endif
 }
 
-// Names of the sets in the library, best first.
-const std::vector<std::string> &names() {
-    static const std::vector<std::string> *const list = [] {
-        auto *split = new std::vector<std::string>;
-        const std::string all = HBN_INSTRUCTION_SETS;
-        for (size_t begin = 0; begin <= all.size();) {
-            const size_t end = std::min(all.find(',', begin), all.size());
-            split->push_back(all.substr(begin, end - begin));
-            begin = end + 1;
-        }
-        return split;
-    }();
-    return *list;
-}
+// The sets in the library, best first.
+struct Sets {
+    static constexpr int kMost = 8;
+    char text[sizeof(HBN_INSTRUCTION_SETS)] = HBN_INSTRUCTION_SETS;
+    const char *names[kMost];
+    Level levels[kMost];
+    int count = 0;
+    Level processor = processor_level();
 
-// Index of `name` in names(), or -1.
-int find(const char *name) {
-    for (size_t i = 0; i < names().size(); i++) {
-        if (name && names()[i] == name) {
-            return int(i);
+    Sets() {
+        for (char *name = text; name && count < kMost; count++) {
+            char *comma = std::strchr(name, ',');
+            if (comma) {
+                *comma++ = '\0';
+            }
+            names[count] = name;
+            levels[count] = level_named(name);
+            name = comma;
         }
     }
-    return -1;
+
+    // -1 if there is none of this name.
+    int find(const char *name) const {
+        for (int i = 0; i < count; i++) {
+            if (name && std::strcmp(names[i], name) == 0) {
+                return i;
+            }
+        }
+        return -1;
+    }
+
+    // The best that this processor runs.
+    int best() const {
+        int i = 0;
+        while (i + 1 < count && levels[i] > processor) {
+            i++;
+        }
+        return i;
+    }
+};
+
+const Sets &sets() {
+    static const Sets all;
+    return all;
 }
 
-bool runs_here(int index) {
-    return level_named(names()[index]) <= processor_level();
-}
+// What HBN_INSTRUCTION_SET was when first asked for.
+struct Variable {
+    char name[32] = "";  // cut off, where it is longer than any set's
+    int index;
 
-// The set in use, as an index of names(): the best that runs, or the one that was forced.
-std::atomic<int> &active() {
-    static std::atomic<int> index{[] {
-        const int wanted = find(std::getenv("HBN_INSTRUCTION_SET"));
-        if (wanted >= 0 && runs_here(wanted)) {
-            return wanted;
+    Variable() {
+        if (const char *value = std::getenv("HBN_INSTRUCTION_SET")) {
+            std::strncpy(name, value, sizeof(name) - 1);
         }
-        int best = 0;
-        while (best + 1 < int(names().size()) && !runs_here(best)) {
-            best++;
-        }
-        return best;
-    }()};
-    return index;
+        const int found = *name ? sets().find(name) : sets().best();
+        index = found >= 0 && sets().levels[found] <= sets().processor ? found : -1;
+    }
+};
+
+const Variable &variable() {
+    static const Variable now;
+    return now;
 }
 
 // The level a Halide target feature belongs to. The others say nothing about the processor, or are
@@ -131,6 +149,30 @@ constexpr halide_target_feature_t kNeverAllowed[] = {
 
 }  // namespace
 
+hbn_status find_instruction_set(const char *name, const char *origin, int *index) {
+    const int found = sets().find(name);
+    if (found < 0) {
+        return fail(HBN_INVALID_ARGUMENT, text::unknown_instruction_set, origin, name ? name : "",
+                    HBN_INSTRUCTION_SETS);
+    }
+    if (sets().levels[found] > sets().processor) {
+        return fail(HBN_UNSUPPORTED, text::unsupported_instruction_set, origin, name);
+    }
+    *index = found;
+    return HBN_OK;
+}
+
+int default_instruction_set() {
+    return variable().index;
+}
+
+hbn_status check_default_instruction_set() {
+    int index = variable().index;
+    return index >= 0 ? HBN_OK
+                      : find_instruction_set(variable().name,
+                                             "environment variable HBN_INSTRUCTION_SET: ", &index);
+}
+
 }  // namespace hbn::internal
 
 using namespace hbn::internal;
@@ -146,29 +188,26 @@ const char *hbn_instruction_sets(void) {
 }
 
 const char *hbn_instruction_set(void) {
-    return names()[active()].c_str();
+    const int index = default_context().instruction_set;
+    return index >= 0 ? sets().names[index] : "";
 }
 
 hbn_status hbn_set_instruction_set(const char *name) {
-    const int index = find(name);
-    if (index < 0) {
-        return fail(HBN_INVALID_ARGUMENT, text::unknown_instruction_set, name ? name : "",
-                    HBN_INSTRUCTION_SETS);
-    }
-    if (!runs_here(index)) {
-        return fail(HBN_UNSUPPORTED, text::unsupported_instruction_set, name);
-    }
-    active() = index;
+    int index;
+    HBN_TRY(find_instruction_set(name, "", &index));
+    default_context().instruction_set = index;
     return HBN_OK;
 }
 
-// Asked by each kernel's wrapper on each call, so a forced level acts on the next one.
+// Asked by each kernel's wrapper on each call, so what a call's context says acts on it.
 int halide_can_use_target_features(int count, const uint64_t *features) {
 #ifdef HBN_X86
     const auto asks_for = [&](halide_target_feature_t f) {
         return int(f) / 64 < count && (features[int(f) / 64] >> (int(f) % 64) & 1) != 0;
     };
-    const Level level = level_named(names()[active()]);
+    const CallMemory *call = thread_state.call;
+    const int index = call ? call->instruction_set : int(default_context().instruction_set);
+    const Level level = index >= 0 ? sets().levels[index] : baseline;
     for (const Feature &f : kFeatures) {
         if (f.level > level && asks_for(f.feature)) {
             return 0;
