@@ -141,7 +141,7 @@ function(hbn_add_all_kernels library)
     if (TARGET hbn_generators)
         target_include_directories(hbn_generators PRIVATE ${PROJECT_SOURCE_DIR})
         # Generators run on this machine, and are not what sanitizers are for.
-        target_compile_options(hbn_generators PRIVATE -O1 -fno-sanitize=all)
+        target_compile_options(hbn_generators PRIVATE -O0 -fno-sanitize=all)
         target_link_options(hbn_generators PRIVATE -fno-sanitize=all)
         set_target_properties(hbn_generators PROPERTIES NO_SYSTEM_FROM_IMPORTED OFF)
         target_precompile_headers(hbn_generators PRIVATE <Halide.h>)
