@@ -28,7 +28,7 @@ run_tests = $(ctest) --test-dir build/$(1) -j $(jobs) --output-on-failure --no-t
 
 test_packages := libgtest-dev g++-aarch64-linux-gnu qemu-user pocl-opencl-icd ocl-icd-libopencl1 \
 	g++-arm-linux-gnueabihf gcc-arm-none-eabi libstdc++-arm-none-eabi-newlib qemu-system-arm \
-	clang lld llvm wasi-libc libclang-rt-14-dev-wasm32 pkg-config dpkg-dev
+	clang lld llvm libclang-rt-14-dev wasi-libc libclang-rt-14-dev-wasm32 pkg-config dpkg-dev
 docs_packages := doxygen
 
 .PHONY: help
@@ -67,6 +67,10 @@ $(venv)/.installed-bench: $(venv)/.installed
 	$(pip) onednn onednn-devel intel-opencl-rt || { all=; echo "oneDNN could not be installed"; }; \
 	if [ "$$all" ]; then touch $@; fi
 
+$(venv)/.installed-compare: $(venv)/.installed
+	@$(pip) tqdm
+	@touch $@
+
 $(venv)/.installed-wasm: $(venv)/.installed
 	@$(pip) wasmtime
 	@touch $@
@@ -81,14 +85,18 @@ $(venv)/.installed-format: $(venv)/.installed
 	@$(pip) clang-format ruff
 	@touch $@
 
+demo_options = -DHBN_BUILD_DEMO=ON -DMLX_DIR=$(site)/mlx/share/cmake/MLX -DZLIB_DIR=$(site)/cmeel.prefix/lib64/cmake/zlib
+# Its kernels are those of float32, and of another dtype that ARGS names.
+space := $() $()
+demo_dtypes = $(subst $(space),;,float32 $(filter float64 bfloat16 float16,$(subst =, ,$(ARGS))))
+
 .PHONY: demo
-demo: $(venv)/.installed-demo ## Build the library and normalize real photographs; INPUT=x.npy WEIGHTS=w.npz for yours
-	@$(call configure,x86) -DHBN_BUILD_DEMO=ON -DMLX_DIR=$(site)/mlx/share/cmake/MLX \
-	    -DZLIB_DIR=$(site)/cmeel.prefix/lib64/cmake/zlib
-	@$(call build,x86)
+demo: $(venv)/.installed-demo ## Build what it needs and normalize real photographs; INPUT=x.npy WEIGHTS=w.npz for yours
+	@$(call configure,x86) $(demo_options) '-DHBN_DEMO_DTYPES=$(demo_dtypes)'
+	@$(ninja) -C build/x86 -j $(jobs) demo | $(python) cmake/progress.py
 	@$(python) examples/demo/cut_photographs.py build/demo/photographs.npy
-	@build/x86/examples/demo/demo --input $(or $(INPUT),build/demo/photographs.npy) \
-	    --picture build/demo/before_and_after.png $(if $(WEIGHTS),--weights $(WEIGHTS)) $(ARGS)
+	@build/x86/examples/demo/demo --input '$(or $(INPUT),build/demo/photographs.npy)' \
+	    --picture build/demo/before_and_after.png $(if $(WEIGHTS),--weights '$(WEIGHTS)') $(ARGS)
 
 .PHONY: build
 build: $(venv)/.installed ## Build the library and the examples for this CPU: build/x86/libhbn.a
@@ -149,6 +157,13 @@ bench: $(venv)/.installed-bench ## Compare with the memory bound, PyTorch and on
 	@$(ninja) -C build/x86 -j $(jobs) contestants | $(python) cmake/progress.py
 	@$(python) bench/bench.py $(if $(QUICK),--quick) $(ARGS)
 
+.PHONY: compare
+compare: $(venv)/.installed-compare ## Time this build against another one: BASE=its build folder, ARGS=--help
+	@[ -n '$(BASE)' ] || { echo "make compare needs BASE=<build folder>, where the other build's libhbn.a is"; exit 1; }
+	@$(call configure,x86) -DHBN_BUILD_BENCH=ON
+	@$(ninja) -C build/x86 -j $(jobs) hbn compare_worker | $(python) cmake/progress.py
+	@$(python) bench/compare.py --base '$(BASE)' $(ARGS)
+
 .PHONY: bench-python
 bench-python: install-wheel ## What Python adds to a call, beside C++ and beside PyTorch's module
 	@$(call configure,x86) -DHBN_BUILD_BENCH=ON
@@ -197,11 +212,14 @@ test-x86: $(venv)/.installed test-packages ## The whole suite, on AVX-512, AVX2 
 	$(call suite,x86,,-LE giant)
 
 .PHONY: test-examples
-test-examples: build build/digits.csv ## The examples do what they say
+test-examples: build build/digits.csv $(venv)/.installed-demo test-packages ## The examples do what they say; the demo with files that don't
 	@echo "== examples"
 	@build/x86/examples/quickstart
 	@build/x86/examples/quickstart_c
 	@build/x86/examples/train_digits build/digits.csv
+	@$(call configure,x86) -DHBN_BUILD_TESTS=ON $(demo_options)
+	@$(ninja) -C build/x86 -j $(jobs) test_demo | $(python) cmake/progress.py
+	@$(call run_tests,x86) -L demo
 
 .PHONY: install-wheel
 install-wheel: wheel $(venv)/.installed-python
@@ -215,8 +233,22 @@ test-python: install-wheel ## The Python package on NumPy, JAX and ONNX, and PyT
 	@$(python) examples/pytorch_conversion.py
 
 .PHONY: test-asan
-test-asan: build test-packages ## The same under AddressSanitizer and UndefinedBehaviorSanitizer
-	$(call suite,asan,,-LE giant)
+test-asan: build test-packages $(venv)/.installed-demo ## The same under AddressSanitizer and UndefinedBehaviorSanitizer
+	$(call suite,asan,$(demo_options),-LE giant)
+
+# What they find is kept and comes first in the next run; a case that fails is written to build/fuzz/.
+FUZZ_SECONDS ?= 300
+.PHONY: fuzz
+fuzz: build test-packages ## The property tests of test-x86 by libFuzzer, each for FUZZ_SECONDS=300
+	@echo "== fuzz"
+	@$(call configure,fuzz) -DHBN_BUILD_TESTS=ON
+	@$(ninja) -C build/fuzz -j $(jobs) hbn_fuzzers | $(python) cmake/progress.py
+	@for fuzzer in build/fuzz/fuzzers/*; do \
+	    echo "$$fuzzer: $(FUZZ_SECONDS) s"; \
+	    mkdir -p build/fuzz/corpus/$${fuzzer##*/}; \
+	    $$fuzzer -max_total_time=$(FUZZ_SECONDS) -max_len=2048 -len_control=0 -verbosity=0 \
+	        -print_final_stats=1 -artifact_prefix=build/fuzz/ build/fuzz/corpus/$${fuzzer##*/}; \
+	done
 
 .PHONY: test-tsan
 test-tsan: build test-packages ## Wrapper and conformance under ThreadSanitizer

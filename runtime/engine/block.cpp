@@ -3,6 +3,7 @@
 #include "copy.h"
 #include "layout.h"
 #include "runtime/checks.h"
+#include "runtime/context.h"
 #include "runtime/workspace.h"
 
 namespace hbn::internal {
@@ -79,7 +80,7 @@ hbn_status Block::stage() {
     if (!is_one_piece()) {
         return stage_in_outputs();
     }
-    staged_.emplace(*staging_, Workspace::staging());
+    staged_.emplace(*staging_, staging_memory());
     staging_ = nullptr;
     for (const bool outputs : {false, true}) {
         for (const Use &use : row(problem_.operation)) {
@@ -230,7 +231,7 @@ hbn_status Block::call(Kernel kernel) {
         const Layouts available = layouts_of(kernel, dtype);
         if (staging_ && staging_->scratch_bytes() > 0 &&
             !suit_kernels(tensors, num_tensors, available)) {
-            staged.emplace(*staging_, Workspace::staging());
+            staged.emplace(*staging_, staging_memory());
             for (const bool outputs : {false, true}) {
                 for (int i = 0; i < num_tensors; i++) {
                     if (is_output[i] == outputs) {
@@ -299,7 +300,7 @@ namespace {
 
 hbn_status solve_block(const Problem &problem, const Staging &staging, int64_t begin, int64_t size,
                        Block::Mode mode) {
-    HBN_TRY(Workspace::begin(kWorkspaceVectors, size, staging.scratch_bytes()));
+    HBN_TRY(Workspace::begin(kWorkspaceVectors, size));
     Block block(problem, staging, begin, size, mode);
     HBN_TRY(block.stage());
     HBN_TRY(solve(block));
@@ -318,7 +319,9 @@ hbn_status run(Operation operation, std::initializer_list<Given> given) {
     const int64_t per_block =
         std::min(staging.channels(), channels_per_block(problem.values, problem.channels));
     // All that can fail does so before anything is written: memory, and kernels that the build left out.
-    HBN_TRY(Workspace::begin(kWorkspaceVectors, per_block, staging.scratch_bytes()));
+    const hbn_tensor *x = problem.has_tensors ? &problem.values.tensor(Arg::x) : nullptr;
+    Call memory;
+    HBN_TRY(memory.begin(kWorkspaceVectors, per_block, x, staging.scratch_bytes()));
     if (!has_every_kernel()) {
         HBN_TRY(solve_block(problem, staging, 0, per_block, Block::Mode::rehearse));
     }

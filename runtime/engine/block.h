@@ -127,7 +127,7 @@ void store(const hbn_vector &v, int64_t c, double value);
 // How an operation comes about from kernels (recipes.cpp).
 hbn_status solve(Block &block);
 
-// Whether an activation's operation is one kernel's, on a block of one piece.
+// Whether an activation's operation by batch statistics is one kernel's, on a block of one piece.
 bool has_fused_kernel(const Problem &problem);
 
 }  // namespace hbn::internal

@@ -2,9 +2,7 @@
 
 #include "runtime/checks.h"
 #include "runtime/small_sort.h"
-#include "runtime/threads.h"
-
-#include <HalideRuntime.h>
+#include "runtime/halide/threads.h"
 
 #include <algorithm>
 #include <cstdint>
@@ -42,8 +40,6 @@ struct Element<8> {
 constexpr int64_t kSquare = 32;
 // What one task copies: enough to outweigh its start, small enough to share out evenly.
 constexpr int64_t kTaskBytes = 64 << 10;
-// Below this, starting threads costs more than it gains.
-constexpr int64_t kSerialBytes = 128 << 10;
 
 // What is left of a copy once dimensions that both tensors step through evenly are one: the innermost first, in the
 // order of `to`. Where `from` is dense along another, that one is the second, and both are walked in squares.
@@ -66,15 +62,15 @@ public:
     }
 
     hbn_status run() const {
-        const KernelScope scope(all_ * bytes_ < kSerialBytes, false);
-        halide_do_par_for(
+        const KernelScope scope(all_ < kSerialElements, false);
+        run_parallel(
             nullptr,
             [](void *, int task, uint8_t *self) {
                 reinterpret_cast<const Copy *>(self)->run(task);
                 return 0;
             },
             0, int(tasks_), reinterpret_cast<uint8_t *>(const_cast<Copy *>(this)));
-        return HBN_OK;
+        return check_loops();
     }
 
 private:
@@ -244,10 +240,7 @@ private:
 }  // namespace
 
 hbn_status copy(const hbn_tensor &from, const hbn_tensor &to) {
-    if (!is_empty(to)) {
-        Copy(from, to).run();
-    }
-    return HBN_OK;
+    return is_empty(to) ? HBN_OK : Copy(from, to).run();
 }
 
 }  // namespace hbn::internal

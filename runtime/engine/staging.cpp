@@ -212,8 +212,9 @@ Staging::Staging(const Problem &problem) {
         }
     }
     // Tensors that outgrow caches had better be read twice than written and read again, unless copies cost more.
-    outputs_hold_inputs_ = is_fused || (problem.batch_statistics && !maps_only &&
-                                        (all_bytes <= kCachedBytes || slow_copies));
+    // By running statistics kernels may write the output before they read all of the input.
+    outputs_hold_inputs_ = problem.batch_statistics && !maps_only &&
+                           (all_bytes <= kCachedBytes || slow_copies || is_fused);
     const int64_t bytes = channels_ * piece_[0] * piece_[1] * piece_[2] * element_bytes;
     slot_bytes_ = (bytes + kPage - 1) / kPage * kPage + kPlace;
 #else
