@@ -198,44 +198,48 @@ void measure(const Sizes &s, const Case &c) {
                                            1e-5, &to, training ? &sm : nullptr,
                                            training ? &is : nullptr));
         };
-        compare(training ? "forward training" : "forward inference", c,
-                [&] { forward(x.tensor, y.tensor); },
-                [&] {
-                    require(copy(x.tensor, x_copy.tensor));
-                    output([&](const hbn_tensor &to) { forward(x_copy.tensor, to); });
-                });
+        compare(
+            training ? "forward training" : "forward inference", c,
+            [&] { forward(x.tensor, y.tensor); },
+            [&] {
+                require(copy(x.tensor, x_copy.tensor));
+                output([&](const hbn_tensor &to) { forward(x_copy.tensor, to); });
+            });
         const auto backward = [&](const hbn_tensor &g, const hbn_tensor &from,
                                   const hbn_tensor &to) {
-            require(hbn_batch_norm_backward(&g, &from, &w, training ? &sm : nullptr,
-                                            training ? &is : nullptr, training ? nullptr : &m,
-                                            training ? nullptr : &v, training, 1e-5, &to, &gw, &gb));
+            require(hbn_batch_norm_backward(
+                &g, &from, &w, training ? &sm : nullptr, training ? &is : nullptr,
+                training ? nullptr : &m, training ? nullptr : &v, training, 1e-5, &to, &gw, &gb));
         };
         if (c.dense_output) {
-            compare(training ? "backward training" : "backward inference", c,
-                    [&] { backward(dense_dy.tensor, x.tensor, y.tensor); },
-                    [&] {
-                        require(copy(x.tensor, x_copy.tensor));
-                        backward(dense_dy.tensor, x_copy.tensor, y.tensor);
-                    });
-        }
-        compare(training ? "backward training, dy" : "backward inference, dy", c,
-                [&] { backward(dy.tensor, x.tensor, y.tensor); },
+            compare(
+                training ? "backward training" : "backward inference", c,
+                [&] { backward(dense_dy.tensor, x.tensor, y.tensor); },
                 [&] {
                     require(copy(x.tensor, x_copy.tensor));
-                    require(copy(dy.tensor, dy_copy.tensor));
-                    output([&](const hbn_tensor &to) { backward(dy_copy.tensor, x_copy.tensor, to); });
+                    backward(dense_dy.tensor, x_copy.tensor, y.tensor);
                 });
+        }
+        compare(
+            training ? "backward training, dy" : "backward inference, dy", c,
+            [&] { backward(dy.tensor, x.tensor, y.tensor); },
+            [&] {
+                require(copy(x.tensor, x_copy.tensor));
+                require(copy(dy.tensor, dy_copy.tensor));
+                output([&](const hbn_tensor &to) { backward(dy_copy.tensor, x_copy.tensor, to); });
+            });
     }
     std::vector<double> moments(size_t(2 * s.c));
     hbn_moments sums{};
     sums.channels = s.c;
     sums.mean = moments.data();
     sums.m2 = moments.data() + s.c;
-    compare("stats", c, [&] { require(hbn_batch_norm_stats(&x.tensor, &sums)); },
-            [&] {
-                require(copy(x.tensor, x_copy.tensor));
-                require(hbn_batch_norm_stats(&x_copy.tensor, &sums));
-            });
+    compare(
+        "stats", c, [&] { require(hbn_batch_norm_stats(&x.tensor, &sums)); },
+        [&] {
+            require(copy(x.tensor, x_copy.tensor));
+            require(hbn_batch_norm_stats(&x_copy.tensor, &sums));
+        });
 }
 
 }  // namespace
@@ -245,9 +249,9 @@ int main(int argc, char **argv) {
     const std::string wanted = argc > 2 ? argv[2] : "", size = argc > 3 ? argv[3] : "";
     require(hbn_set_num_threads(threads));
     const Sizes sizes[] = {
-        {"8x16x8x8", 8, 16, 8, 8},          {"8x64x14x14", 8, 64, 14, 14},
-        {"32x64x28x28", 32, 64, 28, 28},    {"16x256x14x14", 16, 256, 14, 14},
-        {"4x3x224x224", 4, 3, 224, 224},    {"32x64x56x56", 32, 64, 56, 56},
+        {"8x16x8x8", 8, 16, 8, 8},         {"8x64x14x14", 8, 64, 14, 14},
+        {"32x64x28x28", 32, 64, 28, 28},   {"16x256x14x14", 16, 256, 14, 14},
+        {"4x3x224x224", 4, 3, 224, 224},   {"32x64x56x56", 32, 64, 56, 56},
         {"64x512x14x14", 64, 512, 14, 14},
     };
     for (const Sizes &s : sizes) {

@@ -200,8 +200,8 @@ hbn_status check_loops() {
 
 // ---- CallMemory
 
-bool CallMemory::book(int vectors, int64_t num_channels, int64_t per_channel,
-                      int64_t staging_bytes, hbn_dtype dtype, bool parallel) {
+bool CallMemory::book(int vectors, int64_t num_channels, int64_t per_channel, int64_t staging_bytes,
+                      hbn_dtype dtype, bool parallel) {
     const Allocator &allocator = context->allocator;
     reset_workspace(num_channels);
     const ScratchBytes scratch = scratch_bytes(num_channels, per_channel, dtype);
@@ -294,8 +294,8 @@ hbn_status Call::begin(int vectors, int64_t channels, const hbn_tensor *x, int64
         memory->executor = context.executor;
         memory->instruction_set = context.instruction_set;
         memory->failure = HBN_OK;
-        if (!memory->book(vectors, channels, per_channel, staging_bytes,
-                          x ? x->dtype : HBN_FLOAT64, parallel)) {
+        if (!memory->book(vectors, channels, per_channel, staging_bytes, x ? x->dtype : HBN_FLOAT64,
+                          parallel)) {
             memory->busy.store(false, std::memory_order_release);
             memory = nullptr;
         }

@@ -78,7 +78,8 @@ std::vector<Case> cases() {
         crop("last_edges_of_many_channels", wide, kNhwc, edges, true),
         crop("last_edges_of_few_channels", few, kNhwc, edges, true),
         crop("last_of_four_channels", few, kNhwc, {0, 1, 0, 0}, true),
-        Case{"last_every_other_column", s, strides_in(s, kNhwc, {}, 2), strides_in(s, kNhwc), false},
+        Case{"last_every_other_column", s, strides_in(s, kNhwc, {}, 2), strides_in(s, kNhwc),
+             false},
         Case{"last_every_other_column_of_few", few, strides_in(few, kNhwc, {}, 2),
              strides_in(few, kNhwc), true},
         // (N, L, C), transposed.
@@ -207,14 +208,15 @@ TEST_P(NearDense, backward) {
     for (const bool training : {true, false}) {
         SCOPED_TRACE(training ? "training" : "inference");
         const Saved s = saved(training);
-        TestTensor dx = output(), dx_alone = output(), in_place = dy, view_of_dx(dtype, p.sizes, p.view);
+        TestTensor dx = output(), dx_alone = output(), in_place = dy,
+                   view_of_dx(dtype, p.sizes, p.view);
         const auto all = backward(training, s, dy.view(), {}, dx.view());
         const auto again = backward(training, s, dy.view(), {}, view_of_dx.view());
         backward(training, s, in_place.view(), {}, in_place.view());
         backward(training, s, dy.view(), {true, false, false}, dx_alone.view());
-        const auto sums = functional::batch_norm_backward(
-            dy.view(), x.view(), weight, s.mean, s.invstd, s.running_mean, s.running_var, training,
-            kEps, {false, true, true});
+        const auto sums = functional::batch_norm_backward(dy.view(), x.view(), weight, s.mean,
+                                                          s.invstd, s.running_mean, s.running_var,
+                                                          training, kEps, {false, true, true});
         for (int64_t c = 0; c < channels; c++) {
             const ChannelOracle of_x = oracle(c, training);
             const GradientOracle g(dy, x, c, of_x);
@@ -310,11 +312,11 @@ TEST_P(NearDense, results_do_not_depend_on_threads) {
         hbn_set_num_threads(threads);
         const int i = threads - 1;
         const auto f = forward(true, x.view(), ys[i].view());
-        const auto g = functional::batch_norm_backward(dy.view(), x.view(), weight, f.mean, f.invstd,
-                                                       {}, {}, true, kEps, {}, dxs[i].view());
+        const auto g = functional::batch_norm_backward(
+            dy.view(), x.view(), weight, f.mean, f.invstd, {}, {}, true, kEps, {}, dxs[i].view());
         for (int64_t c = 0; c < channels; c++) {
-            for (const VectorView &v : {f.mean.view(), f.invstd.view(), g.grad_weight.view(),
-                                        g.grad_bias.view()}) {
+            for (const VectorView &v :
+                 {f.mean.view(), f.invstd.view(), g.grad_weight.view(), g.grad_bias.view()}) {
                 vectors[i].push_back(get(v, c));
             }
         }
@@ -348,8 +350,8 @@ bool is_staged(const Shape &sizes, const Shape &strides) {
 TEST(Plan, small_tensors_are_not_staged) {
     const Shape crop{0, 0, 2, 2};
     const auto strides = [&](const Shape &s) { return strides_in(s, kNhwc, crop); };
-    EXPECT_FALSE(is_staged({2, 8, 8, 8}, strides({2, 8, 8, 8})));
-    EXPECT_TRUE(is_staged({4, 8, 8, 8}, strides({4, 8, 8, 8})));
+    EXPECT_FALSE(is_staged({7, 8, 8, 8}, strides({7, 8, 8, 8})));
+    EXPECT_TRUE(is_staged({8, 8, 8, 8}, strides({8, 8, 8, 8})));
 }
 
 // Large images of a crop are dense but for gaps between them, and read one by one.

@@ -95,8 +95,7 @@ Tensor Tensor::like(const ConstTensorView &other) {
 Tensor Tensor::like(const ConstTensorView &other, DType dtype) {
     Tensor result(dtype, other.sizes);
     int64_t stride = 1;
-    for (const int d :
-         internal::dimension_order(other.sizes.data(), other.strides.data())) {
+    for (const int d : internal::dimension_order(other.sizes.data(), other.strides.data())) {
         result.view_.strides[d] = stride;
         stride = internal::saturating_product(stride, std::max<int64_t>(other.sizes[d], 1));
     }

@@ -96,6 +96,10 @@ hbn_status Block::stage() {
 }
 
 hbn_status Block::stage_in_outputs() {
+    // Kernels with an activation are for one piece, whether of copies or not.
+    if (!problem_.is_plain() && !Pieces(values_).one()) {
+        return HBN_OK;
+    }
     bool all_conform = true;
     for (const Use &use : row(problem_.operation)) {
         const Arg held = staging_->held_by(use, problem_);

@@ -105,8 +105,7 @@ private:
         for (int d = 0; d < count_; d++) {
             all_ *= dimensions_[d].size;
         }
-        const int64_t wanted =
-            std::clamp<int64_t>(all_ * bytes_ / kTaskBytes, 1, int64_t(1) << 16);
+        const int64_t wanted = std::clamp<int64_t>(all_ * bytes_ / kTaskBytes, 1, int64_t(1) << 16);
         cut_ = count_ - 1;
         for (int d = count_ - 1; d >= 0 && dimensions_[cut_].size < wanted; d--) {
             if (dimensions_[d].size > dimensions_[cut_].size) {

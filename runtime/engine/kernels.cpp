@@ -51,6 +51,7 @@ struct Variants {
 struct Registry {
     Variants kernels[kKernels][kDTypes];
     int (*conversions[kDTypes][kDTypes])(void **) = {};
+    std::bitset<kLayouts> layouts[kDTypes];  // of any kernel on tensors
     bool complete = true;
 
     Registry() {
@@ -71,6 +72,9 @@ private:
         Variants &variants = kernels[int(kernel)][dtype];
         variants.of_layout[int(layout)] = compiled;
         variants.layouts.set(size_t(layout));
+        if (row(kernel).kind != KernelKind::vectors) {
+            layouts[dtype].set(size_t(layout));
+        }
     }
 
     void find_out_whether_complete() {
@@ -237,13 +241,7 @@ std::bitset<kLayouts> layouts_of(Kernel kernel, hbn_dtype dtype) {
 }
 
 std::bitset<kLayouts> layouts_of(hbn_dtype dtype) {
-    std::bitset<kLayouts> all;
-    for (int kernel = 0; kernel < kKernels; kernel++) {
-        if (row(Kernel(kernel)).kind != KernelKind::vectors) {
-            all |= layouts_of(Kernel(kernel), dtype);
-        }
-    }
-    return all;
+    return registry().layouts[dtype];
 }
 
 hbn_status signature_of(Kernel kernel, hbn_dtype dtype, const Signature **signature) {

@@ -54,7 +54,7 @@ hbn_status no_kernel(Kernel kernel, hbn_dtype dtype);
 
 // The layouts that there are kernels for.
 std::bitset<kLayouts> layouts_of(Kernel kernel, hbn_dtype dtype);
-// Those that there is any kernel for.
+// Those that there is any kernel on tensors for. `dtype`: one that has kernels.
 std::bitset<kLayouts> layouts_of(hbn_dtype dtype);
 
 halide_type_t halide_type(hbn_dtype dtype);

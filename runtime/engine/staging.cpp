@@ -16,7 +16,7 @@ namespace {
 // What follows was found by measuring; bench/near_dense.cpp shows what it comes to.
 
 // Fewer elements are done before copies of them would be.
-constexpr int64_t kFewestElements = 2048;
+constexpr int64_t kFewestElements = 4096;
 // Of one tensor's piece: what its copy, written first and read next, still finds in a core's L2.
 constexpr int64_t kPieceBytes = 512 << 10;
 // Of a block's copy that is one piece, where more of them would be slow: pieces may have to be copied twice.
@@ -51,7 +51,8 @@ int64_t elements_of(const hbn_tensor &t) {
 }
 
 bool same_view(const hbn_tensor &a, const hbn_tensor &b) {
-    return a.data == b.data && a.dtype == b.dtype && std::equal(a.strides, a.strides + 4, b.strides);
+    return a.data == b.data && a.dtype == b.dtype &&
+           std::equal(a.strides, a.strides + 4, b.strides);
 }
 
 // Whether the tensor is dense in this order, but for gaps that kernels step over: after each step along the channels, and
@@ -191,12 +192,12 @@ Staging::Staging(const Problem &problem) {
         return;
     }
     const int64_t element_bytes = element_size(x.dtype);
-    int64_t all_bytes = 0;
+    double all_bytes = 0;  // expanded tensors may have any number
     int views = 0;
     bool slow_copies = false;
     for_each_view(values, [&](const hbn_tensor &t) {
         views++;
-        all_bytes += elements_of(t) * element_size(t.dtype);
+        all_bytes += double(elements_of(t)) * element_size(t.dtype);
         if (!conforms(t)) {
             copies_++;
             slow_copies = slow_copies || !is_in_long_runs(order_, t);
@@ -214,7 +215,7 @@ Staging::Staging(const Problem &problem) {
     // Tensors that outgrow caches had better be read twice than written and read again, unless copies cost more.
     // By running statistics kernels may write the output before they read all of the input.
     outputs_hold_inputs_ = problem.batch_statistics && !maps_only &&
-                           (all_bytes <= kCachedBytes || slow_copies || is_fused);
+                           (all_bytes <= double(kCachedBytes) || slow_copies || is_fused);
     const int64_t bytes = channels_ * piece_[0] * piece_[1] * piece_[2] * element_bytes;
     slot_bytes_ = (bytes + kPage - 1) / kPage * kPage + kPlace;
 #else
@@ -254,7 +255,7 @@ bool Staging::choose_blocks(const Values &values, const int64_t *sizes, int64_t 
         dense_channels = dense_channels || t.strides[kChannel] == 1;
     });
     const int64_t most = std::max(bytes_or_test(kPieceBytes) / per_channel, fewest);
-    if (dense_channels || most * per_channel > bytes_or_test(kBlockBytes)) {
+    if (dense_channels || most > bytes_or_test(kBlockBytes) / per_channel) {
         return false;
     }
     channels_ = even_share(channels_, most);
@@ -311,10 +312,9 @@ Arg Staging::held_by(const Use &output, const Problem &problem) const {
     }
     bool is_in_place = false;
     for (const Use &use : row(problem.operation)) {
-        is_in_place = is_in_place ||
-                      (is_tensor(use.arg) && use.direction == Direction::in &&
-                       values.has(use.arg) &&
-                       same_view(values.tensor(use.arg), values.tensor(output.arg)));
+        is_in_place = is_in_place || (is_tensor(use.arg) && use.direction == Direction::in &&
+                                      values.has(use.arg) &&
+                                      same_view(values.tensor(use.arg), values.tensor(output.arg)));
     }
     if (is_in_place) {
         return Arg::none;
