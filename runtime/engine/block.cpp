@@ -61,7 +61,7 @@ Block::Block(const Problem &problem, int64_t first_channel, int64_t channels, Mo
 
 Block::Block(const Block &other, const Values &values)
     : problem_(other.problem_), mode_(other.mode_), channels_(other.channels_), values_(values) {
-    if (problem_.has_tensors) {
+    if (values_.has_tensors()) {
         pieces_.emplace(values_);
     }
 }

@@ -71,6 +71,9 @@ public:
     bool has_any(uint64_t bits) const {
         return (given_ & bits) != 0;
     }
+    bool has_tensors() const {
+        return has_any((uint64_t(1) << kTensors) - 1);
+    }
     void set(Arg a, const hbn_tensor &t) {
         tensors_[int(a)] = t;
         given_ |= bit(a);
