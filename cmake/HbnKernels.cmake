@@ -144,7 +144,12 @@ function(hbn_add_all_kernels library)
         target_compile_options(hbn_generators PRIVATE -O0 -fno-sanitize=all)
         target_link_options(hbn_generators PRIVATE -fno-sanitize=all)
         set_target_properties(hbn_generators PROPERTIES NO_SYSTEM_FROM_IMPORTED OFF)
+        # Most of a source's time goes into Halide's templates, which several sources together need once. Tools that
+        # read a compile database want each source in it.
         target_precompile_headers(hbn_generators PRIVATE <Halide.h>)
+        if (NOT CMAKE_EXPORT_COMPILE_COMMANDS)
+            set_target_properties(hbn_generators PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE 7)
+        endif ()
     endif ()
 
     if (HBN_DEVICE_RUNTIME)
