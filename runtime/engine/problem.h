@@ -34,10 +34,13 @@ struct Problem {
 
 // Every check of an operation, in PyTorch's order; of what is wrong nothing has been written. Where x is empty, writes
 // what its results are.
-hbn_status check(Operation operation, std::initializer_list<Given> given, Problem *problem);
+hbn_status check(Operation operation, const Given *given, Problem *problem);
 
-// Checks and solves.
-hbn_status run(Operation operation, std::initializer_list<Given> given);
+// Checks and solves. `given` are the operation's arguments, all of them, in the order of its row.
+hbn_status run(Operation operation, const Given *given);
+inline hbn_status run(Operation operation, std::initializer_list<Given> given) {
+    return run(operation, given.begin());
+}
 
 // The whole body of an entry point: the operation and the function's parameters, whose names and order are the
 // operation's in operations.def.
