@@ -22,10 +22,11 @@ public:
           weight(vector(p.weight)),
           bias(vector(p.bias)),
           mean(vector(p.mean)),
-          invstd(vector(p.invstd)),
           running_mean(vector(p.running_mean)),
           running_var(vector(p.running_var)) {
         hbn::set_num_threads(p.threads);
+        wide_mean.assign(p.mean, p.mean + p.c);
+        wide_invstd.assign(p.invstd, p.invstd + p.c);
         if (activates()) {
             prepare_activation();
         }
@@ -36,7 +37,7 @@ protected:
         if (activates()) {
             call_activated();
         } else if (p.operation == BACKWARD) {
-            F::batch_norm_backward(grad_output, x, weight, mean, invstd, running_mean, running_var,
+            F::batch_norm_backward(grad_output, x, weight, saved_mean(), saved_invstd(), {}, {},
                                    true, p.eps, {}, out);
         } else {
             F::batch_norm_forward(x, weight, bias, running_mean, running_var,
@@ -50,37 +51,36 @@ private:
         grad_residual = tensor(p.grad_residual);
         mask = tensor(p.mask);
         mask.dtype = DType::uint8;
-        for (int64_t c = 0; c < p.c; c++) {
-            wide_mean.push_back(p.mean[c]);
-            wide_invstd.push_back(p.invstd[c]);
-        }
         if (p.operation == BACKWARD_ADD_RELU) {
             // As forward would have left it.
             std::vector<float> variance;
             for (double invstd : wide_invstd) {
                 variance.push_back(float(1 / (invstd * invstd) - p.eps));
             }
-            F::batch_norm_add_relu_forward(x, residual, weight, bias, mean, vector(variance.data()),
-                                           false, p.momentum, p.eps, out, mask);
+            F::batch_norm_activation_forward(x, residual, weight, bias, mean,
+                                             vector(variance.data()), false, p.momentum, p.eps,
+                                             hbn::Activation::relu(), out, mask);
         }
     }
 
     void call_activated() {
-        const VectorView saved_mean(wide_mean.data(), DType::float64, p.c);
-        const VectorView saved_invstd(wide_invstd.data(), DType::float64, p.c);
         if (is_backward() && adds()) {
-            F::batch_norm_add_relu_backward(grad_output, x, mask, weight, saved_mean, saved_invstd,
-                                            {}, {}, true, p.eps, out, grad_residual);
+            F::batch_norm_activation_backward(grad_output, x, {}, mask, weight, {}, saved_mean(),
+                                              saved_invstd(), {}, {}, true, p.eps,
+                                              hbn::Activation::relu(), {}, out, grad_residual);
         } else if (is_backward()) {
-            F::batch_norm_relu_backward(grad_output, x, weight, bias, saved_mean, saved_invstd, {},
-                                        {}, true, p.eps, out);
+            F::batch_norm_activation_backward(grad_output, x, {}, {}, weight, bias, saved_mean(),
+                                              saved_invstd(), {}, {}, true, p.eps,
+                                              hbn::Activation::relu(), {}, out);
         } else if (adds()) {
-            F::batch_norm_add_relu_forward(
+            F::batch_norm_activation_forward(
                 x, residual, weight, bias, running_mean, running_var, is_training(), p.momentum,
-                p.eps, out, is_training() ? std::optional<TensorView>(mask) : std::nullopt);
+                p.eps, hbn::Activation::relu(), out,
+                is_training() ? std::optional<TensorView>(mask) : std::nullopt);
         } else {
-            F::batch_norm_relu_forward(x, weight, bias, running_mean, running_var, is_training(),
-                                       p.momentum, p.eps, out);
+            F::batch_norm_activation_forward(x, {}, weight, bias, running_mean, running_var,
+                                             is_training(), p.momentum, p.eps,
+                                             hbn::Activation::relu(), out);
         }
     }
 
@@ -90,6 +90,12 @@ private:
             data, dtypes[p.dtype], {p.n, p.c, p.h, p.w},
             p.layout == NHWC ? hbn::MemoryFormat::channels_last : hbn::MemoryFormat::contiguous);
     }
+    hbn::ConstVectorView saved_mean() const {
+        return {wide_mean.data(), DType::float64, p.c};
+    }
+    hbn::ConstVectorView saved_invstd() const {
+        return {wide_invstd.data(), DType::float64, p.c};
+    }
     VectorView vector(float *data) const {
         return VectorView(data, DType::float32, p.c);
     }
@@ -97,7 +103,7 @@ private:
     const TensorView x, grad_output, out;
     TensorView residual, grad_residual, mask;
     std::vector<double> wide_mean, wide_invstd;
-    const VectorView weight, bias, mean, invstd, running_mean, running_var;
+    const VectorView weight, bias, mean, running_mean, running_var;
 };
 
 }  // namespace

@@ -96,8 +96,8 @@ private:
     }
     at::Tensor backward_of(const at::Tensor &gradient_of_y) {
         hbn::functional::batch_norm_backward(view(gradient_of_y), view(x), view_of(weight),
-                                             view_of(mean), view_of(invstd), {}, {}, true, p.eps,
-                                             {}, view(out));
+                                             statistic(wide_mean), statistic(wide_invstd), {}, {},
+                                             true, p.eps, {}, view(out));
         return out;
     }
     hbn::TensorView view(const at::Tensor &t) const {
@@ -108,6 +108,9 @@ private:
     }
     hbn::VectorView view_of(const at::Tensor &v) const {
         return hbn::VectorView(v.data_ptr(), hbn::DType::float32, p.c);
+    }
+    hbn::ConstVectorView statistic(const at::Tensor &v) const {
+        return hbn::ConstVectorView(v.data_ptr(), hbn::DType::float64, p.c);
     }
 #else
     void forward() {
@@ -133,6 +136,9 @@ private:
 
     at::Tensor x, grad_output, out, weight, bias, mean, invstd, running_mean, running_var,
         save_mean, save_invstd, residual, gradient, y;
+#ifdef HBN_BENCH_UNFUSED
+    const at::Tensor wide_mean = mean.to(at::kDouble), wide_invstd = invstd.to(at::kDouble);
+#endif
 };
 
 }  // namespace

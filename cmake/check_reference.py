@@ -34,7 +34,8 @@ def main(folder):
     compounds = [compound for path in sorted(pathlib.Path(folder).glob("*.xml"))
                  for compound in ElementTree.parse(path).iter("compounddef")
                  if compound.get("kind") in COMPOUNDS and compound.get("prot") not in PRIVATE
-                 and not compound.findtext("compoundname").endswith(".md")]
+                 and not compound.findtext("compoundname").endswith(".md")
+                 and compound.find("location").get("file") != "[generated]"]  # std, of base classes
     missing = [name for compound in compounds for name in undocumented(compound)]
     for name in missing:
         print(f"{name} is not documented", file=sys.stderr)

@@ -10,7 +10,7 @@ int main() {
     for (size_t i = 0; i < input.size(); i++) {
         input[i] = float(i * 7919 % 1000) / 100;
     }
-    const hbn::TensorView x(input.data(), hbn::DType::float32, sizes);
+    const hbn::ConstTensorView x(input.data(), hbn::DType::float32, sizes);
 
     hbn::BatchNorm2d bn(100);
     const hbn::Tensor y = bn(x);               // batch statistics; running ones are updated

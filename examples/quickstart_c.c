@@ -14,8 +14,8 @@ int main(void) {
     const hbn_tensor input = {x, HBN_FLOAT32, HBN_CPU, 4, {N, C, H, W}, {C * H * W, H * W, W, 1}};
     hbn_tensor output = input;
     output.data = y;
-    const hbn_vector mean = {running_mean, HBN_FLOAT32, C, 1};
-    const hbn_vector var = {running_var, HBN_FLOAT32, C, 1};
+    const hbn_vector mean = {running_mean, HBN_FLOAT32, C, 1, HBN_CPU};
+    const hbn_vector var = {running_var, HBN_FLOAT32, C, 1, HBN_CPU};
 
     /* No weight, no bias, no saved statistics: NULL. */
     if (hbn_batch_norm_forward(&input, NULL, NULL, &mean, &var, 1, 0.1, 1e-5, &output, NULL,

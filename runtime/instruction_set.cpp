@@ -1,6 +1,8 @@
 // Which of the kernels' instruction sets this processor runs, and which are allowed.
 #include "checks.h"
 
+#include <hbn/version.h>
+
 #include <HalideRuntime.h>
 
 // Only for HBN_INSTRUCTION_SETS.

@@ -179,8 +179,8 @@ TEST_P(SixteenBits, forward_training) {
 
 TEST_P(SixteenBits, gradient_sums) {
     const auto moments = functional::batch_norm_stats(x);
-    TestVector mean{DType::float32, moments.mean};
-    TestVector invstd{DType::float32, std::vector<double>(size_t(channels), 1)};
+    TestVector mean{DType::float64, moments.mean};
+    TestVector invstd{DType::float64, std::vector<double>(size_t(channels), 1)};
     const auto sums = functional::batch_norm_backward_reduce(dy, x, mean, invstd);
     for (int64_t c = 0; c < channels; c++) {
         SCOPED_TRACE(c % 14);

@@ -2,6 +2,8 @@
 #include "oracle.h"
 #include "runtime/engine/layout.h"
 
+#include <hbn/batch_norm_2d.h>
+
 #include <atomic>
 #include <cerrno>
 #include <condition_variable>
@@ -188,8 +190,8 @@ protected:
     TestVector weight{dtype, normal.values(channels)}, bias{statistics, normal.values(channels)};
     TestVector running_mean{dtype, normal.values(channels)};
     TestVector running_var{statistics, normal.values(channels, 4, 0.5)};
-    TestVector mean{statistics, normal.values(channels)};
-    TestVector invstd{statistics, normal.values(channels, 1, 0.1)};
+    TestVector mean{DType::float64, normal.values(channels)};
+    TestVector invstd{DType::float64, normal.values(channels, 1, 0.1)};
     TestVector grad_weight{dtype, normal.values(channels)};
     TestVector grad_bias{statistics, normal.values(channels)};
 
@@ -245,7 +247,7 @@ hbn_tensor c_tensor(const TestTensor &t) {
 
 hbn_vector c_vector(TestVector &vector) {
     const VectorView v = vector;
-    return {v.data, hbn_dtype(v.dtype), v.size, v.stride};
+    return {v.data, hbn_dtype(v.dtype), v.size, v.stride, HBN_CPU};
 }
 
 TEST_P(Allocation, none_through_the_c_api) {
@@ -285,32 +287,35 @@ TEST_P(Allocation, none_with_an_activation) {
                      rv = c_vector(running_var), gw = c_vector(grad_weight),
                      gb = c_vector(grad_bias);
     std::vector<double> mean_values(size_t(rm.size)), invstd_values(size_t(rm.size));
-    const hbn_vector m{mean_values.data(), HBN_FLOAT64, rm.size, 1};
-    const hbn_vector s{invstd_values.data(), HBN_FLOAT64, rm.size, 1};
+    const hbn_vector m{mean_values.data(), HBN_FLOAT64, rm.size, 1, HBN_CPU};
+    const hbn_vector s{invstd_values.data(), HBN_FLOAT64, rm.size, 1, HBN_CPU};
     const TestTensor residual_gradient(x), mask_memory(x);
     const hbn_tensor c_dr = c_tensor(residual_gradient);
     hbn_tensor c_mask = c_tensor(mask_memory);
     c_mask.dtype = HBN_UINT8;
     hbn_status status = HBN_OK;
+    const hbn_activation relu{HBN_RELU, 0, 0};
     for (const int training : {1, 0}) {
         expect_steady("relu forward", [&] {
-            status = hbn_batch_norm_relu_forward(&c_x, &w, &b, &rm, &rv, training, 0.1, kEps, &c_y,
-                                                 &m, &s);
+            status = hbn_batch_norm_activation_forward(&c_x, nullptr, &w, &b, &rm, &rv, training,
+                                                       0.1, kEps, &relu, &c_y, nullptr, &m, &s);
         });
         EXPECT_EQ(status, HBN_OK) << hbn_last_error();
         expect_steady("relu backward", [&] {
-            status = hbn_batch_norm_relu_backward(&c_dy, &c_x, &w, &b, &m, &s, &rm, &rv, training,
-                                                  kEps, &c_dx, &gw, &gb);
+            status = hbn_batch_norm_activation_backward(&c_dy, &c_x, nullptr, nullptr, &w, &b, &m,
+                                                        &s, &rm, &rv, training, kEps, &relu, &c_dx,
+                                                        nullptr, &gw, &gb);
         });
         EXPECT_EQ(status, HBN_OK) << hbn_last_error();
         expect_steady("add_relu forward", [&] {
-            status = hbn_batch_norm_add_relu_forward(&c_x, &c_dy, &w, &b, &rm, &rv, training, 0.1,
-                                                     kEps, &c_y, &c_mask, &m, &s);
+            status = hbn_batch_norm_activation_forward(&c_x, &c_dy, &w, &b, &rm, &rv, training, 0.1,
+                                                       kEps, &relu, &c_y, &c_mask, &m, &s);
         });
         EXPECT_EQ(status, HBN_OK) << hbn_last_error();
         expect_steady("add_relu backward", [&] {
-            status = hbn_batch_norm_add_relu_backward(&c_dy, &c_x, &c_mask, &w, &m, &s, &rm, &rv,
-                                                      training, kEps, &c_dx, &c_dr, &gw, &gb);
+            status = hbn_batch_norm_activation_backward(&c_dy, &c_x, nullptr, &c_mask, &w, nullptr,
+                                                        &m, &s, &rm, &rv, training, kEps, &relu,
+                                                        &c_dx, &c_dr, &gw, &gb);
         });
         EXPECT_EQ(status, HBN_OK) << hbn_last_error();
     }
@@ -338,6 +343,20 @@ TEST_P(Allocation, only_what_is_returned_through_cpp) {
     }
 }
 
+TEST_P(Allocation, none_by_a_modules_forward) {
+    for (const Activation &activation : {Activation::none(), Activation::relu()}) {
+        BatchNorm2dOptions options;
+        options.dtype = statistics;
+        options.activation = activation;
+        BatchNorm2d bn(channels, options);
+        for (const bool training : {true, false}) {
+            bn.train(training);
+            expect_steady("forward", [&] { bn.forward(x, y); });
+            expect_steady("forward_add", [&] { bn.forward_add(x, dy, y); });
+        }
+    }
+}
+
 INSTANTIATE_TEST_SUITE_P(, Allocation,
                          ::testing::Combine(::testing::ValuesIn(cases),
                                             ::testing::Values(DType::float32, DType::bfloat16),
@@ -360,13 +379,14 @@ TEST(AllocationOfOneThread, none_after_other_shapes) {
         const TestTensor x(DType::float32, p.sizes, p.strides), y = x, dx = x;
         TestVector v(DType::float32, std::vector<double>(size_t(p.sizes[1]), 1));
         const hbn_tensor c_x = c_tensor(x), c_y = c_tensor(y), c_dx = c_tensor(dx);
-        const hbn_vector c_v = c_vector(v);
+        TestVector wide(DType::float64, std::vector<double>(size_t(p.sizes[1]), 1));
+        const hbn_vector c_v = c_vector(v), c_wide = c_vector(wide);
         for (int i = 0; i < 4; i++) {
             const int64_t before = allocations;
             hbn_batch_norm_forward(&c_x, nullptr, nullptr, nullptr, nullptr, 1, 0.1, kEps, &c_y,
                                    nullptr, nullptr);
-            hbn_batch_norm_backward(&c_x, &c_x, &c_v, &c_v, &c_v, nullptr, nullptr, 1, kEps, &c_dx,
-                                    nullptr, nullptr);
+            hbn_batch_norm_backward(&c_x, &c_x, &c_v, &c_wide, &c_wide, nullptr, nullptr, 1, kEps,
+                                    &c_dx, nullptr, nullptr);
             if (i >= 2) {
                 EXPECT_EQ(allocations - before, 0) << p.name;
             }

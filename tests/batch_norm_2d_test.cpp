@@ -3,6 +3,9 @@
 
 #include <hbn/batch_norm_2d.h>
 
+#include <fstream>
+#include <sstream>
+
 namespace hbn::test {
 namespace {
 
@@ -35,7 +38,101 @@ TEST_F(Module, starts_as_the_page_says) {
         EXPECT_EQ(get(bn.running_var(), c), 1);
     }
     EXPECT_EQ(bn.repr(),
-              "BatchNorm2d(3, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True)");
+              "BatchNorm2d(3, eps=1e-05, momentum=0.1, affine=True, bias=True, "
+              "track_running_stats=True)");
+}
+
+// golden/options.csv, which golden/make_options.py describes: what PyTorch takes, and what it makes of it.
+std::vector<std::vector<std::string>> rows_of_options(const std::string &kind) {
+    std::ifstream file(HBN_GOLDEN_DIR "/options.csv");
+    std::vector<std::vector<std::string>> rows;
+    for (std::string line; std::getline(file, line);) {
+        std::istringstream fields(line);
+        std::vector<std::string> row;
+        for (std::string field; std::getline(fields, field, row.size() == 8 ? '\n' : ',');) {
+            row.push_back(field);
+        }
+        if (row.at(0) == kind) {
+            rows.push_back(row);
+        }
+    }
+    return rows;
+}
+
+std::string keys_of(const ConstStateDict &state) {
+    std::string keys;
+    for (const char *name :
+         {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}) {
+        if (state.count(name)) {
+            keys += (keys.empty() ? "" : " ") + std::string(name);
+        }
+    }
+    return keys;
+}
+
+TEST(Options, are_pytorchs_with_its_defaults) {
+    const BatchNorm2dOptions defaults;
+    const auto python = [](bool value) { return std::string(value ? "True" : "False"); };
+    ASSERT_EQ(defaults.eps, 1e-5);
+    ASSERT_EQ(defaults.momentum, 0.1);
+    // None: the CPU and float32.
+    const std::map<std::string, std::string> ours = {
+        {"eps", "1e-05"},
+        {"momentum", "0.1"},
+        {"affine", python(defaults.affine)},
+        {"track_running_stats", python(defaults.track_running_stats)},
+        {"device", defaults.device == Device::cpu ? "" : "another"},
+        {"dtype", defaults.dtype == DType::float32 ? "" : "another"},
+        {"bias", python(defaults.bias)},
+    };
+    std::map<std::string, std::string> theirs;
+    for (const std::vector<std::string> &row : rows_of_options("argument")) {
+        theirs[row.at(1)] = row.size() > 2 ? row[2] : "";
+    }
+    EXPECT_EQ(ours, theirs);
+    EXPECT_EQ(defaults.activation.kind, HBN_IDENTITY);
+}
+
+TEST(Options, make_what_pytorch_makes) {
+    const auto rows = rows_of_options("module");
+    ASSERT_GT(rows.size(), 40u);
+    for (const std::vector<std::string> &row : rows) {
+        BatchNorm2dOptions options;
+        options.eps = std::stod(row.at(2));
+        options.momentum = std::nullopt;
+        if (row[3] != "None") {
+            options.momentum = std::stod(row[3]);
+        }
+        options.affine = row[4] == "True";
+        options.bias = row[5] == "True";
+        options.track_running_stats = row[6] == "True";
+        const int64_t num_features = std::stoll(row[1]);
+        if (row.size() < 9) {
+            EXPECT_THROW(BatchNorm2d(num_features, options), InvalidArgument) << num_features;
+            continue;
+        }
+        const BatchNorm2d bn(num_features, options);
+        EXPECT_EQ("\"" + bn.repr() + "\"", row[8]);
+        EXPECT_EQ(keys_of(bn.state_dict()), row[7]) << bn.repr();
+    }
+}
+
+TEST(Options, name_the_activation_after_pytorchs_text) {
+    const auto repr = [](const Activation &activation) {
+        BatchNorm2dOptions options;
+        options.activation = activation;
+        const std::string text = BatchNorm2d(3, options).repr(), plain = BatchNorm2d(3).repr();
+        const std::string start = plain.substr(0, plain.size() - 1);
+        EXPECT_EQ(text.substr(0, start.size()), start);
+        return text.substr(start.size());
+    };
+    EXPECT_EQ(repr(Activation::none()), ")");
+    EXPECT_EQ(repr(Activation::relu()), ", activation=relu())");
+    EXPECT_EQ(repr(Activation::leaky_relu()), ", activation=leaky_relu(0.01))");
+    EXPECT_EQ(repr(Activation::clip(-1, 2.5)), ", activation=clip(-1.0, 2.5))");
+    EXPECT_EQ(repr(Activation::relu6()), ", activation=clip(0.0, 6.0))");
+    EXPECT_EQ(repr(Activation::silu()), ", activation=silu())");
+    EXPECT_EQ(repr(Activation::hardswish()), ", activation=hardswish())");
 }
 
 TEST_F(Module, running_statistics_follow_momentum) {
@@ -115,6 +212,31 @@ TEST_F(Module, without_affine_has_no_parameters) {
     EXPECT_FALSE(gradients.grad_input.empty());
 }
 
+TEST_F(Module, without_bias_has_a_weight_alone) {
+    BatchNorm2dOptions options;
+    options.bias = false;
+    BatchNorm2d bn(3, options), other(3, options);
+    EXPECT_TRUE(bn.weight());
+    EXPECT_FALSE(bn.bias());
+    static_cast<float *>(bn.weight().data)[1] = 2;
+    bn.forward(x, y);
+    for (int64_t c = 0; c < 3; c++) {
+        expect_normalized(x, y, c, ChannelOracle(x, c, 1e-5), c == 1 ? 2 : 1, 0);
+    }
+    EXPECT_TRUE(bn.backward(y, x).grad_bias) << "of the bias 0, as in PyTorch's function";
+    other.load_state_dict(bn.state_dict());
+    EXPECT_EQ(get(other.weight(), 1), 2);
+    other.reset_parameters();
+    EXPECT_EQ(get(other.weight(), 1), 1);
+    BatchNorm2d with_bias(3);
+    EXPECT_THROW(with_bias.load_state_dict(bn.state_dict()), InvalidArgument);
+    static_cast<float *>(with_bias.bias().data)[0] = 4;
+    with_bias.load_state_dict(bn.state_dict(), false);
+    EXPECT_EQ(get(with_bias.weight(), 1), 2);
+    EXPECT_EQ(get(with_bias.bias(), 0), 4);
+    EXPECT_THROW(other.load_state_dict(with_bias.state_dict()), InvalidArgument);
+}
+
 TEST_F(Module, examples_of_the_page) {
     for (bool affine : {true, false}) {
         BatchNorm2dOptions options;
@@ -185,6 +307,30 @@ TEST_F(Module, state_dict_lends_the_state_under_pytorchs_names) {
     EXPECT_EQ(get(bn.bias(), 2), 7);
 }
 
+TEST_F(Module, state_of_a_const_module_is_read) {
+    BatchNorm2d trained(3), loaded(3);
+    trained.forward(x);
+    const BatchNorm2d &source = trained;
+    const ConstStateDict state = source.state_dict("a.");
+    EXPECT_EQ(state.at("a.running_var").data, source.running_var().data);
+    loaded.load_state_dict(state, true, "a.");
+    EXPECT_EQ(get(loaded.running_var(), 2), get(source.running_var(), 2));
+    EXPECT_EQ(loaded.num_batches_tracked(), 1);
+}
+
+TEST_F(Module, its_own_state_loads_in_any_order) {
+    BatchNorm2d bn(3);
+    bn.forward(x);
+    const Real mean = get(bn.running_mean(), 1), var = get(bn.running_var(), 1);
+    StateDict state = bn.state_dict();
+    bn.load_state_dict(state);
+    EXPECT_EQ(get(bn.running_mean(), 1), mean);
+    std::swap(state.at("running_mean"), state.at("running_var"));
+    bn.load_state_dict(state);
+    EXPECT_EQ(get(bn.running_mean(), 1), var);
+    EXPECT_EQ(get(bn.running_var(), 1), mean);
+}
+
 TEST_F(Module, state_round_trip) {
     BatchNorm2d trained(3), loaded(3);
     trained.forward(x);
@@ -242,6 +388,152 @@ TEST_F(Module, wrong_states_are_named_and_load_nothing) {
     EXPECT_EQ(get(bn.weight(), 0), 9);
 }
 
+// Every entry of every dtype, whether it is one or not, aligned and not: it loads, or is named and nothing is loaded.
+TEST_F(Module, entries_of_any_dtype_load_or_are_named) {
+    BatchNorm2d bn(3);
+    alignas(8) char memory[64];
+    for (const auto &[name, mine] : BatchNorm2d(3).state_dict()) {
+        for (int dtype = -2; dtype < 10; dtype++) {
+            for (int offset : {0, 1, 2, 4}) {
+                bn.reset_parameters();
+                std::memset(memory, 0, sizeof memory);
+                BatchNorm2d source(3);
+                ConstStateDict state = std::as_const(source).state_dict();
+                static_cast<float *>(source.weight().data)[0] = 9;
+                state[name].data = memory + offset;
+                state[name].dtype = DType(dtype);
+                const bool is_count = name == "num_batches_tracked";
+                const bool fits = is_count ? DType(dtype) == DType::int64
+                                           : dtype >= HBN_FLOAT32 && dtype <= HBN_FLOAT16;
+                if (fits && offset % int(size_of(DType(dtype))) == 0) {
+                    bn.load_state_dict(state);
+                    EXPECT_EQ(get(bn.weight(), 0), name == "weight" ? 0 : 9);
+                    EXPECT_EQ(get(bn.running_var(), 2), name == "running_var" ? 0 : 1);
+                    continue;
+                }
+                try {
+                    bn.load_state_dict(state);
+                    ADD_FAILURE() << name << " of dtype " << dtype << " at " << offset;
+                } catch (const InvalidArgument &e) {
+                    EXPECT_NE(std::string(e.what()).find(" " + name), std::string::npos)
+                        << e.what();
+                    EXPECT_NE(std::string(e.what()).find(fits ? "aligned" : "dtype mismatch"),
+                              std::string::npos)
+                        << e.what();
+                }
+                EXPECT_EQ(get(bn.weight(), 0), 1) << "something was loaded";
+            }
+        }
+    }
+}
+
+TEST_F(Module, entries_without_data_are_named) {
+    BatchNorm2d bn(3), empty(0);
+    for (const auto &[name, mine] : BatchNorm2d(3).state_dict()) {
+        StateDict state = bn.state_dict();
+        state.at(name).data = nullptr;
+        try {
+            bn.load_state_dict(state);
+            ADD_FAILURE() << name << " was loaded";
+        } catch (const InvalidArgument &e) {
+            EXPECT_NE(std::string(e.what()).find("no data for " + name), std::string::npos);
+        }
+    }
+    StateDict of_nothing = empty.state_dict();
+    of_nothing.at("weight").data = nullptr;
+    empty.load_state_dict(of_nothing);
+}
+
+template<typename Call>
+void expect_state_error(const char *text, Call call) {
+    try {
+        call();
+        ADD_FAILURE() << "was not refused: " << text;
+    } catch (const InvalidState &e) {
+        EXPECT_NE(std::string(e.what()).find(text), std::string::npos) << e.what();
+    }
+}
+
+TEST_F(Module, backward_takes_the_x_of_forward) {
+    BatchNorm2d bn(3);
+    expect_state_error("backward() needs a forward() before it", [&] { bn.backward(y, x); });
+    expect_state_error("backward_add() needs a forward_add()", [&] { bn.backward_add(y, x); });
+    bn.forward(x, y);
+    expect_state_error("backward_add() needs a forward_add()", [&] { bn.backward_add(y, x, y); });
+    const auto refused = [&](const TensorView &other, const char *text) {
+        try {
+            bn.backward(other, other);
+            ADD_FAILURE() << "was not refused: " << text;
+        } catch (const InvalidArgument &e) {
+            EXPECT_NE(std::string(e.what()).find(text), std::string::npos) << e.what();
+        }
+    };
+    TestTensor larger(DType::float32, {5, 3, 5, 6}), wide(DType::float64, {4, 3, 5, 6});
+    TestTensor more_channels(DType::float32, {4, 6, 5, 3});
+    refused(larger, "the shape that it had in forward, [4, 3, 5, 6], not [5, 3, 5, 6]");
+    refused(more_channels, "the shape that it had in forward, [4, 3, 5, 6], not [4, 6, 5, 3]");
+    refused(wide, "the dtype that it had in forward, float32, not float64");
+    TensorView flat = x;
+    flat.ndim = 3;
+    refused(flat, "expected 4D input (got 3D input)");
+    bn.backward(y, x);
+    // A forward that fails leaves the last one.
+    EXPECT_THROW(bn.forward(TestTensor(DType::float32, {1, 3, 1, 1})), InvalidArgument);
+    bn.backward(y, x);
+    bn.forward_add(x, y);
+    expect_state_error("backward() needs a forward() before it", [&] { bn.backward(y, x); });
+}
+
+TEST_F(Module, moved_from_throws_from_every_method) {
+    BatchNorm2d bn(3);
+    bn.forward(x, y);
+    BatchNorm2d owner(std::move(bn));
+    owner.backward(y, x);
+    const StateDict state = owner.state_dict();
+    const std::vector<std::function<void()>> methods = {
+        [&] { bn.clone(); },
+        [&] { bn.train(); },
+        [&] { bn.eval(); },
+        [&] { bn.is_training(); },
+        [&] { bn.forward(x); },
+        [&] { bn.forward(x, y); },
+        [&] { bn(x); },
+        [&] { bn.forward_add(x, y); },
+        [&] { bn.forward_add(x, y, y); },
+        [&] { bn.backward(y, x); },
+        [&] { bn.backward(y, x, {}, y); },
+        [&] { bn.backward_add(y, x); },
+        [&] { bn.reset_running_stats(); },
+        [&] { bn.reset_parameters(); },
+        [&] { bn.state_dict(); },
+        [&] { std::as_const(bn).state_dict(); },
+        [&] { bn.load_state_dict(state); },
+        [&] { bn.load_state_dict(ConstStateDict(state.begin(), state.end())); },
+        [&] { bn.num_features(); },
+        [&] { bn.options(); },
+        [&] { bn.weight(); },
+        [&] { std::as_const(bn).weight(); },
+        [&] { bn.bias(); },
+        [&] { std::as_const(bn).bias(); },
+        [&] { bn.running_mean(); },
+        [&] { std::as_const(bn).running_mean(); },
+        [&] { bn.running_var(); },
+        [&] { std::as_const(bn).running_var(); },
+        [&] { bn.num_batches_tracked(); },
+        [&] { bn.saved_mean(); },
+        [&] { bn.saved_invstd(); },
+        [&] { bn.repr(); },
+    };
+    for (const auto &method : methods) {
+        expect_state_error("was moved from", method);
+    }
+    bn = std::move(owner);
+    bn.forward(x, y);
+    expect_state_error("was moved from", [&] { owner.forward(x); });
+    owner = BatchNorm2d(3);
+    owner.forward(x, y);
+}
+
 class ModuleDType : public ::testing::TestWithParam<DType> {};
 
 TEST_P(ModuleDType, keeps_its_state_in_its_dtype) {
@@ -259,7 +551,8 @@ TEST_P(ModuleDType, keeps_its_state_in_its_dtype) {
         const Real var = 0.9L + 0.1L * s.m2 / (s.count - 1);
         EXPECT_NEAR(get(bn.running_var(), c), var, 2 * unit_roundoff(GetParam()) * var);
     }
-    EXPECT_EQ(bn.saved_mean().dtype, statistic_dtype(GetParam()));
+    EXPECT_EQ(bn.saved_mean().dtype, DType::float64);
+    EXPECT_EQ(bn.saved_invstd().dtype, DType::float64);
 }
 
 INSTANTIATE_TEST_SUITE_P(, ModuleDType,

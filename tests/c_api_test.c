@@ -26,7 +26,12 @@ static hbn_tensor tensor(float *data) {
 }
 
 static hbn_vector vector(float *data) {
-    const hbn_vector v = {data, HBN_FLOAT32, 2, 1};
+    const hbn_vector v = {data, HBN_FLOAT32, 2, 1, HBN_CPU};
+    return v;
+}
+
+static hbn_vector statistic(double *data) {
+    const hbn_vector v = {data, HBN_FLOAT64, 2, 1, HBN_CPU};
     return v;
 }
 
@@ -34,11 +39,11 @@ static hbn_vector vector(float *data) {
 static float x_values[8] = {1, 3, 2, 2, 5, 7, 4, 4};
 
 static void forward(void) {
-    float y[8], m[2] = {0, 0}, v[2] = {1, 1}, save_mean[2], save_invstd[2], w[2] = {2, 1},
-                b[2] = {0, 10};
+    float y[8], m[2] = {0, 0}, v[2] = {1, 1}, w[2] = {2, 1}, b[2] = {0, 10};
+    double save_mean[2], save_invstd[2];
     const hbn_tensor x = tensor(x_values), out = tensor(y);
     const hbn_vector weight = vector(w), bias = vector(b), mean = vector(m), var = vector(v);
-    const hbn_vector saved[2] = {vector(save_mean), vector(save_invstd)};
+    const hbn_vector saved[2] = {statistic(save_mean), statistic(save_invstd)};
     CHECK(hbn_batch_norm_forward(&x, &weight, &bias, &mean, &var, 1, 0.5, 4, &out, &saved[0],
                                  &saved[1]) == HBN_OK);
     CHECK(near(y[0], -2) && near(y[5], 2)); /* (1 - 4) / 3 * 2, (7 - 4) / 3 * 2 */
@@ -50,9 +55,11 @@ static void forward(void) {
 }
 
 static void backward(void) {
-    float dy[8] = {1, 0, 1, 0, 0, 0, 0, 0}, dx[8], dw[2], db[2], m[2] = {4, 3}, is[2] = {0.5f, 1};
+    float dy[8] = {1, 0, 1, 0, 0, 0, 0, 0}, dx[8], dw[2], db[2], m[2] = {4, 3}, v[2] = {0.5f, 1};
+    double save_mean[2] = {4, 3}, save_invstd[2] = {0.5, 1};
     const hbn_tensor x = tensor(x_values), g = tensor(dy), out = tensor(dx);
-    const hbn_vector mean = vector(m), invstd = vector(is), grad_weight = vector(dw),
+    const hbn_vector mean = statistic(save_mean), invstd = statistic(save_invstd),
+                     running_mean = vector(m), running_var = vector(v), grad_weight = vector(dw),
                      grad_bias = vector(db);
     CHECK(hbn_batch_norm_backward(&g, &x, NULL, &mean, &invstd, NULL, NULL, 1, 1, &out,
                                   &grad_weight, &grad_bias) == HBN_OK);
@@ -69,14 +76,15 @@ static void backward(void) {
     for (int i = 0; i < 8; i++) {
         CHECK(near(split[i], dx[i]));
     }
-    CHECK(hbn_batch_norm_backward(&g, &x, NULL, NULL, NULL, &mean, &invstd, 0, 0, &out, NULL,
-                                  NULL) == HBN_OK);
+    CHECK(hbn_batch_norm_backward(&g, &x, NULL, NULL, NULL, &running_mean, &running_var, 0, 0, &out,
+                                  NULL, NULL) == HBN_OK);
     CHECK(near(dx[0], 1 / sqrt(0.5)));
 }
 
 static void split_statistics(void) {
     double means[4], m2s[4];
-    float y[8], m[2] = {0, 0}, v[2] = {0, 0}, save_mean[2], save_invstd[2];
+    float y[8], m[2] = {0, 0}, v[2] = {0, 0};
+    double save_mean[2], save_invstd[2];
     hbn_moments first = {0, means, m2s, 2}, second = {0, means + 2, m2s + 2, 2};
     hbn_tensor x = tensor(x_values), half = x;
     const hbn_tensor out = tensor(y);
@@ -88,7 +96,7 @@ static void split_statistics(void) {
     CHECK(hbn_merge_moments(&first, &second) == HBN_OK);
     CHECK(first.count == 4 && near(means[0], 4) && near(m2s[0], 20) && near(m2s[1], 4));
     const hbn_vector mean = vector(m), var = vector(v),
-                     saved[2] = {vector(save_mean), vector(save_invstd)};
+                     saved[2] = {statistic(save_mean), statistic(save_invstd)};
     CHECK(hbn_finalize_moments(&first, 1, 4, &mean, &var, &saved[0], &saved[1]) == HBN_OK);
     CHECK(near(m[0], 4) && near(v[0], 20.0 / 3) && near(save_invstd[0], 1.0 / 3));
     CHECK(hbn_batch_norm_normalize(&x, &first, NULL, NULL, 4, &out) == HBN_OK);

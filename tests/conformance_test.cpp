@@ -265,7 +265,7 @@ TEST_P(Conformance, split_across_machines) {
         machine == 0 ? moments = own : (moments.merge(own), moments);
     }
     EXPECT_EQ(Real(moments.count), count());
-    const auto [mean, invstd] = functional::mean_and_invstd(moments, kEps, statistics);
+    const auto [mean, invstd] = functional::mean_and_invstd(moments, kEps);
     functional::BackwardSums sums;
     for (int machine = 0; machine < 2; machine++) {
         const int64_t begin = bounds[machine], size = bounds[machine + 1] - begin;

@@ -59,15 +59,17 @@ TEST_P(FusedBeyondTheCache, gives_the_same_bits) {
             }
             m.emplace_back(DType::uint8, sizes, format, aligned);
             const TensorView x = m[0].view(), r = m[1].view(), dy = m[2].view();
-            const auto s = functional::batch_norm_relu_forward(x, {}, {}, {}, {}, true, 0.1, kEps,
-                                                               m[3].view());
-            functional::batch_norm_relu_backward(dy, x, {}, {}, s.mean, s.invstd, {}, {}, true,
-                                                 kEps, m[4].view());
+            const auto s = functional::batch_norm_activation_forward(
+                x, {}, {}, {}, {}, {}, true, 0.1, kEps, Activation::relu(), m[3].view());
+            functional::batch_norm_activation_backward(dy, x, {}, {}, {}, {}, s.mean, s.invstd, {},
+                                                       {}, true, kEps, Activation::relu(), {},
+                                                       m[4].view());
             const TensorView mask = m[8].view();
-            functional::batch_norm_add_relu_forward(x, r, {}, {}, {}, {}, true, 0.1, kEps,
-                                                    m[5].view(), mask);
-            functional::batch_norm_add_relu_backward(dy, x, mask, {}, s.mean, s.invstd, {}, {},
-                                                     true, kEps, m[6].view(), m[1].view());
+            functional::batch_norm_activation_forward(x, r, {}, {}, {}, {}, true, 0.1, kEps,
+                                                      Activation::relu(), m[5].view(), mask);
+            functional::batch_norm_activation_backward(dy, x, {}, mask, {}, {}, s.mean, s.invstd,
+                                                       {}, {}, true, kEps, Activation::relu(), {},
+                                                       m[6].view(), m[1].view());
         }
         for (int i = 0; i < 9; i++) {
             EXPECT_TRUE(of[0][i] == of[1][i]) << i;

@@ -62,6 +62,9 @@ public:
     operator TensorView() const {
         return view_;
     }
+    operator ConstTensorView() const {
+        return view_;
+    }
     uint8_t &at(int64_t n, int64_t c, int64_t h, int64_t w) {
         const Shape &s = view_.strides;
         return bytes_[size_t(n * s[0] + c * s[1] + h * s[2] + w * s[3])];
@@ -173,16 +176,17 @@ TEST_P(Fused, relu_training) {
     functional::batch_norm_forward(x, weight, bias, running_mean, running_var, true, 0.1, kEps,
                                    dx.view());
     TestVector fused_mean = old_mean, fused_var = old_var;
-    const auto s = functional::batch_norm_relu_forward(x, weight, bias, fused_mean, fused_var, true,
-                                                       0.1, kEps, y.view());
+    const auto s = functional::batch_norm_activation_forward(
+        x, {}, weight, bias, fused_mean, fused_var, true, 0.1, kEps, Activation::relu(), y.view());
     for (int64_t c = 0; c < channels; c++) {
         // Two kernels may contract their float64 arithmetic differently.
         EXPECT_NEAR(fused_mean[c], running_mean[c], 4 * unit_roundoff(statistics));
         EXPECT_NEAR(fused_var[c], running_var[c], 4 * unit_roundoff(statistics) * running_var[c]);
     }
     const TestTensor g = passed();
-    const auto gradients = functional::batch_norm_relu_backward(
-        dy, x, weight, bias, s.mean, s.invstd, {}, {}, true, kEps, dx.view());
+    const auto gradients = functional::batch_norm_activation_backward(
+        dy, x, {}, {}, weight, bias, s.mean, s.invstd, {}, {}, true, kEps, Activation::relu(), {},
+        dx.view());
     for (int64_t c = 0; c < channels; c++) {
         expect_activated(c, ChannelOracle(x, c, kEps), false);
         expect_gradients(g, gradients, c, saved(s.mean, s.invstd, c), true);
@@ -192,11 +196,12 @@ TEST_P(Fused, relu_training) {
 }
 
 TEST_P(Fused, relu_inference) {
-    functional::batch_norm_relu_forward(x, weight, bias, running_mean, running_var, false, 0.1,
-                                        kEps, y.view());
+    functional::batch_norm_activation_forward(x, {}, weight, bias, running_mean, running_var, false,
+                                              0.1, kEps, Activation::relu(), y.view());
     const TestTensor g = passed();
-    const auto gradients = functional::batch_norm_relu_backward(
-        dy, x, weight, bias, {}, {}, running_mean, running_var, false, kEps, dx.view());
+    const auto gradients = functional::batch_norm_activation_backward(
+        dy, x, {}, {}, weight, bias, {}, {}, running_mean, running_var, false, kEps,
+        Activation::relu(), {}, dx.view());
     for (int64_t c = 0; c < channels; c++) {
         expect_activated(c, running(c), false);
         expect_gradients(g, gradients, c, running(c), false);
@@ -206,11 +211,13 @@ TEST_P(Fused, relu_inference) {
 }
 
 TEST_P(Fused, add_relu_training) {
-    const auto s = functional::batch_norm_add_relu_forward(
-        x, residual, weight, bias, running_mean, running_var, true, 0.1, kEps, y.view(), mask);
+    const auto s = functional::batch_norm_activation_forward(
+        x, residual, weight, bias, running_mean, running_var, true, 0.1, kEps, Activation::relu(),
+        y.view(), mask);
     const TestTensor g = passed();
-    const auto gradients = functional::batch_norm_add_relu_backward(
-        dy, x, mask, weight, s.mean, s.invstd, {}, {}, true, kEps, dx.view(), dr.view());
+    const auto gradients = functional::batch_norm_activation_backward(
+        dy, x, {}, mask, weight, {}, s.mean, s.invstd, {}, {}, true, kEps, Activation::relu(), {},
+        dx.view(), dr.view());
     EXPECT_EQ(dr.bytes(), g.bytes());
     for (int64_t c = 0; c < channels; c++) {
         expect_activated(c, ChannelOracle(x, c, kEps), true);
@@ -222,14 +229,15 @@ TEST_P(Fused, add_relu_training) {
 }
 
 TEST_P(Fused, add_relu_inference) {
-    functional::batch_norm_add_relu_forward(x, residual, weight, bias, running_mean, running_var,
-                                            false, 0.1, kEps, dx.view());
-    functional::batch_norm_add_relu_forward(x, residual, weight, bias, running_mean, running_var,
-                                            false, 0.1, kEps, y.view(), mask);
+    functional::batch_norm_activation_forward(x, residual, weight, bias, running_mean, running_var,
+                                              false, 0.1, kEps, Activation::relu(), dx.view());
+    functional::batch_norm_activation_forward(x, residual, weight, bias, running_mean, running_var,
+                                              false, 0.1, kEps, Activation::relu(), y.view(), mask);
     EXPECT_EQ(dx.bytes(), y.bytes()) << "the mask changes y";
     const TestTensor g = passed();
-    const auto gradients = functional::batch_norm_add_relu_backward(
-        dy, x, mask, weight, {}, {}, running_mean, running_var, false, kEps, dx.view(), dr.view());
+    const auto gradients = functional::batch_norm_activation_backward(
+        dy, x, {}, mask, weight, {}, {}, {}, running_mean, running_var, false, kEps,
+        Activation::relu(), {}, dx.view(), dr.view());
     EXPECT_EQ(dr.bytes(), g.bytes());
     for (int64_t c = 0; c < channels; c++) {
         expect_activated(c, running(c), true);
@@ -239,20 +247,21 @@ TEST_P(Fused, add_relu_inference) {
 }
 
 TEST_P(Fused, in_place) {
-    const auto s =
-        functional::batch_norm_relu_forward(x, weight, bias, {}, {}, true, 0.1, kEps, y.view());
-    functional::batch_norm_relu_backward(dy, x, weight, bias, s.mean, s.invstd, {}, {}, true, kEps,
-                                         dx.view());
-    functional::batch_norm_relu_backward(dy, x, weight, bias, s.mean, s.invstd, {}, {}, true, kEps,
-                                         dy.view());
+    const auto s = functional::batch_norm_activation_forward(x, {}, weight, bias, {}, {}, true, 0.1,
+                                                             kEps, Activation::relu(), y.view());
+    functional::batch_norm_activation_backward(dy, x, {}, {}, weight, bias, s.mean, s.invstd, {},
+                                               {}, true, kEps, Activation::relu(), {}, dx.view());
+    functional::batch_norm_activation_backward(dy, x, {}, {}, weight, bias, s.mean, s.invstd, {},
+                                               {}, true, kEps, Activation::relu(), {}, dy.view());
     EXPECT_EQ(dy.bytes(), dx.bytes());
     TestTensor copy(x);
-    functional::batch_norm_relu_forward(copy, weight, bias, {}, {}, true, 0.1, kEps, copy.view());
+    functional::batch_norm_activation_forward(copy, {}, weight, bias, {}, {}, true, 0.1, kEps,
+                                              Activation::relu(), copy.view());
     EXPECT_EQ(copy.bytes(), y.bytes());
-    functional::batch_norm_add_relu_forward(x, residual, weight, bias, running_mean, running_var,
-                                            false, 0.1, kEps, y.view());
-    functional::batch_norm_add_relu_forward(x, residual, weight, bias, running_mean, running_var,
-                                            false, 0.1, kEps, x.view());
+    functional::batch_norm_activation_forward(x, residual, weight, bias, running_mean, running_var,
+                                              false, 0.1, kEps, Activation::relu(), y.view());
+    functional::batch_norm_activation_forward(x, residual, weight, bias, running_mean, running_var,
+                                              false, 0.1, kEps, Activation::relu(), x.view());
     EXPECT_EQ(x.bytes(), y.bytes());
 }
 
@@ -267,12 +276,14 @@ void expect_backward_agrees(const TestTensor &x, VectorView weight, VectorView b
     const DType dtype = x.view().dtype;
     const Shape &sizes = x.sizes();
     TestTensor y(dtype, sizes, x.view().strides), dy(dtype, sizes, x.view().strides);
-    const auto s = functional::batch_norm_relu_forward(x, weight, bias, running_mean, running_var,
-                                                       training, 0, eps, y.view());
+    const auto s =
+        functional::batch_norm_activation_forward(x, {}, weight, bias, running_mean, running_var,
+                                                  training, 0, eps, Activation::relu(), y.view());
     int64_t i = 0;
     dy.fill([&](int64_t) { return double(i++ * 7919 % 251) - 100; });
-    const auto gradients = functional::batch_norm_relu_backward(
-        dy, x, weight, bias, s.mean, s.invstd, running_mean, running_var, training, eps);
+    const auto gradients = functional::batch_norm_activation_backward(
+        dy, x, {}, {}, weight, bias, s.mean, s.invstd, running_mean, running_var, training, eps,
+        Activation::relu());
     for (int64_t c = 0; c < sizes[1]; c++) {
         double expected = 0;
         x.for_each_in_channel([&](int64_t n, int64_t h, int64_t w) {
@@ -321,8 +332,8 @@ TEST_P(FusedDType, values_that_round_to_zero_do_not_pass) {
     Mask mask(x);
     TestTensor nothing(dtype, {4, 3, 8, 9});
     nothing.fill([](int64_t) { return 0; });
-    functional::batch_norm_add_relu_forward(x, nothing, weight, bias, mean, var, false, 0, 0,
-                                            y.view(), mask);
+    functional::batch_norm_activation_forward(x, nothing, weight, bias, mean, var, false, 0, 0,
+                                              Activation::relu(), y.view(), mask);
     int zeros = 0;
     for_each_element(x, [&](int64_t n, int64_t c, int64_t h, int64_t w) {
         EXPECT_EQ(int(mask.at(n, c, h, w)), int(y.get(n, c, h, w) > 0));
@@ -350,11 +361,13 @@ TEST_P(FusedDType, nan_passes_and_infinity_is_kept) {
                 << in << " became " << out;
         });
     };
-    functional::batch_norm_relu_forward(x, {}, {}, mean, var, false, 0, 0, y.view());
+    functional::batch_norm_activation_forward(x, {}, {}, {}, mean, var, false, 0, 0,
+                                              Activation::relu(), y.view());
     expect_y();
-    functional::batch_norm_relu_backward(dy, x, {}, {}, {}, {}, mean, var, false, 0, dx.view());
-    functional::batch_norm_add_relu_forward(x, residual, {}, {}, mean, var, false, 0, 0, y.view(),
-                                            mask);
+    functional::batch_norm_activation_backward(dy, x, {}, {}, {}, {}, {}, {}, mean, var, false, 0,
+                                               Activation::relu(), {}, dx.view());
+    functional::batch_norm_activation_forward(x, residual, {}, {}, mean, var, false, 0, 0,
+                                              Activation::relu(), y.view(), mask);
     expect_y();
     for_each_element(x, [&](int64_t n, int64_t c, int64_t h, int64_t w) {
         const bool passes = !(x.get(n, c, h, w) <= 0);
@@ -365,10 +378,11 @@ TEST_P(FusedDType, nan_passes_and_infinity_is_kept) {
 
 TEST_P(FusedDType, empty_tensors) {
     const TestTensor x(dtype, {0, 3, 4, 5}), y(dtype, {0, 3, 4, 5});
-    const auto s = functional::batch_norm_add_relu_forward(x, x, {}, {}, {}, {}, true, 0.1, kEps);
+    const auto s = functional::batch_norm_activation_forward(x, x, {}, {}, {}, {}, true, 0.1, kEps,
+                                                             Activation::relu());
     EXPECT_EQ(get(s.mean, 2), 0);
-    const auto g = functional::batch_norm_add_relu_backward(y, x, s.mask, {}, s.mean, s.invstd, {},
-                                                            {}, true, kEps);
+    const auto g = functional::batch_norm_activation_backward(
+        y, x, {}, s.mask, {}, {}, s.mean, s.invstd, {}, {}, true, kEps, Activation::relu());
     EXPECT_EQ(get(g.grad_bias, 2), 0);
 }
 
@@ -391,15 +405,17 @@ std::vector<uint8_t> everything(DType dtype, Layout layout) {
     const auto keep = [&](const std::vector<uint8_t> &b) {
         bytes.insert(bytes.end(), b.begin(), b.end());
     };
-    const auto s =
-        functional::batch_norm_relu_forward(x, {}, {}, {}, {}, true, 0.1, kEps, y.view());
-    functional::batch_norm_relu_backward(dy, x, {}, {}, s.mean, s.invstd, {}, {}, true, kEps,
-                                         dx.view());
+    const auto s = functional::batch_norm_activation_forward(x, {}, {}, {}, {}, {}, true, 0.1, kEps,
+                                                             Activation::relu(), y.view());
+    functional::batch_norm_activation_backward(dy, x, {}, {}, {}, {}, s.mean, s.invstd, {}, {},
+                                               true, kEps, Activation::relu(), {}, dx.view());
     keep(y.bytes());
     keep(dx.bytes());
-    functional::batch_norm_add_relu_forward(x, r, {}, {}, {}, {}, true, 0.1, kEps, y.view(), mask);
-    functional::batch_norm_add_relu_backward(dy, x, mask, {}, s.mean, s.invstd, {}, {}, true, kEps,
-                                             dx.view(), dr.view());
+    functional::batch_norm_activation_forward(x, r, {}, {}, {}, {}, true, 0.1, kEps,
+                                              Activation::relu(), y.view(), mask);
+    functional::batch_norm_activation_backward(dy, x, {}, mask, {}, {}, s.mean, s.invstd, {}, {},
+                                               true, kEps, Activation::relu(), {}, dx.view(),
+                                               dr.view());
     keep(y.bytes());
     keep(mask.bytes());
     keep(dx.bytes());
@@ -441,16 +457,17 @@ struct Call {
                 dr.bytes(), mask_memory.bytes(), mean.bytes(), invstd.bytes()};
     }
     void forward() {
-        functional::batch_norm_add_relu_forward(input, residual, {}, {}, {}, {}, true, 0.1, kEps,
-                                                output, mask);
+        functional::batch_norm_activation_forward(input, residual, {}, {}, {}, {}, true, 0.1, kEps,
+                                                  Activation::relu(), output, mask);
     }
     void backward() {
-        functional::batch_norm_add_relu_backward(grad_output, input, mask, {}, m, s, {}, {}, true,
-                                                 kEps, grad_input, grad_residual);
+        functional::batch_norm_activation_backward(grad_output, input, {}, mask, {}, {}, m, s, {},
+                                                   {}, true, kEps, Activation::relu(), {},
+                                                   grad_input, grad_residual);
     }
     void relu_backward() {
-        functional::batch_norm_relu_backward(grad_output, input, {}, {}, m, s, {}, {}, true, kEps,
-                                             grad_input);
+        functional::batch_norm_activation_backward(grad_output, input, {}, {}, {}, {}, m, s, {}, {},
+                                                   true, kEps, Activation::relu(), {}, grad_input);
     }
 };
 
@@ -521,23 +538,27 @@ TEST(FusedRefuses, what_the_c_interface_can_leave_out) {
     };
     const hbn_tensor x = c(call.x), y = c(call.y), dy = c(call.dy), mask = c(call.mask);
     const hbn_tensor dx = c(call.dx);
-    const hbn_vector mean{call.m.data, HBN_FLOAT64, 6, 1}, invstd{call.s.data, HBN_FLOAT64, 6, 1};
+    const hbn_vector mean{call.m.data, HBN_FLOAT64, 6, 1, HBN_CPU},
+        invstd{call.s.data, HBN_FLOAT64, 6, 1, HBN_CPU};
     const auto before = call.memory();
     const auto expect = [&](hbn_status status, const char *text) {
         EXPECT_EQ(status, HBN_INVALID_ARGUMENT);
         EXPECT_STREQ(hbn_last_error(), text);
     };
-    expect(hbn_batch_norm_add_relu_forward(&x, nullptr, nullptr, nullptr, nullptr, nullptr, 1, 0.1,
-                                           kEps, &y, &mask, nullptr, nullptr),
-           "residual is required");
-    expect(hbn_batch_norm_add_relu_forward(&x, &dy, nullptr, nullptr, nullptr, nullptr, 1, 0.1,
-                                           kEps, &y, nullptr, nullptr, nullptr),
+    const hbn_activation relu{HBN_RELU, 0, 0};
+    EXPECT_EQ(hbn_batch_norm_activation_forward(&x, nullptr, nullptr, nullptr, nullptr, nullptr, 1,
+                                                0.1, kEps, &relu, &y, &mask, nullptr, nullptr),
+              HBN_INVALID_ARGUMENT);
+    expect(hbn_batch_norm_activation_forward(&x, &dy, nullptr, nullptr, nullptr, nullptr, 1, 0.1,
+                                             kEps, &relu, &y, nullptr, nullptr, nullptr),
            "mask is required");
-    expect(hbn_batch_norm_add_relu_backward(&dy, &x, &mask, nullptr, &mean, &invstd, nullptr,
-                                            nullptr, 1, kEps, &dx, nullptr, nullptr, nullptr),
+    expect(hbn_batch_norm_activation_backward(&dy, &x, nullptr, &mask, nullptr, nullptr, &mean,
+                                              &invstd, nullptr, nullptr, 1, kEps, &relu, &dx,
+                                              nullptr, nullptr, nullptr),
            "grad_residual is required");
-    expect(hbn_batch_norm_relu_backward(&dy, &x, nullptr, nullptr, &mean, &invstd, nullptr, nullptr,
-                                        1, kEps, nullptr, nullptr, nullptr),
+    expect(hbn_batch_norm_activation_backward(&dy, &x, nullptr, nullptr, nullptr, nullptr, &mean,
+                                              &invstd, nullptr, nullptr, 1, kEps, &relu, nullptr,
+                                              nullptr, nullptr, nullptr),
            "grad_input is required");
     EXPECT_TRUE(call.memory() == before);
 }

@@ -301,10 +301,10 @@ protected:
         });
     }
 
-    void expect_saved(const VectorView &mean, const VectorView &invstd) const {
+    void expect_saved(const ConstVectorView &mean, const ConstVectorView &invstd) const {
         ASSERT_TRUE(mean && invstd);
-        EXPECT_EQ(mean.dtype, statistic_dtype(dtype_));
-        EXPECT_EQ(invstd.dtype, statistic_dtype(dtype_));
+        EXPECT_EQ(mean.dtype, DType::float64);
+        EXPECT_EQ(invstd.dtype, DType::float64);
         const std::vector<double> their_mean = golden().values(name_ + "/torch/train/mean");
         const std::vector<double> their_invstd = golden().values(name_ + "/torch/train/invstd");
         // PyTorch saves in the parameters' dtype.
@@ -326,7 +326,7 @@ protected:
         }
     }
 
-    void expect_running(const VectorView &mean, const VectorView &var) const {
+    void expect_running(const ConstVectorView &mean, const ConstVectorView &var) const {
         if (!tracking_) {
             EXPECT_FALSE(mean || var);
             return;
@@ -364,7 +364,7 @@ protected:
             const std::string record = which == 0 ? "running_mean" : "running_var";
             const std::vector<double> expected = golden().values(name_ + "/true/train/" + record);
             const std::vector<double> theirs = golden().values(name_ + "/torch/train/" + record);
-            const VectorView &actual = which == 0 ? mean : var;
+            const ConstVectorView &actual = which == 0 ? mean : var;
             ASSERT_TRUE(actual) << record;
             EXPECT_EQ(actual.dtype, buffer);
             Judge truth(record), torch(record + " beside PyTorch's");
@@ -378,8 +378,8 @@ protected:
         }
     }
 
-    void expect_grad_parameters(const VectorView &grad_weight, const VectorView &grad_bias,
-                                bool training) const {
+    void expect_grad_parameters(const ConstVectorView &grad_weight,
+                                const ConstVectorView &grad_bias, bool training) const {
         ASSERT_TRUE(grad_weight && grad_bias);
         const std::vector<Channel> all = channels(training);
         const std::string truth = name_ + "/true" + mode(training);
@@ -535,8 +535,7 @@ protected:
         expect_y(dense(y), true);
         EXPECT_TRUE(y.only_elements_written());
 
-        const auto [saved_mean, saved_invstd] =
-            functional::mean_and_invstd(moments, eps_, statistic_dtype(dtype_));
+        const auto [saved_mean, saved_invstd] = functional::mean_and_invstd(moments, eps_);
         expect_saved(saved_mean, saved_invstd);
         const functional::BackwardSums sums =
             functional::batch_norm_backward_reduce(dy, x, saved_mean, saved_invstd);

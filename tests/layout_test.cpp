@@ -9,12 +9,13 @@ namespace {
 constexpr double kEps = 1e-5;
 
 // The result for `view` equals, within rounding, the result for a dense copy of it.
-void expect_same_as_dense(const TensorView &view) {
+void expect_same_as_dense(const ConstTensorView &view) {
     TestTensor dense(view.dtype, view.sizes), expected(view.dtype, view.sizes);
     const auto element = [&](int64_t n, int64_t c, int64_t h, int64_t w) {
-        return static_cast<uint8_t *>(view.data) + (n * view.strides[0] + c * view.strides[1] +
-                                                    h * view.strides[2] + w * view.strides[3]) *
-                                                       int64_t(size_of(view.dtype));
+        return static_cast<const uint8_t *>(view.data) +
+               (n * view.strides[0] + c * view.strides[1] + h * view.strides[2] +
+                w * view.strides[3]) *
+                   int64_t(size_of(view.dtype));
     };
     for (int64_t c = 0; c < view.sizes[1]; c++) {
         dense.for_each_in_channel([&](int64_t n, int64_t h, int64_t w) {
@@ -103,8 +104,8 @@ TEST_F(Views, output_has_the_layout_of_the_input) {
 
 TEST_F(Views, parameters_of_any_stride) {
     const std::vector<float> interleaved = {1, -1, 2, -2, 3, -3, 4, -4, 5, -5, 6, -6};
-    const VectorView weight(const_cast<float *>(interleaved.data()), DType::float32, 6, 2);
-    const VectorView bias(const_cast<float *>(interleaved.data()) + 1, DType::float32, 6, 2);
+    const ConstVectorView weight(interleaved.data(), DType::float32, 6, 2);
+    const ConstVectorView bias(interleaved.data() + 1, DType::float32, 6, 2);
     TestTensor y(DType::float32, base.sizes());
     functional::batch_norm_forward(base, weight, bias, {}, {}, true, 0.1, kEps, y.view());
     for (int64_t c = 0; c < 6; c++) {

@@ -17,8 +17,10 @@ struct Call {
     TestVector bias{DType::float32, std::vector<double>(kChannels, 0)};
     TestVector mean{DType::float32, std::vector<double>(kChannels, 0.5)};
     TestVector var{DType::float32, std::vector<double>(kChannels, 2)};
+    TestVector saved_mean{DType::float64, std::vector<double>(kChannels, 0.5)};
+    TestVector saved_invstd{DType::float64, std::vector<double>(kChannels, 0.7)};
     TensorView input = x, output = y, output2 = y2, grad_output = dy;
-    VectorView w = weight, b = bias, m = mean, v = var;
+    VectorView w = weight, b = bias, m = mean, v = var, sm = saved_mean, si = saved_invstd;
     bool training = true;
     double momentum = 0.1, eps = 1e-5;
 
@@ -28,22 +30,23 @@ struct Call {
         dy.fill([&](int64_t) { return normal(); });
     }
     std::vector<std::vector<uint8_t>> memory() const {
-        return {x.bytes(),      y.bytes(),    y2.bytes(),   dy.bytes(),
-                weight.bytes(), bias.bytes(), mean.bytes(), var.bytes()};
+        return {x.bytes(),    y.bytes(),    y2.bytes(),  dy.bytes(),         weight.bytes(),
+                bias.bytes(), mean.bytes(), var.bytes(), saved_mean.bytes(), saved_invstd.bytes()};
     }
     void forward() {
         functional::batch_norm_forward(input, w, b, m, v, training, momentum, eps, output);
     }
     void backward() {
-        functional::batch_norm_backward(grad_output, input, w, m, v, m, v, training, eps, {},
+        functional::batch_norm_backward(grad_output, input, w, sm, si, m, v, training, eps, {},
                                         output);
     }
     // grad_output is the tangent, or what reached grad_input.
     void jvp() {
-        functional::batch_norm_jvp(grad_output, input, w, w, b, m, v, m, v, training, eps, output);
+        functional::batch_norm_jvp(grad_output, input, w, w, b, sm, si, m, v, training, eps,
+                                   output);
     }
     void double_backward() {
-        functional::batch_norm_double_backward(grad_output, w, b, input, input, w, m, v, m, v,
+        functional::batch_norm_double_backward(grad_output, w, b, input, input, w, sm, si, m, v,
                                                training, eps, output, output2);
     }
 };
@@ -195,7 +198,7 @@ INSTANTIATE_TEST_SUITE_P(
         Refusal{"grad_output_shape", [](Call &c) { c.grad_output.sizes[0] = 1; }, "grad_output"},
         Refusal{"grad_output_dtype", [](Call &c) { c.grad_output.dtype = DType::bfloat16; },
                 "dtype"},
-        Refusal{"no_statistics_in_training", [](Call &c) { c.m = c.v = {}; },
+        Refusal{"no_statistics_in_training", [](Call &c) { c.sm = c.si = {}; },
                 "must be defined in training mode"},
         Refusal{"no_statistics_in_evaluation",
                 [](Call &c) {
@@ -203,7 +206,7 @@ INSTANTIATE_TEST_SUITE_P(
                     c.training = false;
                 },
                 "must be defined in evaluation mode"},
-        Refusal{"mean_size", [](Call &c) { c.m = shorter(c.m); },
+        Refusal{"mean_size", [](Call &c) { c.sm = shorter(c.sm); },
                 "should contain 6 elements not 4"},
         Refusal{"weight_size", [](Call &c) { c.w = shorter(c.w); },
                 "weight should contain 6 elements not 4"},
@@ -237,7 +240,7 @@ INSTANTIATE_TEST_SUITE_P(
         Refusal{"shapes", [](Call &c) { c.grad_output.sizes[0] = 1; }, "should have the shape of"},
         Refusal{"dtypes", [](Call &c) { c.grad_output.dtype = DType::bfloat16; }, "dtype"},
         Refusal{"output_shape", [](Call &c) { c.output.sizes[3] = 3; }, "should have the shape of"},
-        Refusal{"no_statistics_in_training", [](Call &c) { c.m = c.v = {}; },
+        Refusal{"no_statistics_in_training", [](Call &c) { c.sm = c.si = {}; },
                 "must be defined in training mode"},
         Refusal{"no_statistics_in_evaluation",
                 [](Call &c) {
@@ -245,7 +248,7 @@ INSTANTIATE_TEST_SUITE_P(
                     c.training = false;
                 },
                 "must be defined in evaluation mode"},
-        Refusal{"mean_size", [](Call &c) { c.m = shorter(c.m); },
+        Refusal{"mean_size", [](Call &c) { c.sm = shorter(c.sm); },
                 "should contain 6 elements not 4"},
         Refusal{"weight_size", [](Call &c) { c.w = shorter(c.w); },
                 "weight should contain 6 elements not 4"},

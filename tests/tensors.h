@@ -163,6 +163,9 @@ public:
     operator TensorView() const {
         return view_;
     }
+    operator ConstTensorView() const {
+        return view_;
+    }
     const Shape &sizes() const {
         return view_.sizes;
     }
@@ -240,6 +243,9 @@ public:
     operator VectorView() {
         return view();
     }
+    operator ConstVectorView() const {
+        return ConstVectorView(bytes_.data(), dtype_, int64_t(bytes_.size() / size_of(dtype_)));
+    }
     const std::vector<uint8_t> &bytes() const {
         return bytes_;
     }
@@ -249,7 +255,7 @@ private:
     std::vector<uint8_t> bytes_;
 };
 
-inline double get(const VectorView &v, int64_t c) {
+inline double get(const ConstVectorView &v, int64_t c) {
     return load(v.dtype,
                 static_cast<const uint8_t *>(v.data) + c * v.stride * int64_t(size_of(v.dtype)));
 }

@@ -242,7 +242,7 @@ double relative_error(const Array &result, const Array &expected, double scale) 
     return scale > 0 ? error / scale : error;
 }
 
-double value(const hbn::VectorView &v, size_t c) {
+double value(const hbn::ConstVectorView &v, size_t c) {
     return v.dtype == hbn::DType::float64 ? static_cast<const double *>(v.data)[c]
                                           : double(static_cast<const float *>(v.data)[c]);
 }
@@ -272,7 +272,7 @@ void print_statistics(const char *title, const float64::Channels &channels) {
 void load_parameters(const Options &options, hbn::BatchNorm2d &bn) {
     auto arrays = load_weights(options.weights);
     const auto known = bn.state_dict(options.prefix);
-    hbn::StateDict state;
+    hbn::ConstStateDict state;
     std::string others;
     for (auto &[name, array] : arrays) {
         // num_batches_tracked matters only to momentum None.

@@ -11,11 +11,21 @@
 #include <random>
 #include <utility>
 
+using hbn::ConstTensorView;
+using hbn::ConstVectorView;
 using hbn::DType;
 using hbn::Tensor;
 using hbn::TensorView;
 using hbn::Vector;
 using hbn::VectorView;
+
+inline const float *floats(const ConstTensorView &t) {
+    return static_cast<const float *>(t.data);
+}
+
+inline const float *floats(const ConstVectorView &v) {
+    return static_cast<const float *>(v.data);
+}
 
 inline float *floats(const TensorView &t) {
     return static_cast<float *>(t.data);
@@ -23,6 +33,14 @@ inline float *floats(const TensorView &t) {
 
 inline float *floats(const VectorView &v) {
     return static_cast<float *>(v.data);
+}
+
+inline float *floats(const Tensor &t) {
+    return t.data<float>();
+}
+
+inline float *floats(const Vector &v) {
+    return v.data<float>();
 }
 
 // hbn::Tensor leaves its memory uninitialized.
@@ -53,7 +71,7 @@ struct Convolution {
         }
     }
 
-    Tensor forward(const TensorView &x) const {
+    Tensor forward(const ConstTensorView &x) const {
         Tensor y = zeros(output_sizes(x.sizes));
         const float *in = floats(x), *w = floats(weight);
         float *out = floats(y);
@@ -62,7 +80,7 @@ struct Convolution {
     }
 
     // Returns grad_input and sets grad_weight.
-    Tensor backward(const TensorView &grad_output, const TensorView &x) {
+    Tensor backward(const ConstTensorView &grad_output, const ConstTensorView &x) {
         Tensor grad_input = zeros(x.sizes);
         std::fill_n(floats(grad_weight), grad_weight.view().size, 0.0f);
         const float *in = floats(x), *w = floats(weight), *dy = floats(grad_output);
@@ -115,14 +133,14 @@ inline void relu(const TensorView &x) {
 }
 
 // Stops `gradient` where relu gave y = 0.
-inline void relu_backward(const TensorView &y, const TensorView &gradient) {
+inline void relu_backward(const ConstTensorView &y, const TensorView &gradient) {
     for (int64_t i = 0; i < y.num_elements(); i++) {
         floats(gradient)[i] = floats(y)[i] > 0 ? floats(gradient)[i] : 0;
     }
 }
 
 // A batch's mean loss and its gradient, which is (softmax(logits) - one_hot(labels)) / N.
-inline std::pair<double, Tensor> cross_entropy(const TensorView &logits, const int *labels) {
+inline std::pair<double, Tensor> cross_entropy(const ConstTensorView &logits, const int *labels) {
     const auto [images, classes] = std::pair(logits.sizes[0], logits.sizes[1]);
     Tensor gradient(DType::float32, logits.sizes);
     double loss = 0;
@@ -149,7 +167,7 @@ public:
     SGD(float learning_rate, float momentum) : learning_rate_(learning_rate), momentum_(momentum) {
     }
 
-    void step(const VectorView &parameter, const VectorView &gradient) {
+    void step(const VectorView &parameter, const ConstVectorView &gradient) {
         std::vector<float> &velocity = velocities_[parameter.data];
         velocity.resize(size_t(parameter.size));
         for (size_t i = 0; i < velocity.size(); i++) {

@@ -24,7 +24,7 @@ public:
         : conv1_(1, 16, 3, 1, 1, random),
           conv2_(16, 16, 3, 2, 1, random),
           linear_(16, kClasses, kImageSize / 2, 1, 0, random),
-          bn1_(16),
+          bn1_(16, with_relu()),
           bn2_(16) {
     }
 
@@ -36,19 +36,15 @@ public:
 
     // What each layer returned: backward needs it again.
     struct Activations {
-        Tensor conv1;
-        F::ForwardResult bn_relu1;  // y, and the batch's mean and invstd
-        Tensor conv2, bn_relu2, logits;
+        Tensor conv1, bn_relu1, conv2, bn_relu2, logits;
     };
 
-    Activations forward(const TensorView &images) {
+    Activations forward(const ConstTensorView &images) {
         Activations a;
         a.conv1 = conv1_.forward(images);
-        // Batch norm and ReLU in one pass over memory, with the parameters and statistics of a module.
-        a.bn_relu1 = F::batch_norm_relu_forward(
-            a.conv1, bn1_.weight(), bn1_.bias(), bn1_.running_mean(), bn1_.running_var(),
-            bn1_.is_training(), *bn1_.options().momentum, bn1_.options().eps);
-        a.conv2 = conv2_.forward(a.bn_relu1.y);
+        // Batch norm and ReLU in one pass over memory.
+        a.bn_relu1 = bn1_.forward(a.conv1);
+        a.conv2 = conv2_.forward(a.bn_relu1);
         // As two steps: the module, then ReLU in place.
         a.bn_relu2 = bn2_.forward(a.conv2);
         relu(a.bn_relu2);
@@ -56,15 +52,13 @@ public:
         return a;
     }
 
-    void backward(const TensorView &images, const Activations &a, const TensorView &grad_logits,
-                  SGD &optimizer) {
+    void backward(const ConstTensorView &images, const Activations &a,
+                  const ConstTensorView &grad_logits, SGD &optimizer) {
         const Tensor grad_bn2 = linear_.backward(grad_logits, a.bn_relu2);
         relu_backward(a.bn_relu2, grad_bn2);
         const F::Gradients bn2 = bn2_.backward(grad_bn2, a.conv2);
-        const Tensor grad_bn_relu1 = conv2_.backward(bn2.grad_input, a.bn_relu1.y);
-        const F::Gradients bn1 = F::batch_norm_relu_backward(
-            grad_bn_relu1, a.conv1, bn1_.weight(), bn1_.bias(), a.bn_relu1.mean, a.bn_relu1.invstd,
-            /*running_mean*/ {}, /*running_var*/ {}, /*training*/ true, bn1_.options().eps);
+        const Tensor grad_bn_relu1 = conv2_.backward(bn2.grad_input, a.bn_relu1);
+        const F::Gradients bn1 = bn1_.backward(grad_bn_relu1, a.conv1);
         conv1_.backward(bn1.grad_input, images);
 
         optimizer.step(conv1_.weight, conv1_.grad_weight);
@@ -77,6 +71,12 @@ public:
     }
 
 private:
+    static hbn::BatchNorm2dOptions with_relu() {
+        hbn::BatchNorm2dOptions options;
+        options.activation = hbn::Activation::relu();
+        return options;
+    }
+
     Convolution conv1_, conv2_, linear_;
     hbn::BatchNorm2d bn1_, bn2_;
 };
@@ -86,7 +86,7 @@ struct Digits {
     std::vector<int> labels;
 
     // A batch is a view, not a copy.
-    TensorView images(int64_t begin, int64_t size) {
+    ConstTensorView images(int64_t begin, int64_t size) const {
         return {pixels.data() + begin * kImageSize * kImageSize,
                 DType::float32,
                 {size, 1, kImageSize, kImageSize}};
@@ -139,7 +139,7 @@ int main(int argc, char **argv) try {
         double epoch_loss = 0;
         for (int begin = 0; begin < train_images; begin += kBatchSize) {
             const int size = std::min(kBatchSize, train_images - begin);
-            const TensorView images = digits.images(begin, size);
+            const ConstTensorView images = digits.images(begin, size);
             const Network::Activations activations = network.forward(images);
             const auto [loss, gradient] =
                 cross_entropy(activations.logits, digits.labels.data() + begin);

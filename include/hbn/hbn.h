@@ -66,6 +66,7 @@ typedef struct hbn_vector {
     hbn_dtype dtype; /**< of each value */
     int64_t size;    /**< the number of channels */
     int64_t stride;  /**< from one channel to the next, in elements: 1 for an array */
+    hbn_device device; /**< where data points to; the tensors' */
 } hbn_vector;
 
 /** Statistics of `count` values in each of `channels` channels: their mean, and m2, the sum of

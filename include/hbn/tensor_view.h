@@ -3,7 +3,9 @@
 #ifndef HBN_TENSOR_VIEW_H
 #define HBN_TENSOR_VIEW_H
 
+#include <hbn/error.h>
 #include <hbn/hbn.h>
+#include <hbn/version.h>
 
 #include <array>
 #include <cstddef>
@@ -12,6 +14,7 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -31,8 +34,8 @@ enum class DType {
 /// Whose memory a tensor is in.
 enum class Device {
     cpu = HBN_CPU,        ///< the host's; what a library with GPU kernels is given, too
-    opencl = HBN_OPENCL,  ///< not supported yet: std::runtime_error
-    cuda = HBN_CUDA,      ///< not supported yet: std::runtime_error
+    opencl = HBN_OPENCL,  ///< not supported yet: UnsupportedError
+    cuda = HBN_CUDA,      ///< not supported yet: UnsupportedError
 };
 
 /// The order of a dense tensor's dimensions, as torch.memory_format.
@@ -43,6 +46,16 @@ enum class MemoryFormat {
 
 /// N, C, H, W.
 using Shape = std::array<int64_t, 4>;
+
+/// What headers share among themselves; not for users.
+namespace internal {
+
+/// Enables a conversion of what is written to what is only read.
+template<typename Void, typename Other>
+using EnableIfConstOf =
+    std::enable_if_t<std::is_const_v<Void> && std::is_same_v<Void, const Other>>;
+
+}  // namespace internal
 
 /// @param dtype  any
 /// @return the bytes of one element
@@ -59,8 +72,10 @@ const char *name_of(DType dtype);
 Shape dense_strides(const Shape &sizes, MemoryFormat format = MemoryFormat::contiguous);
 
 /// A (N, C, H, W) tensor in memory somebody else owns. Copying copies the view, not the data.
-struct TensorView {
-    void *data = nullptr;          ///< of element (0, 0, 0, 0); only read where it is an input
+/// @tparam Void  void, or const void for a tensor that is only read
+template<typename Void>
+struct BasicTensorView {
+    Void *data = nullptr;          ///< of element (0, 0, 0, 0)
     DType dtype = DType::float32;  ///< of each element
     Device device = Device::cpu;   ///< where data points to
     Shape sizes{};                 ///< N, C, H, W
@@ -68,19 +83,31 @@ struct TensorView {
     int ndim = 4;     ///< what the source had; anything but 4 is refused by every operation
 
     /// Of no elements.
-    TensorView() = default;
+    BasicTensorView() = default;
     /// Of any layout.
     /// @param data, dtype, sizes, strides, device  the members of these names
-    TensorView(void *data, DType dtype, const Shape &sizes, const Shape &strides,
-               Device device = Device::cpu)
+    BasicTensorView(Void *data, DType dtype, const Shape &sizes, const Shape &strides,
+                    Device device = Device::cpu)
         : data(data), dtype(dtype), device(device), sizes(sizes), strides(strides) {
     }
     /// Dense.
     /// @param data, dtype, sizes, device  the members of these names
     /// @param format  gives the strides
-    TensorView(void *data, DType dtype, const Shape &sizes,
-               MemoryFormat format = MemoryFormat::contiguous, Device device = Device::cpu)
-        : TensorView(data, dtype, sizes, dense_strides(sizes, format), device) {
+    BasicTensorView(Void *data, DType dtype, const Shape &sizes,
+                    MemoryFormat format = MemoryFormat::contiguous, Device device = Device::cpu)
+        : BasicTensorView(data, dtype, sizes, dense_strides(sizes, format), device) {
+    }
+    /// A TensorView as a ConstTensorView.
+    /// @tparam Other  void, where Void is const void
+    /// @param other  of the same memory
+    template<typename Other, typename = internal::EnableIfConstOf<Void, Other>>
+    BasicTensorView(const BasicTensorView<Other> &other)
+        : data(other.data),
+          dtype(other.dtype),
+          device(other.device),
+          sizes(other.sizes),
+          strides(other.strides),
+          ndim(other.ndim) {
     }
 
     /// @return N * C * H * W
@@ -88,24 +115,43 @@ struct TensorView {
         return sizes[0] * sizes[1] * sizes[2] * sizes[3];
     }
 };
+/// What operations write to.
+using TensorView = BasicTensorView<void>;
+/// What operations read. TensorView and Tensor convert to it.
+using ConstTensorView = BasicTensorView<const void>;
 
 /// One value per channel (or any 1-D state) in memory somebody else owns. data == nullptr means
 /// absent.
-struct VectorView {
-    void *data = nullptr;          ///< of value 0; only read where the vector is an input
+/// @tparam Void  void, or const void for a vector that is only read
+template<typename Void>
+struct BasicVectorView {
+    Void *data = nullptr;          ///< of value 0
     DType dtype = DType::float32;  ///< of each value
     int64_t size = 0;              ///< the number of values
     int64_t stride = 1;            ///< in elements
+    Device device = Device::cpu;   ///< where data points to; any other is refused
 
     /// Absent.
-    VectorView() = default;
+    BasicVectorView() = default;
     /// Present, unless data is null.
-    /// @param data, dtype, size, stride  the members of these names
-    VectorView(void *data, DType dtype, int64_t size, int64_t stride = 1)
-        : data(data), dtype(dtype), size(size), stride(stride) {
+    /// @param data, dtype, size, stride, device  the members of these names
+    BasicVectorView(Void *data, DType dtype, int64_t size, int64_t stride = 1,
+                    Device device = Device::cpu)
+        : data(data), dtype(dtype), size(size), stride(stride), device(device) {
     }
     /// Absent.
-    VectorView(std::nullopt_t) {
+    BasicVectorView(std::nullopt_t) {
+    }
+    /// A VectorView as a ConstVectorView.
+    /// @tparam Other  void, where Void is const void
+    /// @param other  of the same memory
+    template<typename Other, typename = internal::EnableIfConstOf<Void, Other>>
+    BasicVectorView(const BasicVectorView<Other> &other)
+        : data(other.data),
+          dtype(other.dtype),
+          size(other.size),
+          stride(other.stride),
+          device(other.device) {
     }
 
     /// Whether it is present.
@@ -113,6 +159,10 @@ struct VectorView {
         return data != nullptr;
     }
 };
+/// What operations write to.
+using VectorView = BasicVectorView<void>;
+/// What operations read. VectorView and Vector convert to it.
+using ConstVectorView = BasicVectorView<const void>;
 
 /// Frees what Tensor and Vector allocate.
 struct AlignedDelete {
@@ -130,17 +180,17 @@ public:
     /// @param dtype   of each element
     /// @param sizes   N, C, H, W
     /// @param format  the order of dimensions
-    /// @throws std::invalid_argument for a negative size, std::bad_alloc
+    /// @throws InvalidArgument for a negative size, OutOfMemory
     Tensor(DType dtype, const Shape &sizes, MemoryFormat format = MemoryFormat::contiguous);
     /// As torch.empty_like.
     /// @param other  gives sizes, dtype and the order of dimensions
     /// @return a dense tensor: of a channels_last one channels_last
-    static Tensor like(const TensorView &other);
+    static Tensor like(const ConstTensorView &other);
     /// The same with another dtype.
     /// @param other  gives sizes and the order of dimensions
     /// @param dtype  of each element
     /// @return a dense tensor
-    static Tensor like(const TensorView &other, DType dtype);
+    static Tensor like(const ConstTensorView &other, DType dtype);
 
     /// Takes over the memory.
     /// @param other  becomes empty
@@ -162,6 +212,10 @@ public:
     }
     /// The same, wherever a view is wanted.
     operator TensorView() const {
+        return view_;
+    }
+    /// The same, wherever a view to read is wanted.
+    operator ConstTensorView() const {
         return view_;
     }
     /// @return whether it has no elements
@@ -187,7 +241,7 @@ public:
     Vector() = default;
     /// @param dtype  of each value
     /// @param size   the number of values
-    /// @throws std::invalid_argument for a negative size, std::bad_alloc
+    /// @throws InvalidArgument for a negative size, OutOfMemory
     Vector(DType dtype, int64_t size);
 
     /// Takes over the memory.
@@ -210,6 +264,10 @@ public:
     }
     /// The same, wherever a view is wanted.
     operator VectorView() const {
+        return view_;
+    }
+    /// The same, wherever a view to read is wanted.
+    operator ConstVectorView() const {
         return view_;
     }
     /// Whether it is present.

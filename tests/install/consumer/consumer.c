@@ -31,13 +31,19 @@ static hbn_tensor tensor(float *data) {
 }
 
 static hbn_vector vector(float *data) {
-    const hbn_vector view = {data, HBN_FLOAT32, C, 1};
+    const hbn_vector view = {data, HBN_FLOAT32, C, 1, HBN_CPU};
+    return view;
+}
+
+static hbn_vector statistic(double *data) {
+    const hbn_vector view = {data, HBN_FLOAT64, C, 1, HBN_CPU};
     return view;
 }
 
 int main(void) {
     float input[N * C * H * W], dy[N * C * H * W], y[N * C * H * W], dx[N * C * H * W];
-    float w[C], b[C], mean[C], invstd[C], grad_weight[C], grad_bias[C];
+    double mean[C], invstd[C];
+    float w[C], b[C], grad_weight[C], grad_bias[C];
     float running_mean[C] = {0, 0}, running_var[C] = {1, 1};
     memcpy(input, x, sizeof x);
     memcpy(dy, grad_output, sizeof grad_output);
@@ -47,7 +53,7 @@ int main(void) {
     const hbn_tensor input_view = tensor(input), dy_view = tensor(dy);
     const hbn_tensor y_view = tensor(y), dx_view = tensor(dx);
     const hbn_vector w_view = vector(w), b_view = vector(b);
-    const hbn_vector mean_view = vector(mean), invstd_view = vector(invstd);
+    const hbn_vector mean_view = statistic(mean), invstd_view = statistic(invstd);
     const hbn_vector running_mean_view = vector(running_mean);
     const hbn_vector running_var_view = vector(running_var);
     const hbn_vector grad_weight_view = vector(grad_weight), grad_bias_view = vector(grad_bias);

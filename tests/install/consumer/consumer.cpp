@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
-#include <vector>
+#include <string>
 
 #include "expected.h"
 
@@ -32,10 +32,9 @@ int main() {
     std::copy(weight, weight + C, static_cast<float *>(bn.weight().data));
     std::copy(bias, bias + C, static_cast<float *>(bn.bias().data));
 
-    std::vector<float> input(std::begin(x), std::end(x));
-    std::vector<float> dy(std::begin(grad_output), std::end(grad_output));
-    const hbn::TensorView view(input.data(), hbn::DType::float32, {N, C, H, W});
-    const hbn::TensorView dy_view(dy.data(), hbn::DType::float32, {N, C, H, W});
+    // Inputs may be const.
+    const hbn::ConstTensorView view(x, hbn::DType::float32, {N, C, H, W});
+    const hbn::ConstTensorView dy_view(grad_output, hbn::DType::float32, {N, C, H, W});
 
     const hbn::Tensor y = bn(view);
     check("y", y.data<float>(), expected_y, N * C * H * W);
@@ -48,14 +47,19 @@ int main() {
     check("grad_bias", gradients.grad_bias.data<float>(), expected_grad_bias, C);
 
     // Errors are exceptions that pass from the library into the program.
-    const hbn::TensorView too_many_channels(input.data(), hbn::DType::float32, {1, C + 1, 1, 1});
+    const hbn::ConstTensorView too_many_channels(x, hbn::DType::float32, {1, C + 1, 1, 1});
     try {
         bn(too_many_channels);
         std::printf("a wrong number of channels was not refused\n");
         failures++;
-    } catch (const std::invalid_argument &) {
+    } catch (const hbn::Error &e) {
+        std::printf("refused: %s\n", e.what());
     }
 
+    if (HBN_VERSION != std::string(hbn_version())) {
+        std::printf("the headers are of %s\n", HBN_VERSION);
+        failures++;
+    }
     std::printf("hbn %s in C++: %d failures\n", hbn_version(), failures);
     return failures != 0;
 }

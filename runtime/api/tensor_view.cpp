@@ -1,7 +1,7 @@
 #include <hbn/tensor_view.h>
 
-#include "checks.h"
 #include "errors.h"
+#include "runtime/checks.h"
 
 #include <algorithm>
 #include <cstdint>
@@ -49,7 +49,10 @@ int64_t checked_bytes(DType dtype, const std::array<int64_t, rank> &sizes) {
 // every training call makes two. Where the block starts is kept just before the data.
 AlignedStorage allocate(int64_t bytes) {
     const size_t room = kAlignment + sizeof(void *);
-    void *block = ::operator new(size_t(std::max<int64_t>(bytes, 64)) + room);
+    void *block = ::operator new(size_t(std::max<int64_t>(bytes, 64)) + room, std::nothrow);
+    if (!block) {
+        throw OutOfMemory("out of memory");
+    }
     const uintptr_t data = (reinterpret_cast<uintptr_t>(block) + room) / kAlignment * kAlignment;
     reinterpret_cast<void **>(data)[-1] = block;
     return AlignedStorage(reinterpret_cast<void *>(data));
@@ -57,7 +60,7 @@ AlignedStorage allocate(int64_t bytes) {
 
 // Dimensions from innermost to outermost, as torch.empty_like orders them: by stride, where the
 // strides of two dimensions say nothing (an expanded one) as in NCHW.
-std::array<int, 4> dimension_order(const TensorView &t) {
+std::array<int, 4> dimension_order(const ConstTensorView &t) {
     std::array<int, 4> order{3, 2, 1, 0};
     // Positive when `inner` belongs outside of `outer`, 0 when unknown.
     const auto compare = [&](int inner, int outer) {
@@ -113,11 +116,11 @@ Tensor::Tensor(DType dtype, const Shape &sizes, MemoryFormat format)
     : storage_(allocate(checked_bytes(dtype, sizes))), view_(storage_.get(), dtype, sizes, format) {
 }
 
-Tensor Tensor::like(const TensorView &other) {
+Tensor Tensor::like(const ConstTensorView &other) {
     return like(other, other.dtype);
 }
 
-Tensor Tensor::like(const TensorView &other, DType dtype) {
+Tensor Tensor::like(const ConstTensorView &other, DType dtype) {
     Tensor result(dtype, other.sizes);
     int64_t stride = 1;
     for (const int d : dimension_order(other)) {

@@ -1,12 +1,14 @@
 #include <hbn/functional.h>
 
-#include "checks.h"
 #include "errors.h"
+#include "runtime/checks.h"
 #include "views.h"
 
 namespace hbn {
 
+using internal::OptionalTensor;
 using internal::OptionalVector;
+using internal::or_out_of_memory;
 using internal::throw_on_error;
 using internal::to_c;
 
@@ -25,10 +27,9 @@ namespace {
 DType statistic_dtype(DType tensor) {
     return tensor == DType::float64 ? DType::float64 : DType::float32;
 }
-const hbn_activation kRelu{HBN_RELU, 0, 0};
 
 // What is allocated for an operation takes its shape from x, so x must be sound first.
-void check(const TensorView &x, const char *name = "x") {
+void check(const ConstTensorView &x, const char *name = "x") {
     const hbn_tensor c_x = to_c(x);
     throw_on_error(internal::check_tensors({{name, &c_x}}));
 }
@@ -52,9 +53,9 @@ void Moments::merge(const Moments &other) {
     count = into.count;
 }
 
-Tensor batch_norm(const TensorView &input, const VectorView &running_mean,
-                  const VectorView &running_var, const VectorView &weight, const VectorView &bias,
-                  bool training, double momentum, double eps) {
+Tensor batch_norm(const ConstTensorView &input, const VectorView &running_mean,
+                  const VectorView &running_var, const ConstVectorView &weight,
+                  const ConstVectorView &bias, bool training, double momentum, double eps) {
     check(input);
     Tensor y = Tensor::like(input);
     const hbn_tensor c_x = to_c(input), c_y = to_c(y);
@@ -64,8 +65,8 @@ Tensor batch_norm(const TensorView &input, const VectorView &running_mean,
     return y;
 }
 
-ForwardResult batch_norm_forward(const TensorView &x, const VectorView &weight,
-                                 const VectorView &bias, const VectorView &running_mean,
+ForwardResult batch_norm_forward(const ConstTensorView &x, const ConstVectorView &weight,
+                                 const ConstVectorView &bias, const VectorView &running_mean,
                                  const VectorView &running_var, bool training, double momentum,
                                  double eps, const std::optional<TensorView> &out) {
     check(x);
@@ -85,22 +86,22 @@ ForwardResult batch_norm_forward(const TensorView &x, const VectorView &weight,
     return result;
 }
 
-Gradients batch_norm_backward(const TensorView &grad_output, const TensorView &x,
-                              const VectorView &weight, const VectorView &mean,
-                              const VectorView &invstd, const VectorView &running_mean,
-                              const VectorView &running_var, bool training, double eps,
-                              const GradMask &mask, const std::optional<TensorView> &out) {
+Gradients batch_norm_backward(const ConstTensorView &grad_output, const ConstTensorView &x,
+                              const ConstVectorView &weight, const ConstVectorView &mean,
+                              const ConstVectorView &invstd, const ConstVectorView &running_mean,
+                              const ConstVectorView &running_var, bool training, double eps,
+                              const GradMask &grad_mask, const std::optional<TensorView> &out) {
     check(grad_output, "grad_output");
     check(x);
     Gradients result;
-    if (mask.input && !out) {
+    if (grad_mask.input && !out) {
         result.grad_input = Tensor::like(x);
     }
     const DType dtype = weight ? weight.dtype : statistic_dtype(x.dtype);
-    if (mask.weight) {
+    if (grad_mask.weight) {
         result.grad_weight = Vector(dtype, x.sizes[1]);
     }
-    if (mask.bias) {
+    if (grad_mask.bias) {
         result.grad_bias = Vector(dtype, x.sizes[1]);
     }
     const hbn_tensor c_dy = to_c(grad_output), c_x = to_c(x);
@@ -108,65 +109,52 @@ Gradients batch_norm_backward(const TensorView &grad_output, const TensorView &x
     throw_on_error(hbn_batch_norm_backward(
         &c_dy, &c_x, OptionalVector(weight), OptionalVector(mean), OptionalVector(invstd),
         OptionalVector(running_mean), OptionalVector(running_var), training, eps,
-        mask.input ? &c_dx : nullptr, OptionalVector(result.grad_weight),
+        grad_mask.input ? &c_dx : nullptr, OptionalVector(result.grad_weight),
         OptionalVector(result.grad_bias)));
     return result;
 }
 
-ForwardResult batch_norm_relu_forward(const TensorView &x, const VectorView &weight,
-                                      const VectorView &bias, const VectorView &running_mean,
-                                      const VectorView &running_var, bool training, double momentum,
-                                      double eps, const std::optional<TensorView> &out) {
+Tensor batch_norm_inference(const ConstTensorView &x, const ConstVectorView &weight,
+                            const ConstVectorView &bias, const ConstVectorView &running_mean,
+                            const ConstVectorView &running_var, double eps,
+                            const Activation &activation,
+                            const std::optional<ConstTensorView> &residual,
+                            const std::optional<TensorView> &out) {
     check(x);
-    ForwardResult result;
+    for (const auto &[name, statistic] :
+         {std::pair("running_mean", &running_mean), std::pair("running_var", &running_var)}) {
+        const OptionalVector c_statistic(*statistic);
+        throw_on_error(internal::check_defined({name, c_statistic}, false));
+    }
+    const bool training = false;
+    const double momentum = 0;
+    Tensor y;
     if (!out) {
-        result.y = Tensor::like(x);
+        y = Tensor::like(x);
     }
-    if (training || (!running_mean && !running_var)) {
-        result.mean = Vector(DType::float64, x.sizes[1]);
-        result.invstd = Vector(DType::float64, x.sizes[1]);
+    const hbn_tensor c_x = to_c(x), c_y = to_c(out ? *out : y.view());
+    if (activation.kind == HBN_IDENTITY && !residual) {
+        throw_on_error(hbn_batch_norm_forward(
+            &c_x, OptionalVector(weight), OptionalVector(bias), OptionalVector(running_mean),
+            OptionalVector(running_var), training, momentum, eps, &c_y, nullptr, nullptr));
+    } else {
+        const hbn_activation c_activation = to_c(activation);
+        throw_on_error(hbn_batch_norm_activation_forward(
+            &c_x, OptionalTensor(residual), OptionalVector(weight), OptionalVector(bias),
+            OptionalVector(running_mean), OptionalVector(running_var), training, momentum, eps,
+            &c_activation, &c_y, nullptr, nullptr, nullptr));
     }
-    const hbn_tensor c_x = to_c(x), c_y = to_c(out ? *out : result.y.view());
-    throw_on_error(hbn_batch_norm_activation_forward(
-        &c_x, nullptr, OptionalVector(weight), OptionalVector(bias), OptionalVector(running_mean),
-        OptionalVector(running_var), training, momentum, eps, &kRelu, &c_y, nullptr, OptionalVector(result.mean),
-        OptionalVector(result.invstd)));
-    return result;
+    return y;
 }
 
-Gradients batch_norm_relu_backward(const TensorView &grad_output, const TensorView &x,
-                                   const VectorView &weight, const VectorView &bias,
-                                   const VectorView &mean, const VectorView &invstd,
-                                   const VectorView &running_mean, const VectorView &running_var,
-                                   bool training, double eps,
-                                   const std::optional<TensorView> &out) {
-    check(grad_output, "grad_output");
+ActivationForwardResult batch_norm_activation_forward(
+    const ConstTensorView &x, const std::optional<ConstTensorView> &residual,
+    const ConstVectorView &weight, const ConstVectorView &bias, const VectorView &running_mean,
+    const VectorView &running_var, bool training, double momentum, double eps,
+    const Activation &activation, const std::optional<TensorView> &out,
+    const std::optional<TensorView> &mask_out) {
     check(x);
-    Gradients result;
-    if (!out) {
-        result.grad_input = Tensor::like(x);
-    }
-    const DType dtype = weight ? weight.dtype : statistic_dtype(x.dtype);
-    result.grad_weight = Vector(dtype, x.sizes[1]);
-    result.grad_bias = Vector(dtype, x.sizes[1]);
-    const hbn_tensor c_dy = to_c(grad_output), c_x = to_c(x);
-    const hbn_tensor c_dx = to_c(out ? *out : result.grad_input.view());
-    throw_on_error(hbn_batch_norm_activation_backward(
-        &c_dy, &c_x, nullptr, nullptr, OptionalVector(weight), OptionalVector(bias), OptionalVector(mean),
-        OptionalVector(invstd), OptionalVector(running_mean), OptionalVector(running_var), training,
-        eps, &kRelu, &c_dx, nullptr, OptionalVector(result.grad_weight), OptionalVector(result.grad_bias)));
-    return result;
-}
-
-AddReluForwardResult batch_norm_add_relu_forward(const TensorView &x, const TensorView &residual,
-                                                 const VectorView &weight, const VectorView &bias,
-                                                 const VectorView &running_mean,
-                                                 const VectorView &running_var, bool training,
-                                                 double momentum, double eps,
-                                                 const std::optional<TensorView> &out,
-                                                 const std::optional<TensorView> &mask_out) {
-    check(x);
-    AddReluForwardResult result;
+    ActivationForwardResult result;
     if (!out) {
         result.y = Tensor::like(x);
     }
@@ -175,54 +163,68 @@ AddReluForwardResult batch_norm_add_relu_forward(const TensorView &x, const Tens
         result.mean = Vector(DType::float64, x.sizes[1]);
         result.invstd = Vector(DType::float64, x.sizes[1]);
     }
-    if (batch_statistics && !mask_out) {
+    std::optional<ConstTensorView> mask = mask_out;
+    if (batch_statistics && residual && activation.kind == HBN_RELU && !mask) {
         result.mask = Tensor::like(x, DType::uint8);
+        mask = result.mask;
     }
-    const hbn_tensor c_x = to_c(x), c_residual = to_c(residual);
-    const hbn_tensor c_y = to_c(out ? *out : result.y.view());
-    const hbn_tensor c_mask = to_c(mask_out ? *mask_out : result.mask.view());
+    const hbn_tensor c_x = to_c(x), c_y = to_c(out ? *out : result.y.view());
+    const hbn_activation c_activation = to_c(activation);
     throw_on_error(hbn_batch_norm_activation_forward(
-        &c_x, &c_residual, OptionalVector(weight), OptionalVector(bias),
-        OptionalVector(running_mean), OptionalVector(running_var), training, momentum, eps, &kRelu, &c_y,
-        batch_statistics || mask_out ? &c_mask : nullptr, OptionalVector(result.mean),
+        &c_x, OptionalTensor(residual), OptionalVector(weight), OptionalVector(bias),
+        OptionalVector(running_mean), OptionalVector(running_var), training, momentum, eps,
+        &c_activation, &c_y, OptionalTensor(mask), OptionalVector(result.mean),
         OptionalVector(result.invstd)));
     return result;
 }
 
-AddReluGradients batch_norm_add_relu_backward(const TensorView &grad_output, const TensorView &x,
-                                              const TensorView &mask, const VectorView &weight,
-                                              const VectorView &mean, const VectorView &invstd,
-                                              const VectorView &running_mean,
-                                              const VectorView &running_var, bool training,
-                                              double eps, const std::optional<TensorView> &out,
-                                              const std::optional<TensorView> &residual_out) {
+ActivationGradients batch_norm_activation_backward(
+    const ConstTensorView &grad_output, const ConstTensorView &x,
+    const std::optional<ConstTensorView> &residual, const std::optional<ConstTensorView> &mask,
+    const ConstVectorView &weight, const ConstVectorView &bias, const ConstVectorView &mean,
+    const ConstVectorView &invstd, const ConstVectorView &running_mean,
+    const ConstVectorView &running_var, bool training, double eps, const Activation &activation,
+    const GradMask &grad_mask, const std::optional<TensorView> &out,
+    const std::optional<TensorView> &residual_out) {
     check(grad_output, "grad_output");
     check(x);
-    AddReluGradients result;
-    if (!out) {
-        result.grad_input = Tensor::like(x);
+    ActivationGradients result;
+    const bool added = residual || mask || residual_out;
+    // The kernels compute it in any case.
+    Tensor unwanted;
+    Tensor &grad_input = grad_mask.input ? result.grad_input : unwanted;
+    if (!grad_mask.input || !out) {
+        grad_input = Tensor::like(x);
     }
-    if (!residual_out) {
+    if (added && !residual_out) {
         result.grad_residual = Tensor::like(x);
     }
     const DType dtype = weight ? weight.dtype : statistic_dtype(x.dtype);
-    result.grad_weight = Vector(dtype, x.sizes[1]);
-    result.grad_bias = Vector(dtype, x.sizes[1]);
-    const hbn_tensor c_dy = to_c(grad_output), c_x = to_c(x), c_mask = to_c(mask);
-    const hbn_tensor c_dx = to_c(out ? *out : result.grad_input.view());
+    if (grad_mask.weight) {
+        result.grad_weight = Vector(dtype, x.sizes[1]);
+    }
+    if (grad_mask.bias) {
+        result.grad_bias = Vector(dtype, x.sizes[1]);
+    }
+    const hbn_tensor c_dy = to_c(grad_output), c_x = to_c(x);
+    const hbn_tensor c_dx = to_c(grad_mask.input && out ? *out : grad_input.view());
     const hbn_tensor c_dr = to_c(residual_out ? *residual_out : result.grad_residual.view());
+    const hbn_activation c_activation = to_c(activation);
     throw_on_error(hbn_batch_norm_activation_backward(
-        &c_dy, &c_x, nullptr, &c_mask, OptionalVector(weight), nullptr, OptionalVector(mean), OptionalVector(invstd),
-        OptionalVector(running_mean), OptionalVector(running_var), training, eps, &kRelu, &c_dx, &c_dr,
-        OptionalVector(result.grad_weight), OptionalVector(result.grad_bias)));
+        &c_dy, &c_x, OptionalTensor(residual), OptionalTensor(mask), OptionalVector(weight),
+        OptionalVector(bias), OptionalVector(mean), OptionalVector(invstd),
+        OptionalVector(running_mean), OptionalVector(running_var), training, eps, &c_activation,
+        &c_dx, added ? &c_dr : nullptr, OptionalVector(result.grad_weight),
+        OptionalVector(result.grad_bias)));
     return result;
 }
 
-Tensor batch_norm_jvp(const TensorView &x_tangent, const TensorView &x, const VectorView &weight,
-                      const VectorView &weight_tangent, const VectorView &bias_tangent,
-                      const VectorView &mean, const VectorView &invstd,
-                      const VectorView &running_mean, const VectorView &running_var, bool training,
-                      double eps, const std::optional<TensorView> &out) {
+Tensor batch_norm_jvp(const ConstTensorView &x_tangent, const ConstTensorView &x,
+                      const ConstVectorView &weight, const ConstVectorView &weight_tangent,
+                      const ConstVectorView &bias_tangent, const ConstVectorView &mean,
+                      const ConstVectorView &invstd, const ConstVectorView &running_mean,
+                      const ConstVectorView &running_var, bool training, double eps,
+                      const std::optional<TensorView> &out) {
     check(x);
     Tensor y_tangent;
     if (!out) {
@@ -238,10 +240,11 @@ Tensor batch_norm_jvp(const TensorView &x_tangent, const TensorView &x, const Ve
 }
 
 DoubleGradients batch_norm_double_backward(
-    const TensorView &grad_grad_input, const VectorView &grad_grad_weight,
-    const VectorView &grad_grad_bias, const TensorView &grad_output, const TensorView &x,
-    const VectorView &weight, const VectorView &mean, const VectorView &invstd,
-    const VectorView &running_mean, const VectorView &running_var, bool training, double eps,
+    const ConstTensorView &grad_grad_input, const ConstVectorView &grad_grad_weight,
+    const ConstVectorView &grad_grad_bias, const ConstTensorView &grad_output,
+    const ConstTensorView &x, const ConstVectorView &weight, const ConstVectorView &mean,
+    const ConstVectorView &invstd, const ConstVectorView &running_mean,
+    const ConstVectorView &running_var, bool training, double eps,
     const std::optional<TensorView> &grad_output_out, const std::optional<TensorView> &input_out) {
     check(x);
     DoubleGradients result;
@@ -264,11 +267,13 @@ DoubleGradients batch_norm_double_backward(
     return result;
 }
 
-Moments batch_norm_stats(const TensorView &x) {
+Moments batch_norm_stats(const ConstTensorView &x) {
     check(x);
     Moments moments;
-    moments.mean.resize(size_t(x.sizes[1]));
-    moments.m2.resize(size_t(x.sizes[1]));
+    or_out_of_memory([&] {
+        moments.mean.resize(size_t(x.sizes[1]));
+        moments.m2.resize(size_t(x.sizes[1]));
+    });
     const hbn_tensor c_x = to_c(x);
     hbn_moments c_moments = to_c(moments);
     throw_on_error(hbn_batch_norm_stats(&c_x, &c_moments));
@@ -276,29 +281,34 @@ Moments batch_norm_stats(const TensorView &x) {
     return moments;
 }
 
-Tensor batch_norm_normalize(const TensorView &x, const Moments &moments, const VectorView &weight,
-                            const VectorView &bias, double eps) {
+Tensor batch_norm_normalize(const ConstTensorView &x, const Moments &moments,
+                            const ConstVectorView &weight, const ConstVectorView &bias,
+                            double eps) {
     check(x);
     Tensor y = Tensor::like(x);
     batch_norm_normalize(x, moments, weight, bias, eps, y);
     return y;
 }
 
-void batch_norm_normalize(const TensorView &x, const Moments &moments, const VectorView &weight,
-                          const VectorView &bias, double eps, const TensorView &out) {
+void batch_norm_normalize(const ConstTensorView &x, const Moments &moments,
+                          const ConstVectorView &weight, const ConstVectorView &bias, double eps,
+                          const TensorView &out) {
     const hbn_tensor c_x = to_c(x), c_y = to_c(out);
     const hbn_moments c_moments = to_c(moments);
     throw_on_error(hbn_batch_norm_normalize(&c_x, &c_moments, OptionalVector(weight),
                                             OptionalVector(bias), eps, &c_y));
 }
 
-BackwardSums batch_norm_backward_reduce(const TensorView &grad_output, const TensorView &x,
-                                        const VectorView &mean, const VectorView &invstd) {
+BackwardSums batch_norm_backward_reduce(const ConstTensorView &grad_output,
+                                        const ConstTensorView &x, const ConstVectorView &mean,
+                                        const ConstVectorView &invstd) {
     check(grad_output, "grad_output");
     check(x);
     BackwardSums sums;
-    sums.sum_dy.resize(size_t(x.sizes[1]));
-    sums.sum_dy_xmu.resize(size_t(x.sizes[1]));
+    or_out_of_memory([&] {
+        sums.sum_dy.resize(size_t(x.sizes[1]));
+        sums.sum_dy_xmu.resize(size_t(x.sizes[1]));
+    });
     sums.grad_weight = Vector(statistic_dtype(x.dtype), x.sizes[1]);
     sums.grad_bias = Vector(statistic_dtype(x.dtype), x.sizes[1]);
     const hbn_tensor c_dy = to_c(grad_output), c_x = to_c(x);
@@ -308,9 +318,10 @@ BackwardSums batch_norm_backward_reduce(const TensorView &grad_output, const Ten
     return sums;
 }
 
-Tensor batch_norm_backward_elemt(const TensorView &grad_output, const TensorView &x,
-                                 const VectorView &mean, const VectorView &invstd,
-                                 const VectorView &weight, const BackwardSums &sums, double count) {
+Tensor batch_norm_backward_elemt(const ConstTensorView &grad_output, const ConstTensorView &x,
+                                 const ConstVectorView &mean, const ConstVectorView &invstd,
+                                 const ConstVectorView &weight, const BackwardSums &sums,
+                                 double count) {
     check(grad_output, "grad_output");
     check(x);
     Tensor grad_input = Tensor::like(x);
@@ -318,10 +329,10 @@ Tensor batch_norm_backward_elemt(const TensorView &grad_output, const TensorView
     return grad_input;
 }
 
-void batch_norm_backward_elemt(const TensorView &grad_output, const TensorView &x,
-                               const VectorView &mean, const VectorView &invstd,
-                               const VectorView &weight, const BackwardSums &sums, double count,
-                               const TensorView &out) {
+void batch_norm_backward_elemt(const ConstTensorView &grad_output, const ConstTensorView &x,
+                               const ConstVectorView &mean, const ConstVectorView &invstd,
+                               const ConstVectorView &weight, const BackwardSums &sums,
+                               double count, const TensorView &out) {
     check(x);
     for (const std::vector<double> *sum : {&sums.sum_dy, &sums.sum_dy_xmu}) {
         if (int64_t(sum->size()) != x.sizes[1]) {
@@ -344,11 +355,7 @@ void update_running_stats(const Moments &moments, double momentum, const VectorV
                                         OptionalVector(running_var), nullptr, nullptr));
 }
 
-std::tuple<Vector, Vector> mean_and_invstd(const Moments &moments, double eps, DType dtype) {
-    if (dtype != DType::float32 && dtype != DType::float64) {
-        throw_on_error(internal::fail(HBN_INVALID_ARGUMENT, internal::text::vector_dtype_or,
-                                      "mean and invstd", "float32", "float64", name_of(dtype)));
-    }
+std::tuple<Vector, Vector> mean_and_invstd(const Moments &moments, double eps) {
     const hbn_moments c_moments = to_c(moments);
     Vector mean(DType::float64, c_moments.channels), invstd(DType::float64, c_moments.channels);
     throw_on_error(hbn_finalize_moments(&c_moments, 0, eps, nullptr, nullptr, OptionalVector(mean),
