@@ -512,14 +512,14 @@ const hbn_vector *Lent::vector() {
     if (ndim_ != 1) {
         refuse("should have one dimension, not %d", ndim_);
     }
-    vectors_[0] = {data_, dtype_, sizes_[0], strides_[0]};
+    vectors_[0] = {data_, dtype_, sizes_[0], strides_[0], device_};
     return &vectors_[0];
 }
 
 const hbn_vector *Lent::row(int i) {
     be_on_cpu();
     char *const begin = static_cast<char *>(data_) + i * strides_[0] * element_size(dtype_);
-    vectors_[i] = {begin, dtype_, sizes_[1], strides_[1]};
+    vectors_[i] = {begin, dtype_, sizes_[1], strides_[1], device_};
     return &vectors_[i];
 }
 

@@ -55,8 +55,13 @@ double number(PyObject *given, const char *name) {
     }
     const double value = PyFloat_AsDouble(given);
     if (value == -1 && PyErr_Occurred()) {
-        PyErr_Clear();
-        raise(PyExc_TypeError, "%s must be a number, got %s", name, Py_TYPE(given)->tp_name);
+        if (PyErr_ExceptionMatches(PyExc_TypeError)) {
+            raise(PyExc_TypeError, "%s must be a number, got %s", name, Py_TYPE(given)->tp_name);
+        }
+        if (PyErr_ExceptionMatches(PyExc_OverflowError)) {
+            raise(PyExc_ValueError, "%s is too large for a float", name);
+        }
+        throw nb::python_error();
     }
     return value;
 }
