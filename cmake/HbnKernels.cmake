@@ -58,6 +58,10 @@ endfunction()
 
 set(HBN_GENERATOR_SOURCES
     generators/batch_norm.cpp
+    generators/rounding.cpp
+    generators/activations.cpp
+    generators/activation_forward.cpp
+    generators/activation_backward.cpp
     generators/forward_training.cpp
     generators/forward_inference.cpp
     generators/forward_folded.cpp

@@ -71,11 +71,10 @@ class Operation(NamedTuple):
 
     def activation(self) -> list[str]:
         """Parameters of the generator."""
-        if not self.relu:
-            return []
+        parameters = ["activation=relu"] * self.relu + ["add=true"] * self.add
         # Backward needs the mask; inference's result is all there is to keep.
-        mask = ["with_mask=true"] if self.add and self.generator == "forward_training_whole" else []
-        return [f"activation={'add_' * self.add}relu", *mask]
+        mask = ["with_mask=true"] * (self.relu and self.add and self.generator == "forward_training_whole")
+        return parameters + mask
 
 
 OPERATIONS = {

@@ -2,7 +2,6 @@
 
 #include <cmath>
 #include <functional>
-#include <limits>
 #include <utility>
 
 namespace hbn {
@@ -10,12 +9,6 @@ namespace hbn {
 using namespace Halide;
 
 namespace {
-
-// Halide simplifies and LLVM reassociates floating-point expressions unless told not to; what is
-// wrapped here relies on its own rounding.
-Expr exact_order(const Expr &e) {
-    return strict_float(e);
-}
 
 // Of a >= 0. Not (a + b - 1) / b: Halide folds that, where b is such a quotient itself, into products that
 // overflow.
@@ -44,27 +37,6 @@ Expr sample_of(const Expr &values) {
 }
 
 }  // namespace
-
-Expr round_to(Type type, const Expr &value) {
-    const Expr rounded = cast(type, value);
-    if (type.bits() != 16) {
-        return rounded;
-    }
-    const uint16_t quiet_nan = type.is_bfloat() ? 0x7fc0 : 0x7e00;
-    return reinterpret(type,
-                       select(is_nan(value), Expr(quiet_nan), reinterpret(UInt(16), rounded)));
-}
-
-Expr round_to_bfloat16(const Expr &value) {
-    // Halide's own conversion does the same, but keeps what it converts from using fused multiply-add.
-    const Expr bits = reinterpret(UInt(32), value);
-    const Expr rounded = bits + (Expr(uint32_t(0x7fff)) + ((bits >> 16) & Expr(uint32_t(1))));
-    return reinterpret(BFloat(16), cast<uint16_t>(rounded >> 16));
-}
-
-Expr with_plain_nan(const Expr &value) {
-    return select(is_nan(value), Expr(std::numeric_limits<float>::quiet_NaN()), value);
-}
 
 Cut standalone_cut(const Expr &width, const Expr &samples, int most) {
     const Expr units = ceil_div(min(width, most), Cut::unit);
@@ -650,22 +622,6 @@ Expr normalize(const Expr &x, const std::vector<Expr> &k, const Arithmetic &a) {
 
 Expr normalize_in_exact_order(const Expr &x, const std::vector<Expr> &k, const Arithmetic &a) {
     return exact_order(normalize(x, k, a));
-}
-
-Expr relu_stops(const Expr &z, Type tensor) {
-    // The largest that is rounded to zero: half of the least denormal, a tie, which goes to even.
-    const double rounds_to_zero = tensor.is_bfloat()    ? std::ldexp(1.0, -134)
-                                  : tensor.bits() == 16 ? std::ldexp(1.0, -25)
-                                                        : 0;
-    const Expr largest = cast(z.type(), Expr(rounds_to_zero));
-    // LLVM takes z <= largest for !(z > largest), which is something else for NaN.
-    return exact_order(z <= largest) && !is_nan(z);
-}
-
-Expr zero_where(const Expr &condition, const Expr &value) {
-    // As bits: a select among floats LLVM may take for a maximum, and lose NaN.
-    const Type type = value.type(), bits = UInt(type.bits());
-    return reinterpret(type, select(condition, cast(bits, 0), reinterpret(bits, value)));
 }
 
 std::vector<Expr> input_gradient_coefficients(const Expr &mean, const Expr &invstd,

@@ -10,14 +10,14 @@
 #include <string>
 #include <vector>
 
+#include "generators/activations.h"
+#include "generators/rounding.h"
 #include "schedules/pipeline.h"
 
 namespace hbn {
 
-using Halide::Expr;
 using Halide::Func;
 using Halide::RDom;
-using Halide::Type;
 using Halide::Var;
 
 const std::map<std::string, Layout> layout_names = {
@@ -31,20 +31,6 @@ const std::map<std::string, Layout> layout_names = {
 inline Type statistic_type(Type tensor) {
     return tensor.is_float() && tensor.bits() == 64 ? Halide::Float(64) : Halide::Float(32);
 }
-
-inline Expr f64(const Expr &e) {
-    return Halide::cast<double>(e);
-}
-
-// Rounds to nearest even, in any type. Halide's own conversion to the 16-bit types turns NaN into
-// infinity or zero where the target has no instruction for it.
-Expr round_to(Type type, const Expr &value);
-
-// The same for an output's elements, which are many. A NaN among them, if any, comes from a bfloat16
-// tensor, from arithmetic, or from coefficients that went through with_plain_nan(): such a NaN has no
-// bits beyond bfloat16's, so that rounding can't carry it over into a number.
-Expr round_to_bfloat16(const Expr &value);
-Expr with_plain_nan(const Expr &value);
 
 // A channel is cut into tiles, whose sums are merged in order.
 //
@@ -212,21 +198,6 @@ Expr normalize(const Expr &x, const std::vector<Expr> &coefficients, const Arith
 Expr normalize_in_exact_order(const Expr &x, const std::vector<Expr> &coefficients,
                               const Arithmetic &arithmetic);
 
-// What a fused ReLU makes of z = normalize(), in the tensors' type: z where it is positive, or NaN, once
-// rounded to that type; 0 elsewhere. Forward and backward decide alike, bit for bit, from the same
-// coefficients: z is computed in exact_order.
-enum class Activation { none, relu, add_relu };
-
-const std::map<std::string, Activation> activation_names = {
-    {"none", Activation::none},
-    {"relu", Activation::relu},
-    {"add_relu", Activation::add_relu},
-};
-
-Expr relu_stops(const Expr &z, Type tensor);
-
-Expr zero_where(const Expr &condition, const Expr &value);
-
 // grad_input = weight * invstd * (dy - sum_dy / M - xhat * sum(dy * xhat) / M).
 std::vector<Expr> input_gradient_coefficients(const Expr &mean, const Expr &invstd,
                                               const Expr &weight, const Expr &sum_dy,
@@ -324,6 +295,13 @@ protected:
         }
         shared.stream = Base::template add_input<bool>("stream");
     }
+    // Inputs that only some kernels of a generator take.
+    Input<Halide::Buffer<>> *add_tensor(const std::string &name, Type type) {
+        return Base::template add_input<Halide::Buffer<>>(name, type, in_columns() ? 3 : 4);
+    }
+    Input<Halide::Buffer<>> *add_vector(const std::string &name, Type type) {
+        return Base::template add_input<Halide::Buffer<>>(name, type, in_columns() ? 2 : 1);
+    }
     // One value a channel: (c), or (k, block) in columns.
     template<typename... VectorBuffers>
     void declare_vectors(VectorBuffers &...vectors) {
@@ -347,9 +325,7 @@ protected:
     // The extents of `tensor`, which all the kernel's tensors share.
     template<typename TensorBuffer, typename VectorBuffer>
     void set_shape(const TensorBuffer &tensor, const VectorBuffer &vector) {
-        for (int d = 0; d < (in_columns() ? 3 : 4); d++) {
-            extents.push_back(tensor.dim(d).extent());
-        }
+        set_shape(tensor);
         channels = vector.dim(0).extent();
         if (standalone) {
             const auto fixed = [](int size, const Expr &free) {
@@ -358,6 +334,14 @@ protected:
             channels = fixed(num_features, channels);
             extents = {fixed(plane_size, extents[0]), 1, channels, fixed(samples, extents[3])};
         }
+    }
+    // The same, for kernels of no vectors, which are of no pack.
+    template<typename TensorBuffer>
+    void set_shape(const TensorBuffer &tensor) {
+        for (int d = 0; d < (in_columns() ? 3 : 4); d++) {
+            extents.push_back(tensor.dim(d).extent());
+        }
+        channels = in_columns() ? Expr(1) : extents[2];
     }
     Cut cut() const {
         if (standalone) {
@@ -580,11 +564,12 @@ private:
     }
 };
 
-// Operations that a ReLU may be fused into. What it takes in addition comes last among the inputs.
+// Operations that an addition, a ReLU, or both may be fused into; activation_forward and activation_backward serve
+// all other activations. What an operation takes in addition comes last among the inputs.
 //
-//   relu:      y = relu(z), z being what batch normalization alone gives. Backward computes z again.
-//   add_relu:  y = relu(z + residual); with_mask, where that is positive, a byte an element: to compute it
-//              again would take residual, which is more to read than the mask.
+//   add:  z = residual + what batch normalization alone gives, which is z without.
+//   relu: y = relu(z); with_mask, beside y, where z is positive, a byte an element. Backward computes z again, but
+//         after an addition it takes the mask: to compute z would take residual, which is more to read.
 //
 // What forward saves for backward, mean and invstd, is float64: the sign of z depends on it.
 template<typename Derived>
@@ -595,6 +580,7 @@ public:
     using Output = typename Base::template Output<T>;
 
     Halide::GeneratorParam<Activation> activation{"activation", Activation::none, activation_names};
+    Halide::GeneratorParam<bool> add{"add", false};
     Halide::GeneratorParam<bool> with_mask{"with_mask", false};
 
 protected:
@@ -604,8 +590,9 @@ protected:
 
     // Call in configure().
     void declare_forward(Output<Func> &y) {
-        if (activation == Activation::add_relu) {
-            residual = add_tensor("residual", Base::dtype);
+        check_parameters();
+        if (add) {
+            residual = Base::add_tensor("residual", Base::dtype);
         }
         declare_output(y, with_mask ? std::vector<Type>{Base::dtype, Halide::UInt(8)}
                                     : std::vector<Type>{Base::dtype});
@@ -617,13 +604,17 @@ protected:
         const auto at = Base::element();
         const auto coefficients = Base::once_a_channel(
             normalization_coefficients(mean, invstd, weight, bias, Base::arithmetic()));
-        if (activation == Activation::none) {
+        if (activation == Activation::none && !add) {
             y(at) = Base::rounded(normalize(x(at), coefficients, Base::arithmetic()));
             return;
         }
         Expr z = normalize_in_exact_order(x(at), coefficients, Base::arithmetic());
         if (residual) {
             z += Halide::cast(z.type(), (*residual)(at));
+        }
+        if (activation == Activation::none) {
+            y(at) = Base::rounded(z);
+            return;
         }
         const Expr stops = relu_stops(z, Base::dtype);
         const Expr value = Base::rounded(zero_where(stops, z));
@@ -638,14 +629,14 @@ protected:
 
     // Call in configure().
     void declare_backward(Output<Func> &grad_input) {
-        if (activation == Activation::relu) {
-            bias = Base::template add_input<Halide::Buffer<>>("bias", Base::statistics(),
-                                                              Base::in_columns() ? 2 : 1);
+        check_parameters();
+        if (activation == Activation::relu && !add) {
+            bias = Base::add_vector("bias", Base::statistics());
         }
-        if (activation == Activation::add_relu) {
-            mask = add_tensor("mask", Halide::UInt(8));
+        if (activation == Activation::relu && add) {
+            mask = Base::add_tensor("mask", Halide::UInt(8));
         }
-        const int outputs = activation == Activation::add_relu ? 2 : 1;
+        const int outputs = add ? 2 : 1;
         declare_output(grad_input, std::vector<Type>(outputs, Base::dtype));
     }
 
@@ -700,9 +691,10 @@ protected:
     void define_backward(Output<Func> &grad_input, const Expr &value,
                          const TensorInput &grad_output) {
         const auto at = Base::element();
-        if (activation == Activation::add_relu) {
-            grad_input(at) =
-                Halide::Tuple(Base::rounded(value), zero_where((*mask)(at) == 0, grad_output(at)));
+        if (add) {
+            const Expr grad_residual =
+                mask ? zero_where((*mask)(at) == 0, grad_output(at)) : Expr(grad_output(at));
+            grad_input(at) = Halide::Tuple(Base::rounded(value), grad_residual);
         } else {
             grad_input(at) = Base::rounded(value);
         }
@@ -721,13 +713,17 @@ protected:
     }
 
 private:
+    void check_parameters() const {
+        _halide_user_assert(activation == Activation::none || activation == Activation::relu)
+            << "only relu is fused; other activations are activation_forward's and "
+               "activation_backward's\n";
+        _halide_user_assert(!with_mask || activation == Activation::relu)
+            << "only relu has a mask\n";
+    }
+
     void declare_output(Output<Func> &output, const std::vector<Type> &types) const {
         output.set_type(types);
         output.set_dimensions(Base::in_columns() ? 3 : 4);
-    }
-
-    TensorInput *add_tensor(const std::string &name, Type type) {
-        return Base::template add_input<Halide::Buffer<>>(name, type, Base::in_columns() ? 3 : 4);
     }
 
     std::vector<Expr> z_coefficients;
