@@ -44,7 +44,7 @@ hbn_status Workspace::begin(int vectors, int64_t channels) {
 }
 
 hbn_vector Workspace::take(hbn_dtype dtype) {
-    hbn_vector v{arena.data + arena.used, dtype, arena.channels, 1};
+    hbn_vector v{arena.data + arena.used, dtype, arena.channels, 1, HBN_CPU};
     arena.used += arena.vector_bytes;
     return v;
 }

@@ -75,8 +75,8 @@ const DLPackExchangeAPI *exchange_api_of(PyTypeObject *type) {
     PyObject *capsule =
         PyObject_GetAttrString(reinterpret_cast<PyObject *>(type), "__dlpack_c_exchange_api__");
     if (capsule && PyCapsule_CheckExact(capsule)) {
-        api = static_cast<DLPackExchangeAPI *>(
-            PyCapsule_GetPointer(capsule, "dlpack_exchange_api"));
+        api =
+            static_cast<DLPackExchangeAPI *>(PyCapsule_GetPointer(capsule, "dlpack_exchange_api"));
         while (api && (api->major != 1 || !api->dltensor_from_py_object)) {
             api = api->previous;
         }

@@ -11,7 +11,8 @@ namespace hbn::python {
 namespace nb = nanobind;
 
 // Raises a Python exception of this type.
-[[noreturn]] void raise(PyObject *type, const char *format, ...) __attribute__((format(printf, 2, 3)));
+[[noreturn]] void raise(PyObject *type, const char *format, ...)
+    __attribute__((format(printf, 2, 3)));
 
 enum class Access { read, write };
 

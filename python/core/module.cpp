@@ -88,9 +88,9 @@ hbn_activation activation(PyObject *given, const char *name) {
     }
     hbn_activation result;
     raise_on_error(hbn_activation_named(named, &result.kind));
-    const Row *const row =
-        std::find_if(std::begin(rows), std::end(rows),
-                     [&](const Row &r) { return r.name == std::string_view(named); });
+    const Row *const row = std::find_if(std::begin(rows), std::end(rows), [&](const Row &r) {
+        return r.name == std::string_view(named);
+    });
     result.alpha = row->has_slope ? number(PyTuple_GET_ITEM(given, 1), "negative_slope")
                                   : number(PyTuple_GET_ITEM(given, 2), "min_val");
     result.beta = number(PyTuple_GET_ITEM(given, 3), "max_val");
@@ -253,8 +253,7 @@ PyObject *forward_and_count(PyObject *, PyObject *const *given, Py_ssize_t size)
             with_momentum[momentum] = average.ptr();
             run(Operation::forward, with_momentum);
         } else {
-            raise(PyExc_ValueError,
-                  "momentum may be None only where num_batches_tracked is given");
+            raise(PyExc_ValueError, "momentum may be None only where num_batches_tracked is given");
         }
         // After the call, so that one that fails has changed nothing.
         if (counter) {
@@ -265,40 +264,23 @@ PyObject *forward_and_count(PyObject *, PyObject *const *given, Py_ssize_t size)
 
 // ---- the table, as Python sees it
 
-// A line of operations.def.
-struct Line {
-    const char *operation;
-    const char *argument, *direction, *presence;
-};
-constexpr Line kLines[] = {
-#define HBN_OPERATION(name) {#name, nullptr, nullptr, nullptr},
-#define HBN_IN(name, presence) {nullptr, #name, "in", #presence},
-#define HBN_INOUT(name, presence) {nullptr, #name, "inout", #presence},
-#define HBN_OUT(name, presence, in_place_of, unless) {nullptr, #name, "out", #presence},
-#include "runtime/operations.def"
-};
-
-const char *role_named(const char *argument) {
+// Each operation's arguments, as operations.def has them: (name, role, direction, presence).
+nb::dict operations() {
     constexpr const char *roles[] = {
 #define HBN_ARGUMENT(role, name, ...) #role,
 #include "runtime/operations.def"
+        "",  // of Arg::none
     };
-    return roles[int(internal::argument_named(argument))];
-}
-
-// Each operation's arguments: (name, role, direction, presence).
-nb::dict operations() {
     nb::dict all;
     nb::list arguments;
-    for (const Line &line : kLines) {
-        if (line.operation) {
-            arguments = nb::list();
-            all[line.operation] = arguments;
-        } else {
-            arguments.append(nb::make_tuple(line.argument, role_named(line.argument),
-                                            line.direction, line.presence));
-        }
-    }
+    const auto add = [&](Arg arg, const char *direction, const char *presence) {
+        arguments.append(nb::make_tuple(name_of(arg), roles[int(arg)], direction, presence));
+    };
+#define HBN_OPERATION(name) all[#name] = arguments = nb::list();
+#define HBN_IN(name, presence) add(Arg::name, "in", #presence);
+#define HBN_INOUT(name, presence) add(Arg::name, "inout", #presence);
+#define HBN_OUT(name, presence, in_place_of, unless) add(Arg::name, "out", #presence);
+#include "runtime/operations.def"
     return all;
 }
 
@@ -335,8 +317,8 @@ void add_operations(nb::module_ &m) {
         const OperationRow &row = internal::row(Operation(i));
         signatures[i] = signature(row.name, row, "");
     }
-    signatures[internal::kOperations] = signature(
-        "forward_and_count", internal::row(Operation::forward), "num_batches_tracked, ");
+    signatures[internal::kOperations] =
+        signature("forward_and_count", internal::row(Operation::forward), "num_batches_tracked, ");
     for (int i = 0; i <= internal::kOperations; i++) {
         methods[i].ml_doc = signatures[i].c_str();
     }

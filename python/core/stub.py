@@ -19,8 +19,10 @@ COUNTED = ("num_batches_tracked", "Array | None")
 
 def read(table: str) -> dict[str, list[tuple[str, str]]]:
     """The operations' arguments: name and type."""
-    rows = [(kind, [column.strip() for column in columns.split(",")])
-            for kind, columns in re.findall(r"^HBN_(\w+)\((.*)\)$", table, re.MULTILINE)]
+    rows = [
+        (kind, [column.strip() for column in columns.split(",")])
+        for kind, columns in re.findall(r"^HBN_(\w+)\((.*)\)$", table, re.MULTILINE)
+    ]
     roles = {columns[1]: columns[0] for kind, columns in rows if kind == "ARGUMENT"}
     operations: dict[str, list[tuple[str, str]]] = {}
     for kind, (name, *columns) in rows:

@@ -67,15 +67,15 @@ def _run(
     Args:
         operation: Its name in runtime/operations.def.
         given: Its inputs by name, among whatever else: a function's locals() will do.
-        out: Where the first output goes. All others are made.
+        out: Where the first output goes. All others are made here.
         without: Outputs that are not wanted.
     """
     call, names, outputs = _operations[operation]
     maker, x = maker_for(given["x"])
     shape: tuple[int, ...] = getattr(x, "shape", ())
     channels = shape[1:2] or (0,)
-    values = {**given, "x": x}
-    made: list[Array | None] = []
+    made: dict[str, Array | None] = {}
+    exchanged = []
     for name, role, presence in outputs:
         array = None
         if name in without:
@@ -90,17 +90,15 @@ def _run(
             weight = given.get("weight")
             array = maker.empty(channels, statistic_dtype(x) if weight is None else dtype_name(weight))
         elif presence == "required":
-            array = np.empty(channels)  # what machines exchange
+            array = np.empty(channels)
+            exchanged.append(name)
         elif uses_batch_statistics(given["training"], given["running_mean"], given["running_var"]):
             array = maker.empty(channels, "float64")
-        values[name] = array
-        made.append(array)
+        made[name] = array
+    values = {**given, "x": x, **made}
     call(*[values[name] for name in names])
-    # The user's own array, or one of x's library.
-    return [
-        array if array is None or array is out or (role == "statistic" and presence == "required") else maker.finish(array)
-        for array, (_, role, presence) in zip(made, outputs, strict=True)
-    ]
+    # The user's own array, what machines exchange, or one of x's library.
+    return [array if array is out or name in exchanged else maker.finish(array) for name, array in made.items()]
 
 
 def batch_norm(
@@ -230,8 +228,8 @@ def batch_norm_activation_forward(
         bias: (C,), or None for 0.
         running_mean: (C,) or None, together with running_var. Written in training.
         running_var: (C,) or None.
-        activation: "identity", "relu", "leaky_relu", "clip" (torch.nn.Hardtanh; ReLU6 with limits of 0 and 6), "silu" or
-            "hardswish".
+        activation: "identity", "relu", "leaky_relu", "clip" (torch.nn.Hardtanh; ReLU6 with limits of 0 and 6), "silu"
+            or "hardswish".
         training: Whether to use, and keep, the batch's statistics.
         momentum: The share of the batch in the running statistics.
         eps: Positive with the batch's statistics, else non-negative.
@@ -241,8 +239,8 @@ def batch_norm_activation_forward(
         out: Where y goes: of x's shape and dtype, without overlap with any argument; x itself where there is no mask.
 
     Returns:
-        y; mask, uint8 of x's shape and layout, 1 where an element passed, for backward: of a ReLU after an addition, else
-        None; mean and invstd as of `batch_norm_forward`.
+        y; mask, uint8 of x's shape and layout, 1 where an element passed, for backward: of a ReLU after an addition,
+        else None; mean and invstd as of `batch_norm_forward`.
     """
     without = () if activation == "relu" and residual is not None else ("mask",)
     given = {**locals(), "activation": (activation, negative_slope, min_val, max_val)}
@@ -295,7 +293,8 @@ def batch_norm_activation_backward(
             nothing was added.
 
     Returns:
-        grad_input of x's layout; grad_residual, likewise, None where nothing was added; grad_weight and grad_bias, (C,).
+        grad_input of x's layout; grad_residual, likewise, None where nothing was added; grad_weight and grad_bias,
+        (C,).
     """
     without = ("grad_residual",) if residual is None and mask is None else ()
     given = {**locals(), "activation": (activation, negative_slope, min_val, max_val)}

@@ -13,8 +13,8 @@ struct Problem {
     // What is given, used and wanted: nothing that the operation would ignore.
     Values values;
     int64_t channels = 0;
-    double count = 0;                        // of values in a channel
-    hbn_dtype tensor_dtype = HBN_FLOAT32;    // of all tensors but masks
+    double count = 0;                         // of values in a channel
+    hbn_dtype tensor_dtype = HBN_FLOAT32;     // of all tensors but masks
     hbn_dtype parameter_dtype = HBN_FLOAT32;  // that kernels take parameters in
     bool has_tensors = true;
     bool batch_statistics = false;
@@ -45,8 +45,9 @@ inline hbn_status run(Operation operation, std::initializer_list<Given> given) {
 // The whole body of an entry point: the operation and the function's parameters, whose names and order are the
 // operation's in operations.def.
 #define HBN_RUN(operation, ...)                                                              \
-    static_assert(names_match(Operation::operation, #__VA_ARGS__),                           \
-                  "these are not the arguments that operations.def has, in its order: " #__VA_ARGS__); \
+    static_assert(                                                                           \
+        names_match(Operation::operation, #__VA_ARGS__),                                     \
+        "these are not the arguments that operations.def has, in its order: " #__VA_ARGS__); \
     return run(Operation::operation, {__VA_ARGS__})
 
 }  // namespace hbn::internal

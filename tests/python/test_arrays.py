@@ -639,10 +639,9 @@ def test_activations_are_refused():
             p.x, None, *p.parameters(), *p.running(), activation=activation, training=True, out=out, **options
         )
 
-    def backward(activation, residual, mask):
-        return lambda: hbn.batch_norm_activation_backward(
-            p.dy, p.x, residual, mask, *p.parameters(), *saved, None, None, activation=activation, training=True, out=out
-        )
+    def backward(activation, *added):
+        arguments = (p.dy, p.x, *added, *p.parameters(), *saved, None, None)
+        return lambda: hbn.batch_norm_activation_backward(*arguments, activation=activation, training=True, out=out)
 
     for text, call in (
         ("unknown activation 'gelu'", forward("gelu")),
@@ -1539,13 +1538,9 @@ def calls_of_all_kinds(p):
         lambda: hbn.batch_norm_forward(p.x, *p.parameters(), *p.running(), training=False),
         lambda: hbn.batch_norm_backward(p.dy, p.x, p.weight, *saved, *nothing, **t),
         lambda: hbn.batch_norm_activation_forward(p.x, None, *p.parameters(), *nothing, **relu),
-        lambda: hbn.batch_norm_activation_backward(
-            p.dy, p.x, None, None, *p.parameters(), *saved, *nothing, **relu
-        ),
+        lambda: hbn.batch_norm_activation_backward(p.dy, p.x, None, None, *p.parameters(), *saved, *nothing, **relu),
         lambda: hbn.batch_norm_activation_forward(p.x, p.residual, *p.parameters(), *nothing, **relu),
-        lambda: hbn.batch_norm_activation_backward(
-            p.dy, p.x, None, mask, *p.parameters(), *saved, *nothing, **relu
-        ),
+        lambda: hbn.batch_norm_activation_backward(p.dy, p.x, None, mask, *p.parameters(), *saved, *nothing, **relu),
         lambda: hbn.batch_norm_jvp(p.dy, p.x, p.weight, p.bias, p.weight, *saved, *nothing, **t),
         lambda: hbn.batch_norm_double_backward(
             p.residual, p.bias, p.weight, p.dy, p.x, p.weight, *saved, *nothing, **t

@@ -1,4 +1,4 @@
-"""Whatever lends memory, at every operation of runtime/operations.def: odd arrays that are legal, and descriptors that lie.
+"""Whatever lends memory, at every operation of runtime/operations.def: odd arrays, and descriptors that lie.
 
 What is legal gives the bits that NumPy's arrays give. What is not is refused by name, with nothing written. More
 examples than `make test` takes: HBN_FUZZ_EXAMPLES=100000.
@@ -340,14 +340,14 @@ def test_legal_dlpack(place, versioned, strides, split, minor, copied, offset):
     changes = {} if strides else {"strides": None}
     exporter = check_legal(
         place,
-        lambda array: Dlpack(
-            array, split, versioned, minor=minor, flags=2 * copied, offset=offset, **changes
-        ),
+        lambda array: Dlpack(array, split, versioned, minor=minor, flags=2 * copied, offset=offset, **changes),
     )
     assert exporter.deleted == 1
 
 
-@given(place=places, strides=st.booleans(), offset=st.sampled_from([0, 8, 24]), prefix=st.sampled_from([b"", b"@", b"="]))
+@given(
+    place=places, strides=st.booleans(), offset=st.sampled_from([0, 8, 24]), prefix=st.sampled_from([b"", b"@", b"="])
+)
 @bounded
 def test_legal_buffer(place, strides, offset, prefix):
     changes = {} if strides else {"strides": None}
@@ -417,7 +417,7 @@ BUFFER = {
     "len": st.sampled_from([-1, 0, 1, 2**63 - 1]),
     "itemsize": st.sampled_from([-4, -1, 0, 1, 2, 3, 8, 16, 2**63 - 1]),
     "readonly": st.just(1),
-    "format": st.sampled_from([None, b"", b"f", b"d", b"e", b"B", b"q", b"l", b"<l", b">f", b"ff", b"Zf", b"?", b"T{f:a:}"]),
+    "format": st.sampled_from([None, *b" f d e B q l <l >f ff Zf ? T{f:a:}".split(b" ")]),
     "suboffsets": st.just([0] * 20),
 }
 
@@ -446,7 +446,8 @@ def believable(address, ndim, sizes, strides):
     if not address or sizes is None or not 0 <= ndim <= 16 or min(sizes[:ndim], default=0) < 0:
         return False
     reach = sum((size - 1) * abs(stride) for size, stride in zip(sizes[:ndim], strides, strict=False) if size > 0)
-    return math.prod(max(size, 1) for size in sizes[:ndim]) < 2**57 and reach < 2**60 and address + 8 * reach + 8 < 2**64
+    elements = math.prod(max(size, 1) for size in sizes[:ndim])
+    return elements < 2**57 and reach < 2**60 and address + 8 * reach + 8 < 2**64
 
 
 def check_hostile(place, exporter_class, changes):
@@ -507,7 +508,7 @@ COUNTER = ("forward_and_count", "num_batches_tracked", "counter", "inout")
 @bounded
 def test_hostile_dlpack(place, changes):
     exporter = check_hostile(place, Dlpack, changes)
-    if exporter.capsule in (b"dltensor", b"dltensor_versioned") and exporter.versioned == (b"versioned" in exporter.capsule):
+    if exporter.capsule in (b"dltensor", b"dltensor_versioned"):
         assert exporter.deleted == len(exporter.lent)
 
 
