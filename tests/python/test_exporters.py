@@ -588,10 +588,30 @@ def test_number_of_arguments(operation):
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_what_is_required_is(operation):
     for name, role, _, presence in OPERATIONS[operation]:
-        if presence != "required":
+        if presence != "required" or (operation, name) == ("forward_and_count", "momentum"):
             continue
         arguments = {**arguments_of(operation), name: None}
         before = {k: a.tobytes() for k, a in arguments.items() if isinstance(a, np.ndarray)}
         with pytest.raises((TypeError, ValueError), match=name):
             call(operation, arguments)
         assert {k: a.tobytes() for k, a in arguments.items() if isinstance(a, np.ndarray)} == before, (name, role)
+
+
+def test_forward_and_count():
+    x = argument("x", "tensor", 0)
+    for counter, momentum in ((3, 0.25), (0, 1.0), (-1, np.inf)):
+        given, same = arguments_of("forward_and_count"), arguments_of("forward")
+        call("forward_and_count", {**given, "num_batches_tracked": (count := np.array(counter)), "momentum": None})
+        assert count == counter + 1
+        call("forward", {**same, "momentum": momentum})
+        assert all(given[name].tobytes() == same[name].tobytes() for name in same if isinstance(same[name], np.ndarray))
+    given["num_batches_tracked"] = count = np.array(2**63 - 1)
+    call("forward_and_count", given)
+    assert count == -(2**63)
+    given["x"] = x[:1]
+    with pytest.raises(ValueError, match="^y should have the shape of x"):
+        call("forward_and_count", given)
+    assert count == -(2**63)
+    given = {**given, "x": x, "momentum": None, "num_batches_tracked": None}
+    with pytest.raises(ValueError, match="^momentum may be None only where num_batches_tracked is given$"):
+        call("forward_and_count", given)
