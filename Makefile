@@ -67,6 +67,10 @@ $(venv)/.installed-bench: $(venv)/.installed
 	$(pip) onednn onednn-devel intel-opencl-rt || { all=; echo "oneDNN could not be installed"; }; \
 	if [ "$$all" ]; then touch $@; fi
 
+$(venv)/.installed-compare: $(venv)/.installed
+	@$(pip) tqdm
+	@touch $@
+
 $(venv)/.installed-wasm: $(venv)/.installed
 	@$(pip) wasmtime
 	@touch $@
@@ -148,6 +152,13 @@ bench: $(venv)/.installed-bench ## Compare with the memory bound, PyTorch and on
 	@$(call configure,x86) -DHBN_BUILD_BENCH=ON -DTORCH_DIR=$(site)/torch -DONEDNN_DIR=$(abspath $(venv))
 	@$(ninja) -C build/x86 -j $(jobs) contestants | $(python) cmake/progress.py
 	@$(python) bench/bench.py $(if $(QUICK),--quick) $(ARGS)
+
+.PHONY: compare
+compare: $(venv)/.installed-compare ## Time this build against another one: BASE=its build folder, ARGS=--help
+	@[ -n '$(BASE)' ] || { echo "make compare needs BASE=<build folder>, where the other build's libhbn.a is"; exit 1; }
+	@$(call configure,x86) -DHBN_BUILD_BENCH=ON
+	@$(ninja) -C build/x86 -j $(jobs) hbn compare_worker | $(python) cmake/progress.py
+	@$(python) bench/compare.py --base '$(BASE)' $(ARGS)
 
 .PHONY: bench-python
 bench-python: install-wheel ## What Python adds to a call, beside C++ and beside PyTorch's module

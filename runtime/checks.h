@@ -81,8 +81,15 @@ constexpr char negative_dimension[] = "Trying to create tensor with negative dim
 constexpr char no_forward[] = "backward() needs a forward() before it";
 constexpr char num_threads[] = "number of threads must not be negative, got %d";
 constexpr char unknown_instruction_set[] =
-    "unknown instruction set '%s': this library has kernels for %s";
-constexpr char unsupported_instruction_set[] = "this processor does not have '%s'";
+    "%sunknown instruction set '%s': this library has kernels for %s";
+constexpr char unsupported_instruction_set[] = "%sthis processor does not have '%s'";
+constexpr char num_threads_variable[] =
+    "environment variable HBN_NUM_THREADS: expected a number of threads, got '%s'";
+constexpr char no_ordinal_or_stream[] = "hbn does not support device ordinals and streams yet";
+constexpr char no_memory_for_context[] = "out of memory: no room for a context";
+constexpr char executor_threw[] = "parallel_for threw an exception: %s";
+constexpr char executor_tasks[] =
+    "parallel_for ran %llu tasks, or some twice, instead of each of %d";
 }  // namespace text
 
 // Keeps the formatted text for hbn_last_error() and returns status.

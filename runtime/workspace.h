@@ -1,5 +1,4 @@
-// Per-channel scratch. Grows to the largest call of a thread and stays, so that steady-state calls
-// allocate nothing.
+// Vectors of one value a channel that an operation needs for itself, in the memory that its Call booked.
 #ifndef HBN_RUNTIME_WORKSPACE_H
 #define HBN_RUNTIME_WORKSPACE_H
 
@@ -9,9 +8,8 @@ namespace hbn::internal {
 
 class Workspace {
 public:
-    // Room for `vectors` vectors of `channels` values of any dtype, which take() hands out; what an
-    // earlier call of this thread took is void. Fails before anything is written, with
-    // HBN_OUT_OF_MEMORY.
+    // For the next block of channels: take() hands out `vectors` vectors of `channels` values, neither of them more
+    // than Call::begin() was told. What was taken before is void.
     static hbn_status begin(int vectors, int64_t channels);
 
     // Dense, 64-byte aligned, uninitialized.

@@ -1,5 +1,6 @@
 // Every activation, alone and after an addition, by the functions and by the module, against the composition of plain
 // loops over long double.
+#include "activations.h"
 #include "oracle.h"
 
 #include <hbn/batch_norm_2d.h>
@@ -9,36 +10,10 @@ namespace {
 
 constexpr double kEps = 1e-5;
 
-struct NamedActivation {
-    const char *name;
-    Activation activation;
-    Real (*value)(Real z);
-    Real (*derivative)(Real z);
-};
-
-Real sigmoid(Real z) {
-    return 1 / (1 + std::exp(-z));
+Activation of(const ActivationOracle &oracle) {
+    const hbn_activation &a = oracle.activation;
+    return {a.kind, a.alpha, a.beta};
 }
-
-const NamedActivation activations[] = {
-    {"none", Activation::none(), [](Real z) { return z; }, [](Real) -> Real { return 1; }},
-    {"relu", Activation::relu(), [](Real z) { return std::fmax(z, Real(0)); },
-     [](Real z) { return Real(z > 0); }},
-    {"leaky_relu", Activation::leaky_relu(0.125), [](Real z) { return z > 0 ? z : z / 8; },
-     [](Real z) -> Real { return z > 0 ? 1 : 0.125L; }},
-    {"clip", Activation::clip(-0.75, 1.5),
-     [](Real z) { return std::fmin(std::fmax(z, -0.75L), 1.5L); },
-     [](Real z) { return Real(z > -0.75L && z < 1.5L); }},
-    {"relu6", Activation::relu6(), [](Real z) { return std::fmin(std::fmax(z, 0.0L), 6.0L); },
-     [](Real z) { return Real(z > 0 && z < 6); }},
-    {"silu", Activation::silu(), [](Real z) { return z * sigmoid(z); },
-     [](Real z) { return sigmoid(z) * (1 + z * (1 - sigmoid(z))); }},
-    {"hardswish", Activation::hardswish(),
-     [](Real z) { return z * std::fmin(std::fmax(z + 3, 0.0L), 6.0L) / 6; },
-     [](Real z) { return z <= -3 ? 0
-                         : z < 3 ? z / 3 + 0.5L
-                                 : 1; }},
-};
 
 std::vector<DType> dtypes() {
 #ifdef HBN_TEST_FLOAT32_ONLY
@@ -49,7 +24,7 @@ std::vector<DType> dtypes() {
 }
 
 struct Case {
-    NamedActivation function;
+    ActivationOracle function;
     DType dtype;
     Layout layout;
     bool add;
@@ -58,7 +33,7 @@ struct Case {
 
 std::vector<Case> cases() {
     std::vector<Case> all;
-    for (const NamedActivation &function : activations) {
+    for (const ActivationOracle &function : activation_oracles()) {
         for (DType dtype : dtypes()) {
             for (Layout layout : {Layout::nchw, Layout::nhwc, Layout::strided}) {
                 for (bool add : {false, true}) {
@@ -75,7 +50,7 @@ std::vector<Case> cases() {
 class Activated : public ::testing::TestWithParam<Case> {
 protected:
     const Case &p = GetParam();
-    const Activation activation = p.function.activation;
+    const Activation activation = of(p.function);
     const Shape sizes{6, 5, 7, 9};
     const DType parameters = statistic_dtype(p.dtype);
     Normal normal{23};
@@ -110,7 +85,7 @@ protected:
         for (int64_t c = 0; c < sizes[1]; c++) {
             const ChannelOracle s = statistics(c);
             x.for_each_in_channel([&](int64_t n, int64_t h, int64_t w) {
-                const Real in = z(n, c, h, w, s), expected = p.function.value(in);
+                const Real in = z(n, c, h, w, s), expected = p.function.value(in, p.function.activation);
                 ASSERT_LE(std::fabs(y.get(n, c, h, w) - expected),
                           roundoff() * (2 + std::fabs(in) + std::fabs(Real(bias[c]))))
                     << "at " << n << " " << c << " " << h << " " << w;
@@ -123,7 +98,8 @@ protected:
         for (int64_t c = 0; c < sizes[1]; c++) {
             const ChannelOracle s = statistics(c);
             const auto g_of = [&](int64_t n, int64_t h, int64_t w) {
-                return p.function.derivative(z(n, c, h, w, s)) * Real(dy.get(n, c, h, w));
+                return p.function.derivative(z(n, c, h, w, s), p.function.activation) *
+                       Real(dy.get(n, c, h, w));
             };
             Real sum = 0, sum_xhat = 0, magnitude = 0, magnitude_xhat = 0;
             x.for_each_in_channel([&](int64_t n, int64_t h, int64_t w) {
@@ -291,7 +267,7 @@ TEST_P(Activated, inference_of_const_statistics) {
 
 INSTANTIATE_TEST_SUITE_P(, Activated, ::testing::ValuesIn(cases()), [](const auto &info) {
     const Case &p = info.param;
-    return std::string(p.function.name) + "_" + name_of(p.dtype) + "_" + name_of_layout(p.layout) +
+    return p.function.name + "_" + name_of(p.dtype) + "_" + name_of_layout(p.layout) +
            (p.add ? "_add" : "") + (p.training ? "_training" : "_inference");
 });
 
@@ -327,8 +303,7 @@ TEST(ActivationRefuses, with_nothing_written) {
     x.fill([](int64_t c) { return double(c); });
     const auto before = y.bytes();
     for (const Activation &activation :
-         {Activation::clip(2, 1), Activation{hbn_activation_kind(17), 0, 0},
-          Activation{hbn_activation_kind(-1), 0, 0}}) {
+         {Activation::clip(2, 1), Activation{hbn_activation_kind(HBN_HARDSWISH + 1), 0, 0}}) {
         EXPECT_THROW(functional::batch_norm_activation_forward(x, {}, {}, {}, {}, {}, true, 0.1,
                                                                kEps, activation, y.view()),
                      InvalidArgument);
@@ -339,9 +314,9 @@ TEST(ActivationRefuses, with_nothing_written) {
         EXPECT_THROW(bn.forward(x, y), InvalidArgument);
         EXPECT_EQ(bn.num_batches_tracked(), 0);
     }
-    for (const NamedActivation &function : activations) {
+    for (const ActivationOracle &function : activation_oracles()) {
         BatchNorm2dOptions options;
-        options.activation = function.activation;
+        options.activation = of(function);
         BatchNorm2d bn(3, options);
         EXPECT_THROW(bn.forward_add(x, other, y), InvalidArgument) << function.name;
         EXPECT_EQ(bn.num_batches_tracked(), 0);
@@ -350,12 +325,47 @@ TEST(ActivationRefuses, with_nothing_written) {
             const Tensor mask = Tensor::like(x, DType::uint8);
             EXPECT_THROW(
                 functional::batch_norm_activation_forward(x, x, {}, {}, {}, {}, true, 0.1, kEps,
-                                                          function.activation, y.view(), mask),
+                                                          of(function), y.view(), mask),
                 InvalidArgument)
                 << function.name << " has no mask";
         }
     }
     EXPECT_EQ(y.bytes(), before);
+}
+
+// What belongs to an addition is given exactly where there was one.
+TEST(ActivationRefuses, gradients_of_an_addition_that_was_none) {
+    TestTensor x(DType::float32, {2, 3, 4, 5}), dx(x), dr(x), small(DType::float32, {2, 3, 4, 4});
+    x.fill([](int64_t c) { return double(c); });
+    const TestVector statistics(DType::float64, {1, 2, 3});
+    const Tensor mask_memory = Tensor::like(x, DType::uint8);
+    std::memset(mask_memory.view().data, 1, 120);
+    const std::vector<uint8_t> before[] = {dx.bytes(), dr.bytes()};
+    const std::optional<ConstTensorView> absent, residual(x), mask(mask_memory), other(small);
+    const auto refused = [&](const Activation &activation,
+                             const std::optional<ConstTensorView> &given_residual,
+                             const std::optional<ConstTensorView> &given_mask,
+                             const std::optional<TensorView> &residual_out) {
+        EXPECT_THROW(functional::batch_norm_activation_backward(
+                         x, x, given_residual, given_mask, {}, {}, statistics, statistics, {}, {},
+                         true, kEps, activation, {}, dx.view(), residual_out),
+                     InvalidArgument)
+            << activation.repr();
+    };
+    for (const ActivationOracle &function : activation_oracles()) {
+        if (function.activation.kind != HBN_IDENTITY) {  // whose derivative needs no residual
+            refused(of(function), absent, absent, dr.view());
+        }
+        refused(of(function), other, absent, dr.view());
+        if (function.activation.kind == HBN_RELU) {
+            refused(of(function), residual, absent, dr.view());
+            refused(of(function), absent, other, dr.view());
+        } else {
+            refused(of(function), absent, mask, dr.view());
+        }
+    }
+    EXPECT_EQ(dx.bytes(), before[0]);
+    EXPECT_EQ(dr.bytes(), before[1]);
 }
 
 }  // namespace

@@ -1,4 +1,5 @@
-// In the steady state no call allocates, on any thread.
+// In the steady state no call allocates, on any thread; and where malloc fails, a call has changed nothing.
+#include "every_operation.h"
 #include "oracle.h"
 #include "runtime/engine/layout.h"
 
@@ -26,12 +27,20 @@ namespace {
 
 std::atomic<int64_t> allocations{0};
 std::atomic<size_t> largest_allocation{0};
+// Of this thread's: the one to fail, counted from 0; -1 for none.
+thread_local int64_t allocation_to_fail = -1;
 
-[[maybe_unused]] void count_allocation(size_t bytes) {
+// False where it is to fail.
+[[maybe_unused]] bool count_allocation(size_t bytes) {
     allocations++;
     if (bytes > largest_allocation) {
         largest_allocation = bytes;
     }
+    if (allocation_to_fail < 0 || allocation_to_fail-- != 0) {
+        return true;
+    }
+    errno = ENOMEM;
+    return false;
 }
 
 }  // namespace
@@ -47,20 +56,16 @@ void *__libc_realloc(void *, size_t);
 void *__libc_memalign(size_t, size_t);
 
 void *malloc(size_t bytes) {
-    count_allocation(bytes);
-    return __libc_malloc(bytes);
+    return count_allocation(bytes) ? __libc_malloc(bytes) : nullptr;
 }
 void *calloc(size_t count, size_t bytes) {
-    count_allocation(count * bytes);
-    return __libc_calloc(count, bytes);
+    return count_allocation(count * bytes) ? __libc_calloc(count, bytes) : nullptr;
 }
 void *realloc(void *old, size_t bytes) {
-    count_allocation(bytes);
-    return __libc_realloc(old, bytes);
+    return count_allocation(bytes) ? __libc_realloc(old, bytes) : nullptr;
 }
 void *memalign(size_t alignment, size_t bytes) {
-    count_allocation(bytes);
-    return __libc_memalign(alignment, bytes);
+    return count_allocation(bytes) ? __libc_memalign(alignment, bytes) : nullptr;
 }
 void *aligned_alloc(size_t alignment, size_t bytes) {
     return memalign(alignment, bytes);
@@ -202,7 +207,7 @@ protected:
         // Any values do; normal ones would take most of the time.
         x.fill([&](int64_t i) { return double(i % 61) / 32 - 1; });
         dy.fill([&](int64_t i) { return double(i % 53) / 32 - 1; });
-        hbn_set_num_threads(parallel == Parallel::pool_of_two ? 2 : 1);
+        hbn_set_num_threads(parallel == Parallel::one_thread ? 1 : 2);
         if (parallel == Parallel::two_threads) {
             halves_.emplace();
         }
@@ -389,6 +394,36 @@ TEST(AllocationOfOneThread, none_after_other_shapes) {
                                     &c_dx, nullptr, nullptr);
             if (i >= 2) {
                 EXPECT_EQ(allocations - before, 0) << p.name;
+            }
+        }
+    }
+    hbn_set_num_threads(0);
+}
+
+// Whichever of a first call's allocations fails, threads' included: the call fails and has changed nothing, or does
+// without a thread and succeeds.
+TEST(Malloc, that_fails_changes_nothing) {
+#if !HBN_TEST_COUNTS_ALLOCATIONS
+    GTEST_SKIP() << "malloc can be counted with glibc's own allocator only, not a sanitizer's";
+#endif
+    const int64_t sizes[4] = {4, 16, 32, 32}, strides[4] = {16384, 1024, 32, 1};
+    EveryOperation all(HBN_BFLOAT16, sizes, strides, HBN_BFLOAT16);
+    for (const Operation &operation : all.operations) {
+        bool failed = true;
+        for (int64_t request = 0; failed; request++) {
+            ASSERT_LT(request, 1000);
+            // The other tests' threads go, so that this call starts some; or doesn't.
+            hbn_set_num_threads(2 + int(request % 2));
+            hbn_context_release_scratch(nullptr);
+            const std::vector<uint64_t> before = all.bits();
+            allocation_to_fail = request;
+            const hbn_status status = operation.call();
+            failed = allocation_to_fail < 0;
+            allocation_to_fail = -1;
+            if (status != HBN_OK) {
+                ASSERT_TRUE(failed);
+                ASSERT_EQ(status, HBN_OUT_OF_MEMORY) << operation.name << ": " << hbn_last_error();
+                ASSERT_EQ(all.bits(), before) << operation.name << ", request " << request;
             }
         }
     }

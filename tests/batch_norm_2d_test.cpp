@@ -42,6 +42,11 @@ TEST_F(Module, starts_as_the_page_says) {
               "track_running_stats=True)");
 }
 
+static_assert(std::is_nothrow_move_constructible_v<BatchNorm2d> &&
+              std::is_nothrow_move_assignable_v<BatchNorm2d>);
+static_assert(std::is_convertible_v<StateEntry, ConstStateEntry> &&
+              !std::is_convertible_v<ConstStateEntry, StateEntry>);
+
 // golden/options.csv, which golden/make_options.py describes: what PyTorch takes, and what it makes of it.
 std::vector<std::vector<std::string>> rows_of_options(const std::string &kind) {
     std::ifstream file(HBN_GOLDEN_DIR "/options.csv");

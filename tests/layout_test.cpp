@@ -28,6 +28,14 @@ void expect_same_as_dense(const ConstTensorView &view) {
     }
 }
 
+// What is written can be read, and not the other way round.
+template<typename From, typename To>
+constexpr bool converts = std::is_convertible_v<From, To>;
+static_assert(converts<TensorView, ConstTensorView> && !converts<ConstTensorView, TensorView>);
+static_assert(converts<VectorView, ConstVectorView> && !converts<ConstVectorView, VectorView>);
+static_assert(converts<Tensor, ConstTensorView> && converts<Tensor, TensorView>);
+static_assert(converts<Vector, ConstVectorView> && converts<Vector, VectorView>);
+
 class Views : public ::testing::Test {
 protected:
     Normal normal{9};

@@ -33,7 +33,7 @@ struct Activation {
         return {HBN_LEAKY_RELU, negative_slope, 0};
     }
     /// torch.nn.Hardtanh.
-    /// @param low, high  low < high
+    /// @param low, high  the limits; high is not below low
     /// @return min(max(z, low), high)
     static constexpr Activation clip(double low, double high) {
         return {HBN_CLIP, low, high};

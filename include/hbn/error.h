@@ -14,7 +14,8 @@ namespace hbn {
 
 /// The base of everything hbn throws. Each class below is an exception of the standard library, too, so a program catches
 /// whichever it knows: std::invalid_argument or hbn::InvalidArgument, std::exception or hbn::Error. Nothing has been
-/// written when one is thrown, but for DeviceError.
+/// written when one is thrown, but for DeviceError. Where there isn't even memory for an error's text, the standard
+/// library throws its own std::bad_alloc.
 class Error {
 public:
     /// Of whatever it is.

@@ -165,7 +165,7 @@ ActivationForwardResult batch_norm_activation_forward(
 
 /// Gradients of batch_norm_activation_forward.
 /// @param grad_output, x  of one shape and dtype
-/// @param residual        as forward had it; not needed where there is a mask
+/// @param residual        as forward had it; not needed for a ReLU, which has a mask
 /// @param mask            of a ReLU after an addition, as forward returned it; of all others absent
 /// @param weight, bias    as forward had them
 /// @param mean, invstd, running_mean, running_var, training, eps  as in batch_norm_backward

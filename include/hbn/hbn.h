@@ -24,9 +24,10 @@ extern "C" {
 typedef enum hbn_status {
     HBN_OK = 0,               /**< done */
     HBN_INVALID_ARGUMENT = 1, /**< sizes, dtypes, strides, aliasing, absent data, eps or momentum */
-    HBN_OUT_OF_MEMORY = 2,    /**< no room for the per-channel workspace */
+    HBN_OUT_OF_MEMORY = 2,    /**< no room for what the call needs beside its arguments */
     HBN_UNSUPPORTED = 3,      /**< this library was built without the kernel or device */
-    HBN_DEVICE_ERROR = 4      /**< the device's runtime failed, maybe after writing */
+    HBN_DEVICE_ERROR = 4,     /**< the device's runtime failed, maybe after writing */
+    HBN_EXECUTOR_ERROR = 5 /**< parallel_for threw, or did not run each task once: after writing */
 } hbn_status;
 
 /** The type of each element. */
@@ -313,22 +314,88 @@ hbn_status hbn_batch_norm_backward_elemt(const hbn_tensor *grad_output, const hb
                                          const double *sum_dy_xmu, double total_count,
                                          const hbn_tensor *grad_input);
 
-/** Threads used by later calls, process-wide. Results do not depend on it.
- *
- *  @param num_threads  0 means one per processor
- *  @return HBN_OK, or HBN_INVALID_ARGUMENT for a negative number */
-hbn_status hbn_set_num_threads(int num_threads);
-
-/** @return how many threads later calls use */
-int hbn_get_num_threads(void);
-
-/** Runs task(task_context, i) for every i in [0, size), in any order, on any threads, and returns
- *  when all are done. context is the pointer given to hbn_set_parallel_for. */
+/** Runs task(task_context, i) for every i in [0, size), each once, in any order, on any threads, and returns
+ *  when all are done. context is the pointer given with it. One that throws an exception, or does not run
+ *  every task once, makes the call fail with HBN_EXECUTOR_ERROR. */
 typedef void (*hbn_parallel_for)(void *context, int size, void (*task)(void *task_context, int i),
                                  void *task_context);
 
-/** Puts the caller's thread pool (or a serial loop) in place of hbn's own; NULL brings hbn's back.
- *  Not to be called while another thread is inside hbn.
+/** Gives memory for a context. context is the pointer given with it. Called by any thread that uses hbn.
+ *
+ *  @param size       bytes
+ *  @param alignment  of the address, a power of two
+ *  @return the memory, or NULL where there is none */
+typedef void *(*hbn_allocate)(void *context, size_t size, size_t alignment);
+
+/** Takes back what an hbn_allocate of the same context gave.
+ *
+ *  @param data             from hbn_allocate, never NULL
+ *  @param size, alignment  as they were given to hbn_allocate */
+typedef void (*hbn_deallocate)(void *context, void *data, size_t size, size_t alignment);
+
+/** What hbn_context_create() makes a context of. Initialize it with {0}: zero is each member's default. Later
+ *  versions append members, whose zero means what this version does. */
+typedef struct hbn_context_options {
+    int num_threads; /**< how many run a call's tasks; 0: HBN_NUM_THREADS (environment), else
+                                        one per processor */
+    hbn_parallel_for
+        parallel_for; /**< the caller's thread pool, of which num_threads may run tasks at once
+                                        (more wait); NULL: threads of the context's own */
+    void *parallel_for_context; /**< passed on to each call of parallel_for */
+    hbn_allocate allocate;      /**< where scratch memory comes from; NULL: malloc */
+    hbn_deallocate deallocate;  /**< where it goes; NULL with allocate, only */
+    void *allocator_context;    /**< passed on to allocate and deallocate */
+    const char *
+        instruction_set; /**< one of hbn_instruction_sets(); NULL: the best this processor has, or the
+                                        one that HBN_INSTRUCTION_SET (environment) names */
+    hbn_device device;   /**< where kernels run; HBN_UNSUPPORTED for any but HBN_CPU yet */
+    int device_ordinal; /**< which device of that kind; 0 */
+    void *stream;       /**< the device's queue that work is put in; NULL */
+} hbn_context_options;
+
+/** What is not data: threads, memory, instruction set, device. Several contexts work at once, each with threads and
+ *  memory of its own; several threads may use one context at once, and share its threads. Results do not depend on
+ *  the context. Calls use the default one unless hbn_use_context() says otherwise.
+ *
+ *  A call allocates only before it writes anything; if that fails, it returns HBN_OUT_OF_MEMORY and has changed
+ *  nothing. Memory is kept for later calls, which allocate nothing unless they need more. */
+typedef struct hbn_context hbn_context;
+
+/** @param options  NULL for all defaults; not needed afterwards, but for what its pointers point to
+ *  @param context  receives the context, to be given to hbn_context_destroy()
+ *  @return HBN_OK; HBN_INVALID_ARGUMENT for a negative number of threads, allocate without deallocate, an unknown
+ *          instruction set, or environment variables that make no sense where they are asked; HBN_UNSUPPORTED for
+ *          a device or instruction set that isn't there; HBN_OUT_OF_MEMORY */
+hbn_status hbn_context_create(const hbn_context_options *options, hbn_context **context);
+
+/** Ends the context's threads and frees its memory.
+ *
+ *  @param context  in use by no call, and by no thread but this one as its current context; NULL does nothing */
+void hbn_context_destroy(hbn_context *context);
+
+/** Frees the memory that a context keeps for later calls; that of calls in progress stays.
+ *
+ *  @param context  NULL for the default one */
+void hbn_context_release_scratch(hbn_context *context);
+
+/** Makes a context this thread's current one, which later calls on this thread use.
+ *
+ *  @param context  NULL for the default one; must outlive its use
+ *  @return the one before, NULL for the default one */
+hbn_context *hbn_use_context(hbn_context *context);
+
+/** Threads that the default context uses in later calls. Results do not depend on it.
+ *
+ *  @param num_threads  0: HBN_NUM_THREADS (environment), else one per processor
+ *  @return HBN_OK, or HBN_INVALID_ARGUMENT for a negative number, or for 0 where HBN_NUM_THREADS
+ *          makes no sense */
+hbn_status hbn_set_num_threads(int num_threads);
+
+/** @return how many threads the default context uses in later calls */
+int hbn_get_num_threads(void);
+
+/** Puts the caller's thread pool (or a serial loop) in place of the default context's threads; NULL brings those
+ *  back. At most hbn_get_num_threads() tasks run at once. Not to be called while another thread is inside hbn.
  *
  *  @param parallel_for  see hbn_parallel_for
  *  @param context       passed on to each call; the caller's, and kept until replaced */
@@ -338,11 +405,12 @@ void hbn_set_parallel_for(hbn_parallel_for parallel_for, void *context);
  *          "avx512,avx2,sse41" */
 const char *hbn_instruction_sets(void);
 
-/** @return the instruction set in use: the best this processor has, or the lower one that the environment
- *          variable HBN_INSTRUCTION_SET names */
+/** @return the instruction set that the default context uses: the best this processor has, or the lower one that
+ *          the environment variable HBN_INSTRUCTION_SET names. "" where that names none that is there: then every
+ *          call fails, until hbn_set_instruction_set() chooses one */
 const char *hbn_instruction_set(void);
 
-/** Forces an instruction set for later calls, process-wide.
+/** Chooses the default context's instruction set for later calls.
  *
  *  @param name  one of hbn_instruction_sets()
  *  @return HBN_OK; HBN_INVALID_ARGUMENT for another name, HBN_UNSUPPORTED for a set this processor

@@ -17,6 +17,7 @@ inline void throw_on_error(hbn_status status) {
     case HBN_UNSUPPORTED:
         throw UnsupportedError(hbn_last_error());
     case HBN_DEVICE_ERROR:
+    case HBN_EXECUTOR_ERROR:
         break;
     }
     throw DeviceError(hbn_last_error());

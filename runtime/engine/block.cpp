@@ -2,6 +2,7 @@
 
 #include "layout.h"
 #include "runtime/checks.h"
+#include "runtime/context.h"
 #include "runtime/workspace.h"
 
 namespace hbn::internal {
@@ -243,7 +244,9 @@ hbn_status run(Operation operation, const Given *given) {
     }
     const int64_t per_block = channels_per_block(problem.values, problem.channels);
     // All that can fail does so before anything is written: memory, and kernels that the build left out.
-    HBN_TRY(Workspace::begin(kWorkspaceVectors, per_block));
+    const hbn_tensor *x = problem.has_tensors ? &problem.values.tensor(Arg::x) : nullptr;
+    Call memory;
+    HBN_TRY(memory.begin(kWorkspaceVectors, per_block, x));
     if (!has_every_kernel()) {
         HBN_TRY(solve_block(problem, 0, per_block, Block::Mode::rehearse));
     }

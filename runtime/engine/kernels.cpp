@@ -2,8 +2,8 @@
 
 #include "layout.h"
 #include "runtime/checks.h"
-#include "runtime/device.h"
-#include "runtime/threads.h"
+#include "runtime/halide/device.h"
+#include "runtime/halide/threads.h"
 
 #include <atomic>
 #include <cstring>
@@ -189,9 +189,6 @@ hbn_status read_signature(const Variants &variants, Signature *signature) {
     return HBN_OK;
 }
 
-// Below this many elements starting threads costs more than it gains.
-constexpr int64_t kSerialElements = 32768;
-
 // The text of halide_error() during this thread's current call.
 thread_local char halide_message[256] = "";
 
@@ -283,6 +280,7 @@ hbn_status ArgumentList::run(int (*kernel)(void **), const char *name, int64_t e
     const KernelScope scope(elements < kSerialElements, streams);
     halide_message[0] = '\0';
     const int code = run_kernel(kernel, args_, &buffer(0), is_output_, num_buffers_);
+    HBN_TRY(check_loops());
     // Kernels have no assertions: what a device's runtime complained of shows in the message alone.
     if (code == 0 && !halide_message[0]) {
         return HBN_OK;

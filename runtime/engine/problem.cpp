@@ -176,7 +176,7 @@ hbn_status check_addition(const Arguments &arguments, Problem *p) {
     if (mask && !relu) {
         return fail(HBN_INVALID_ARGUMENT, text::mask_without_relu);
     }
-    if (relu && !mask && !residual) {
+    if (relu && !mask) {
         return fail(HBN_INVALID_ARGUMENT, text::required, "mask");
     }
     if (!relu && !residual && p->activation != Activation::identity) {

@@ -1,0 +1,247 @@
+#include "bench/compare/buffers.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <new>
+#include <stdexcept>
+
+namespace hbn::compare {
+
+namespace {
+
+size_t bytes_of(DType dtype) {
+    return dtype == UINT8 ? 1 : dtype == FLOAT64 ? 8 : dtype == FLOAT32 ? 4 : 2;
+}
+
+// Random numbers that any dtype holds without becoming subnormal: the i-th of a sequence, uniform in
+// [-2, 2) but for those near 0.
+float random_value(uint64_t sequence, uint64_t i) {
+    // SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014)
+    uint64_t z = (sequence << 40) + (i + 1) * 0x9e3779b97f4a7c15u;
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    z ^= z >> 31;
+    const float value = float(int32_t(z >> 32)) * 0x1p-30f;
+    return std::fabs(value) < 0x1p-12f ? 0x1p-12f : value;
+}
+
+float random_in(float low, float high, uint64_t sequence, uint64_t i) {
+    return low + (high - low) * (random_value(sequence, i) + 2) / 4;
+}
+
+// Rounds toward zero, which no timing depends on.
+void store(void *data, DType dtype, int64_t i, float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof(bits));
+    switch (dtype) {
+    case FLOAT32:
+        static_cast<float *>(data)[i] = value;
+        break;
+    case FLOAT64:
+        static_cast<double *>(data)[i] = value;
+        break;
+    case BFLOAT16:
+        static_cast<uint16_t *>(data)[i] = bits >> 16;
+        break;
+    case FLOAT16: {
+        // The exponent's bias is 15 instead of 127; random_value() gives normal numbers only.
+        const uint32_t sign = bits >> 31, magnitude = (bits & 0x7fffffff) >> 13;
+        static_cast<uint16_t *>(data)[i] = uint16_t(sign << 15 | (magnitude - (112 << 10)));
+        break;
+    }
+    case UINT8:
+        static_cast<uint8_t *>(data)[i] = uint8_t(value);
+        break;
+    }
+}
+
+template<typename Visit>
+void for_each_element(const TensorForm &form, Visit visit) {
+    const Tensor t = form.tensor(nullptr, form.dtype);
+    uint64_t i = 0;
+    for (int64_t n = 0; n < t.sizes[0]; n++) {
+        for (int64_t c = 0; c < t.sizes[1]; c++) {
+            for (int64_t h = 0; h < t.sizes[2]; h++) {
+                for (int64_t w = 0; w < t.sizes[3]; w++) {
+                    visit(
+                        i++, c,
+                        n * t.strides[0] + c * t.strides[1] + h * t.strides[2] + w * t.strides[3]);
+                }
+            }
+        }
+    }
+}
+
+// The sequences of random_value().
+enum Sequence {
+    X,
+    GRAD_OUTPUT,
+    RESIDUAL,
+    WEIGHT,
+    BIAS,
+    WEIGHT_TANGENT,
+    BIAS_TANGENT,
+    MEAN,
+    INVSTD
+};
+
+float mean_of(int64_t channel) {
+    return random_in(-0.1f, 0.1f, MEAN, channel);
+}
+float invstd_of(int64_t channel) {
+    return random_in(0.8f, 1.2f, INVSTD, channel);
+}
+float weight_of(int64_t channel) {
+    return random_in(0.8f, 1.2f, WEIGHT, channel);
+}
+float bias_of(int64_t channel) {
+    return random_in(-0.1f, 0.1f, BIAS, channel);
+}
+
+}  // namespace
+
+bool TensorForm::operator==(const TensorForm &other) const {
+    return dtype == other.dtype && layout == other.layout &&
+           std::equal(sizes, sizes + 4, other.sizes);
+}
+
+Tensor TensorForm::tensor(void *data, DType of) const {
+    Tensor t;
+    t.data = data;
+    t.dtype = of;
+    std::copy(sizes, sizes + 4, t.sizes);
+    const int64_t c = sizes[1], h = sizes[2], w = sizes[3];
+    const int64_t step = layout == Layout::strided ? 2 : 1;
+    const int64_t nchw[] = {c * h * w * step, h * w * step, w * step, step};
+    const int64_t nhwc[] = {h * w * c, 1, w * c, c};
+    std::copy_n(layout == Layout::nhwc ? nhwc : nchw, 4, t.strides);
+    return t;
+}
+
+int64_t TensorForm::span() const {
+    return sizes[0] * tensor(nullptr, dtype).strides[0];
+}
+
+Buffer::~Buffer() {
+    if (data_) {
+        munmap(data_, bytes_);
+    }
+}
+
+void Buffer::resize(size_t bytes) {
+    if (data_) {
+        munmap(data_, bytes_);
+    }
+    constexpr size_t kPage = 4096;
+    bytes_ = (bytes + kPage - 1) / kPage * kPage;
+    data_ = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (data_ == MAP_FAILED) {
+        data_ = nullptr;
+        throw std::bad_alloc();
+    }
+    // Fails on kernels without huge pages, where there is nothing to ask for.
+    madvise(data_, bytes_, MADV_NOHUGEPAGE);
+    memset(data_, 0, bytes_);
+}
+
+void Buffer::poison() {
+    memset(data_, 0xa5, bytes_);
+}
+
+uint64_t Buffer::hash() const {
+    const uint64_t *words = data<uint64_t>();
+    uint64_t hash = 0;
+    for (size_t i = 0; i < bytes_ / sizeof(uint64_t); i++) {
+        hash = (hash ^ words[i]) * 0x9e3779b97f4a7c15u;
+        hash ^= hash >> 29;
+    }
+    return hash;
+}
+
+void Buffers::prepare(const TensorForm &wanted) {
+    if (form == wanted) {
+        return;
+    }
+    form = wanted;
+    const size_t bytes = size_t(form.span()) * bytes_of(form.dtype);
+    for (Buffer *tensor : {&x, &grad_output, &residual, &out, &second_out}) {
+        tensor->resize(bytes);
+    }
+    mask.resize(size_t(form.span()));
+    out_mask.resize(size_t(form.span()));
+    for_each_element(form, [&](uint64_t i, int64_t channel, int64_t offset) {
+        const float value = random_value(X, i), added = random_value(RESIDUAL, i);
+        store(x.data(), form.dtype, offset, value);
+        store(grad_output.data(), form.dtype, offset, random_value(GRAD_OUTPUT, i));
+        store(residual.data(), form.dtype, offset, added);
+        const float z = (value - mean_of(channel)) * invstd_of(channel) * weight_of(channel) +
+                        bias_of(channel) + added;
+        store(mask.data(), UINT8, offset, z > 0);
+    });
+    const size_t vector_bytes = size_t(form.channels()) * sizeof(double);
+    for (Buffer *vector :
+         {&weight,      &bias,        &weight_tangent, &bias_tangent, &running_mean,
+          &running_var, &grad_weight, &grad_bias,      &mean32,       &invstd32,
+          &mean64,      &invstd64,    &saved_mean,     &saved_invstd, &moments_mean,
+          &moments_m2,  &other_mean,  &other_m2,       &sum_dy,       &sum_dy_xmu}) {
+        vector->resize(vector_bytes);
+    }
+}
+
+void Buffers::reset_vectors() {
+    const DType dtype = form.dtype == FLOAT64 ? FLOAT64 : FLOAT32;
+    for (int64_t c = 0; c < form.channels(); c++) {
+        const float mean = mean_of(c), invstd = invstd_of(c);
+        const double variance = 1 / (double(invstd) * invstd) - kEps;
+        store(weight.data(), dtype, c, weight_of(c));
+        store(bias.data(), dtype, c, bias_of(c));
+        store(weight_tangent.data(), dtype, c, random_value(WEIGHT_TANGENT, c));
+        store(bias_tangent.data(), dtype, c, random_value(BIAS_TANGENT, c));
+        store(running_mean.data(), dtype, c, mean);
+        store(running_var.data(), dtype, c, float(variance));
+        store(mean32.data(), FLOAT32, c, mean);
+        store(invstd32.data(), FLOAT32, c, invstd);
+        store(mean64.data(), FLOAT64, c, mean);
+        store(invstd64.data(), FLOAT64, c, invstd);
+        moments_mean.data<double>()[c] = mean;
+        moments_m2.data<double>()[c] = variance * form.count();
+        other_mean.data<double>()[c] = -mean;
+        other_m2.data<double>()[c] = variance * form.count() * 0.5;
+        sum_dy.data<double>()[c] = mean * std::sqrt(form.count());
+        sum_dy_xmu.data<double>()[c] = -mean * std::sqrt(form.count());
+    }
+}
+
+DType dtype_of(const std::string &name) {
+    if (name == "float32") {
+        return FLOAT32;
+    }
+    if (name == "float64") {
+        return FLOAT64;
+    }
+    if (name == "bfloat16") {
+        return BFLOAT16;
+    }
+    if (name == "float16") {
+        return FLOAT16;
+    }
+    throw std::runtime_error("unknown dtype " + name);
+}
+
+Layout layout_of(const std::string &name) {
+    if (name == "nchw") {
+        return Layout::nchw;
+    }
+    if (name == "nhwc") {
+        return Layout::nhwc;
+    }
+    if (name == "strided") {
+        return Layout::strided;
+    }
+    throw std::runtime_error("unknown layout " + name);
+}
+
+}  // namespace hbn::compare

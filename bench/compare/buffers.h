@@ -1,0 +1,83 @@
+// The memory that both libraries' calls work on, and the numbers in it.
+#ifndef HBN_BENCH_COMPARE_BUFFERS_H
+#define HBN_BENCH_COMPARE_BUFFERS_H
+
+#include "bench/compare/library.h"
+
+#include <cstddef>
+#include <string>
+
+namespace hbn::compare {
+
+constexpr double kEps = 1e-5;
+
+enum class Layout { nchw, nhwc, strided };  // strided: every other column of an NCHW tensor
+
+// What the tensors of a cell are like.
+struct TensorForm {
+    DType dtype = FLOAT32;
+    Layout layout = Layout::nchw;
+    int64_t sizes[4] = {};
+
+    bool operator==(const TensorForm &other) const;
+    // Values in each channel.
+    double count() const {
+        return double(sizes[0] * sizes[2] * sizes[3]);
+    }
+    int64_t channels() const {
+        return sizes[1];
+    }
+    // A tensor of this form, though of another dtype for masks.
+    Tensor tensor(void *data, DType of) const;
+    // Elements from the first to behind the last, those that strides leave out included.
+    int64_t span() const;
+};
+
+// Memory on ordinary pages, all of them touched.
+class Buffer {
+public:
+    Buffer() = default;
+    Buffer(const Buffer &) = delete;
+    Buffer &operator=(const Buffer &) = delete;
+    ~Buffer();
+
+    void resize(size_t bytes);
+    template<typename Value = void>
+    Value *data() const {
+        return static_cast<Value *>(data_);
+    }
+    void poison();
+    // Equal bytes have equal hashes.
+    uint64_t hash() const;
+
+private:
+    void *data_ = nullptr;
+    size_t bytes_ = 0;
+};
+
+// All the tensors and vectors that any operation reads or writes. What an operation calls y or grad_input
+// is `out`; grad_residual or grad_grad_output is `second_out`.
+struct Buffers {
+    // Makes the tensors, unless they have this form already.
+    void prepare(const TensorForm &form);
+    // Brings back what calls may have changed in vectors.
+    void reset_vectors();
+
+    TensorForm form;
+    Buffer x, grad_output, residual, mask, out, second_out, out_mask;
+    // float32, or float64 beside float64 tensors
+    Buffer weight, bias, weight_tangent, bias_tangent, running_mean, running_var, grad_weight,
+        grad_bias;
+    // The same numbers in both dtypes: float32's.
+    Buffer mean32, invstd32, mean64, invstd64;
+    Buffer saved_mean, saved_invstd;  // what forward saves: room for float64
+    Buffer moments_mean, moments_m2, other_mean, other_m2, sum_dy, sum_dy_xmu;  // float64
+};
+
+// @throws std::runtime_error for an unknown name
+DType dtype_of(const std::string &name);
+Layout layout_of(const std::string &name);
+
+}  // namespace hbn::compare
+
+#endif
