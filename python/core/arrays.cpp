@@ -204,14 +204,12 @@ void Lent::set_dense_strides() {
     }
 }
 
-// Once all is known: strides that lead beyond memory that there can be, elements that are not where their type needs
-// them.
+// Once all is known: no strides that lead beyond memory that there can be.
 void Lent::check_memory() {
     if (elements_ == 0) {
         std::fill(strides_, strides_ + ndim_, 0);
         return;
     }
-    const int bytes = element_size(dtype_);
     constexpr int64_t limit = INT64_MAX / 64;
     int64_t reach = 0;
     for (int d = 0; d < ndim_; d++) {
@@ -226,13 +224,10 @@ void Lent::check_memory() {
             refuse("is too large: its size overflows 64 bits");
         }
     }
-    const uintptr_t begin = reinterpret_cast<uintptr_t>(data_);
     uintptr_t end;
-    if (__builtin_add_overflow(begin, uintptr_t(reach + 1) * uintptr_t(bytes), &end)) {
+    if (__builtin_add_overflow(reinterpret_cast<uintptr_t>(data_),
+                               uintptr_t(reach + 1) * uintptr_t(element_size(dtype_)), &end)) {
         refuse("is too large: its size overflows 64 bits");
-    }
-    if (begin % uintptr_t(bytes) != 0) {
-        refuse("is not aligned: its elements should be at multiples of %d bytes", bytes);
     }
 }
 
@@ -250,7 +245,7 @@ void Lent::describe(const DLTensor &tensor) {
         const TensorView view = from_dlpack(scalar);
         dtype_ = is_int64 ? HBN_INT64 : hbn_dtype(view.dtype);
         device_ = hbn_device(view.device);
-    } catch (const std::invalid_argument &e) {
+    } catch (const std::exception &e) {
         raise(PyExc_TypeError, "%s: %s", name_, e.what());
     }
     set_dimensions(tensor.ndim, tensor.shape);
@@ -499,16 +494,7 @@ void Lent::fold(Lent *const *tensors, int size) {
 
 // ---- vectors
 
-// hbn's vectors have no device.
-void Lent::be_on_cpu() const {
-    if (device_ != HBN_CPU) {
-        refuse("should be in the memory of the CPU, not of device '%s'",
-               internal::device_name(device_));
-    }
-}
-
 const hbn_vector *Lent::vector() {
-    be_on_cpu();
     if (ndim_ != 1) {
         refuse("should have one dimension, not %d", ndim_);
     }
@@ -517,19 +503,25 @@ const hbn_vector *Lent::vector() {
 }
 
 const hbn_vector *Lent::row(int i) {
-    be_on_cpu();
     char *const begin = static_cast<char *>(data_) + i * strides_[0] * element_size(dtype_);
     vectors_[i] = {begin, dtype_, sizes_[1], strides_[1], device_};
     return &vectors_[i];
 }
 
+// hbn.h's functions take none, and check none.
 int64_t *Lent::counter() const {
-    be_on_cpu();
     if (dtype_ != HBN_INT64 || ndim_ != 0) {
         refuse("should be an int64 array without dimensions");
     }
+    if (device_ != HBN_CPU) {
+        refuse("should be in the memory of the CPU, not of device '%s'",
+               internal::device_name(device_));
+    }
     if (!data_) {
         refuse("has no data");
+    }
+    if (reinterpret_cast<uintptr_t>(data_) % sizeof(int64_t) != 0) {
+        refuse("is not aligned: int64 data must be at an address that is a multiple of 8");
     }
     return static_cast<int64_t *>(data_);
 }

@@ -18,8 +18,8 @@ enum class Access { read, write };
 
 struct DLTensor;  // the DLPack specification's
 
-// What is lent of one array, for as long as this lives: memory whose sizes and strides are sound and whose elements
-// are aligned. Raises ValueError, TypeError or BufferError, naming the argument.
+// What is lent of one array, for as long as this lives: sizes and strides with which hbn can calculate, for hbn.h's
+// functions to check. Raises ValueError, TypeError or BufferError, naming the argument.
 class Lent {
 public:
     Lent(nb::handle array, const char *name, Access access);
@@ -61,7 +61,6 @@ private:
     bool lend_by_exchange(nb::handle array);
     bool lend_by_buffer(nb::handle array, Access access);
     void lend_by_dlpack(nb::handle array, Access access);
-    void be_on_cpu() const;
     void check_shape(const Lent &model) const;
 
     const char *name_;
