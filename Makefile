@@ -28,7 +28,7 @@ run_tests = $(ctest) --test-dir build/$(1) -j $(jobs) --output-on-failure --no-t
 
 test_packages := libgtest-dev g++-aarch64-linux-gnu qemu-user pocl-opencl-icd ocl-icd-libopencl1 \
 	g++-arm-linux-gnueabihf gcc-arm-none-eabi libstdc++-arm-none-eabi-newlib qemu-system-arm \
-	clang lld llvm wasi-libc libclang-rt-14-dev-wasm32 pkg-config dpkg-dev
+	clang lld llvm libclang-rt-14-dev wasi-libc libclang-rt-14-dev-wasm32 pkg-config dpkg-dev
 docs_packages := doxygen
 
 .PHONY: help
@@ -228,6 +228,20 @@ test-python: install-wheel ## The Python package on NumPy, JAX and ONNX, and PyT
 .PHONY: test-asan
 test-asan: build test-packages ## The same under AddressSanitizer and UndefinedBehaviorSanitizer
 	$(call suite,asan,,-LE giant)
+
+# What they find is kept and comes first in the next run; a case that fails is written to build/fuzz/.
+FUZZ_SECONDS ?= 300
+.PHONY: fuzz
+fuzz: build test-packages ## The property tests of test-x86 by libFuzzer, each for FUZZ_SECONDS=300
+	@echo "== fuzz"
+	@$(call configure,fuzz) -DHBN_BUILD_TESTS=ON
+	@$(ninja) -C build/fuzz -j $(jobs) hbn_fuzzers | $(python) cmake/progress.py
+	@for fuzzer in build/fuzz/fuzzers/*; do \
+	    echo "$$fuzzer: $(FUZZ_SECONDS) s"; \
+	    mkdir -p build/fuzz/corpus/$${fuzzer##*/}; \
+	    $$fuzzer -max_total_time=$(FUZZ_SECONDS) -max_len=2048 -len_control=0 -verbosity=0 \
+	        -print_final_stats=1 -artifact_prefix=build/fuzz/ build/fuzz/corpus/$${fuzzer##*/}; \
+	done
 
 .PHONY: test-tsan
 test-tsan: build test-packages ## Wrapper and conformance under ThreadSanitizer

@@ -1,7 +1,10 @@
 // Bad calls: each gives its text, and leaves every byte it could have written as it was.
 #include "oracle.h"
+#include "runtime/checks.h"
 
 #include <hbn/batch_norm_2d.h>
+
+#include <cstring>
 
 namespace hbn::test {
 namespace {
@@ -77,6 +80,11 @@ std::string refusal_name(const ::testing::TestParamInfo<Refusal> &info) {
 VectorView shorter(VectorView v) {
     v.size = 4;
     return v;
+}
+
+template<typename Void>
+Void *one_byte_on(Void *data) {
+    return reinterpret_cast<Void *>(reinterpret_cast<uintptr_t>(data) + 1);
 }
 
 class ForwardRefuses : public ::testing::TestWithParam<Refusal> {};
@@ -180,6 +188,30 @@ INSTANTIATE_TEST_SUITE_P(
         Refusal{"output_overlaps_weight", [](Call &c) { c.output.data = c.w.data; },
                 "refer to a single memory location"},
         Refusal{"output_overlaps_itself", [](Call &c) { c.output.strides[0] = 0; }, "y"},
+        Refusal{"input_not_aligned", [](Call &c) { c.input.data = one_byte_on(c.input.data); },
+                "x is not aligned: float32 data must be at an address that is a multiple of 4"},
+        Refusal{"output_not_aligned", [](Call &c) { c.output.data = one_byte_on(c.output.data); },
+                "y is not aligned"},
+        Refusal{"weight_not_aligned", [](Call &c) { c.w.data = one_byte_on(c.w.data); },
+                "weight is not aligned"},
+        Refusal{"running_var_not_aligned", [](Call &c) { c.v.data = one_byte_on(c.v.data); },
+                "running_var is not aligned"},
+        Refusal{"bias_on_another_device", [](Call &c) { c.b.device = Device::cuda; },
+                "Expected all tensors to be on the same device, but found at least two devices, "
+                "cpu and cuda!"},
+        Refusal{"running_mean_on_an_unknown_device", [](Call &c) { c.m.device = Device(77); },
+                "running_mean has an unknown device (77)"},
+        Refusal{"unknown_device", [](Call &c) { c.input.device = Device(-1); },
+                "x has an unknown device (-1)"},
+        Refusal{"unknown_dtype", [](Call &c) { c.input.dtype = DType(77); },
+                "x must be float32, float64, bfloat16 or float16, got an unknown dtype"},
+        Refusal{"output_of_unknown_dtype", [](Call &c) { c.output.dtype = DType(-1); },
+                "y must be float32, float64, bfloat16 or float16, got an unknown dtype"},
+        Refusal{"weight_of_unknown_dtype", [](Call &c) { c.w.dtype = DType(4000); },
+                "mixed dtype: expected weight to be float32, got an unknown dtype"},
+        Refusal{"beyond_the_end_of_memory",
+                [](Call &c) { c.input.data = reinterpret_cast<void *>(UINTPTR_MAX - 3); },
+                "x is too large: its last element is beyond the end of memory"},
         Refusal{"running_mean_is_running_var", [](Call &c) { c.v.data = c.m.data; },
                 "refer to a single memory location"}),
     refusal_name);
@@ -221,6 +253,10 @@ INSTANTIATE_TEST_SUITE_P(
                     c.training = false;
                 },
                 "eps must be non-negative"},
+        Refusal{"mean_not_aligned", [](Call &c) { c.sm.data = one_byte_on(c.sm.data); },
+                "mean is not aligned: float64 data must be at an address that is a multiple of 8"},
+        Refusal{"invstd_on_another_device", [](Call &c) { c.si.device = Device::opencl; },
+                "found at least two devices, cpu and opencl!"},
         Refusal{"no_data", [](Call &c) { c.grad_output.data = nullptr; },
                 "grad_output has no data"}),
     refusal_name);
@@ -293,6 +329,74 @@ TEST(SplitRefuses, moments_of_other_channels) {
     EXPECT_THROW(functional::batch_norm_normalize(c.input, other, {}, {}, 1e-5, c.output),
                  std::invalid_argument);
     EXPECT_TRUE(c.memory() == before);
+}
+
+TEST(SplitRefuses, arrays_that_are_not_aligned) {
+    Call c;
+    const hbn_tensor x{c.x.view().data,      HBN_FLOAT32,   HBN_CPU, 4,
+                       {2, kChannels, 3, 4}, {72, 12, 4, 1}};
+    const hbn_vector mean{c.sm.data, HBN_FLOAT64, kChannels, 1, HBN_CPU};
+    std::vector<double> values(3 * kChannels, 7);
+    const std::vector<double> before = values;
+    double *const good = values.data(), *const bad = one_byte_on(good + kChannels);
+    hbn_moments moments[2] = {{3, good, bad, kChannels}, {3, bad, good, kChannels}};
+    hbn_moments other{3, good + 2 * kChannels, good + 2 * kChannels, kChannels};
+    for (hbn_moments &m : moments) {
+        EXPECT_EQ(hbn_batch_norm_stats(&x, &m), HBN_INVALID_ARGUMENT);
+        EXPECT_NE(std::string(hbn_last_error()).find("moments is not aligned: float64"),
+                  std::string::npos);
+        EXPECT_EQ(hbn_merge_moments(&m, &other), HBN_INVALID_ARGUMENT);
+        EXPECT_EQ(hbn_merge_moments(&other, &m), HBN_INVALID_ARGUMENT);
+        EXPECT_EQ(hbn_batch_norm_normalize(&x, &m, nullptr, nullptr, 1e-5, &x),
+                  HBN_INVALID_ARGUMENT);
+        EXPECT_EQ(hbn_finalize_moments(&m, 0.1, 1e-5, nullptr, nullptr, nullptr, nullptr),
+                  HBN_INVALID_ARGUMENT);
+    }
+    for (const auto &[a, b] : {std::pair(good, bad), std::pair(bad, good)}) {
+        EXPECT_EQ(hbn_batch_norm_backward_reduce(&x, &x, &mean, &mean, a, b, nullptr, nullptr),
+                  HBN_INVALID_ARGUMENT);
+        EXPECT_EQ(hbn_batch_norm_backward_elemt(&x, &x, &mean, &mean, nullptr, a, b, 24, &x),
+                  HBN_INVALID_ARGUMENT);
+    }
+    EXPECT_EQ(values, before);
+    hbn_moments negative{3, good, good + kChannels, -1};
+    EXPECT_EQ(hbn_merge_moments(&negative, &negative), HBN_INVALID_ARGUMENT);
+    EXPECT_STREQ(hbn_last_error(), "into has a negative number of channels: -1");
+}
+
+TEST(DeviceRefuses, a_vector_where_the_tensors_are) {
+    Call c;
+    c.input.device = c.output.device = c.w.device = Device::cuda;
+    EXPECT_THROW(c.forward(), UnsupportedError);
+}
+
+TEST(Checks, of_dtypes_know_every_number) {
+    for (int number = -3; number < 80; number++) {
+        hbn_dtype dtype;
+        std::memcpy(&dtype, &number, sizeof dtype);
+        const bool is_float = number >= HBN_FLOAT32 && number <= HBN_FLOAT16;
+        EXPECT_EQ(internal::check_float("weight", dtype), is_float ? HBN_OK : HBN_INVALID_ARGUMENT);
+        if (!is_float) {
+            EXPECT_EQ(hbn_last_error(),
+                      std::string("weight must be float32, float64, bfloat16 or float16, got ") +
+                          internal::dtype_name(dtype));
+        }
+    }
+}
+
+TEST(Activations, of_an_unknown_number_are_refused) {
+    Call c;
+    const hbn_tensor x{c.x.view().data,      HBN_FLOAT32,   HBN_CPU, 4,
+                       {2, kChannels, 3, 4}, {72, 12, 4, 1}};
+    for (const int number : {-1, 6, 77}) {
+        hbn_activation activation{};
+        std::memcpy(&activation.kind, &number, sizeof activation.kind);
+        EXPECT_EQ(hbn_batch_norm_activation_forward(&x, nullptr, nullptr, nullptr, nullptr, nullptr,
+                                                    1, 0.1, 1e-5, &activation, &x, nullptr, nullptr,
+                                                    nullptr),
+                  HBN_INVALID_ARGUMENT);
+        EXPECT_EQ(hbn_last_error(), "unknown activation (" + std::to_string(number) + ")");
+    }
 }
 
 TEST(DeviceRefuses, one_this_build_has_not) {

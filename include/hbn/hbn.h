@@ -47,12 +47,16 @@ typedef enum hbn_device {
     HBN_CUDA = 2    /**< not supported yet: HBN_UNSUPPORTED */
 } hbn_device;
 
+/* How the structs below stay compatible: initialize them with {0}, designators or fewer initializers than there are
+ * members. Members are only ever appended, and a new member's zero means what leaving it out meant before. */
+
 /** A tensor of shape (N, C, H, W) in memory the caller owns.
  *  Strides count elements, in the same order as sizes; zero (expanded) strides are fine for inputs,
  *  negative strides are refused. ndim is what the caller's tensor has; anything but 4 is refused
  *  with "expected 4D input (got 3D input)". */
 typedef struct hbn_tensor {
-    void *data;         /**< of the element (0, 0, 0, 0); only read where the tensor is an input */
+    void *data;         /**< of the element (0, 0, 0, 0), aligned to its size; only read where the tensor is an
+                             input */
     hbn_dtype dtype;    /**< of each element */
     hbn_device device;  /**< where data points to */
     int32_t ndim;       /**< 4 */
@@ -63,11 +67,11 @@ typedef struct hbn_tensor {
 /** A vector of one value per channel in memory the caller owns; stride counts elements.
  *  A NULL pointer to an hbn_vector means the value is absent (None). */
 typedef struct hbn_vector {
-    void *data;      /**< of channel 0; only read where the vector is an input */
-    hbn_dtype dtype; /**< of each value */
-    int64_t size;    /**< the number of channels */
-    int64_t stride;  /**< from one channel to the next, in elements: 1 for an array */
-    hbn_device device; /**< where data points to; the tensors' */
+    void *data;        /**< of channel 0, aligned to its size; only read where the vector is an input */
+    hbn_dtype dtype;   /**< of each value */
+    int64_t size;      /**< the number of channels */
+    int64_t stride;    /**< from one channel to the next, in elements: 1 for an array */
+    hbn_device device; /**< where data points to; anything but HBN_CPU is refused */
 } hbn_vector;
 
 /** Statistics of `count` values in each of `channels` channels: their mean, and m2, the sum of

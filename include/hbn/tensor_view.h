@@ -10,6 +10,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <memory>
 #include <optional>
 #include <stdexcept>
@@ -54,6 +55,20 @@ namespace internal {
 template<typename Void, typename Other>
 using EnableIfConstOf =
     std::enable_if_t<std::is_const_v<Void> && std::is_same_v<Void, const Other>>;
+
+/// Of sizes and strides, which a caller may have made up: INT64_MAX where the product is larger, which every operation
+/// refuses, and 0 where a factor is negative.
+inline int64_t saturating_product(int64_t a, int64_t b) {
+    if (a <= 0 || b <= 0) {
+        return 0;
+    }
+#ifdef __GNUC__
+    int64_t product;
+    return __builtin_mul_overflow(a, b, &product) ? INT64_MAX : product;
+#else
+    return a > INT64_MAX / b ? INT64_MAX : a * b;
+#endif
+}
 
 }  // namespace internal
 
@@ -110,9 +125,13 @@ struct BasicTensorView {
           ndim(other.ndim) {
     }
 
-    /// @return N * C * H * W
+    /// @return N * C * H * W; 0 where a size is negative, the largest number where that overflows
     int64_t num_elements() const {
-        return sizes[0] * sizes[1] * sizes[2] * sizes[3];
+        int64_t elements = 1;
+        for (const int64_t size : sizes) {
+            elements = internal::saturating_product(elements, size);
+        }
+        return elements;
     }
 };
 /// What operations write to.
@@ -286,14 +305,22 @@ private:
     VectorView view_;
 };
 
-/// View of a DLPack `DLTensor` (any type with its members; include dlpack.h yourself). Lends, does
-/// not own: the tensor must outlive the view. Strides may be null (dense, C order). A tensor of
-/// another rank keeps its ndim, for the operation to refuse.
-/// @param tensor  a DLTensor
-/// @return a view of its memory
-/// @throws std::invalid_argument for a dtype or device hbn does not know
+namespace internal {
+
+// Whether a type has DLManagedTensor's, and DLManagedTensorVersioned's, members.
+template<typename T, typename = void>
+struct IsManagedDlpack : std::false_type {};
+template<typename T>
+struct IsManagedDlpack<T, std::void_t<decltype(std::declval<const T &>().dl_tensor)>>
+    : std::true_type {};
+template<typename T, typename = void>
+struct IsVersionedDlpack : std::false_type {};
+template<typename T>
+struct IsVersionedDlpack<T, std::void_t<decltype(std::declval<const T &>().version.major)>>
+    : std::true_type {};
+
 template<typename DLTensor>
-TensorView from_dlpack(const DLTensor &tensor) {
+TensorView view_of_dlpack(const DLTensor &tensor) {
     enum {
         kDLUInt = 1,
         kDLFloat = 2,
@@ -307,7 +334,7 @@ TensorView from_dlpack(const DLTensor &tensor) {
     TensorView view;
     const int code = tensor.dtype.code, bits = tensor.dtype.bits;
     if (tensor.dtype.lanes != 1) {
-        throw std::invalid_argument("from_dlpack: vector types are not supported");
+        throw InvalidArgument("from_dlpack: vector types are not supported");
     } else if (code == kDLFloat && bits == 32) {
         view.dtype = DType::float32;
     } else if (code == kDLFloat && bits == 64) {
@@ -319,10 +346,14 @@ TensorView from_dlpack(const DLTensor &tensor) {
     } else if ((code == kDLUInt || code == kDLBool) && bits == 8) {
         view.dtype = DType::uint8;
     } else {
-        throw std::invalid_argument("from_dlpack: unsupported dtype (code " + std::to_string(code) +
-                                    ", " + std::to_string(bits) + " bits)");
+        throw InvalidArgument("from_dlpack: unsupported dtype (code " + std::to_string(code) +
+                              ", " + std::to_string(bits) + " bits)");
     }
-    switch (int(tensor.device.device_type)) {
+    // A number that is none of DLPack's enumerators must not be read as one.
+    int32_t device;
+    static_assert(sizeof device == sizeof tensor.device.device_type, "DLPack has 32 bits for it");
+    std::memcpy(&device, &tensor.device.device_type, sizeof device);
+    switch (device) {
     case kDLCPU:
     case kDLCUDAHost:
         view.device = Device::cpu;
@@ -334,33 +365,99 @@ TensorView from_dlpack(const DLTensor &tensor) {
         view.device = Device::opencl;
         break;
     default:
-        throw std::invalid_argument("from_dlpack: unsupported device type " +
-                                    std::to_string(int(tensor.device.device_type)));
+        throw InvalidArgument("from_dlpack: unsupported device type " + std::to_string(device));
     }
-    view.data = tensor.data ? static_cast<char *>(tensor.data) + tensor.byte_offset : nullptr;
+    if (tensor.ndim < 0) {
+        throw InvalidArgument("from_dlpack: negative number of dimensions: " +
+                              std::to_string(tensor.ndim));
+    }
+    if (tensor.ndim > 0 && !tensor.shape) {
+        throw InvalidArgument("from_dlpack: no shape");
+    }
+    if (tensor.data) {
+        const uintptr_t address = reinterpret_cast<uintptr_t>(tensor.data);
+        if (tensor.byte_offset > UINTPTR_MAX - address) {
+            throw InvalidArgument("from_dlpack: byte_offset is beyond the end of memory: " +
+                                  std::to_string(tensor.byte_offset));
+        }
+        view.data = reinterpret_cast<void *>(address + uintptr_t(tensor.byte_offset));
+    }
     view.ndim = tensor.ndim;
+    if (tensor.ndim > 4) {
+        return view;
+    }
     int64_t dense_stride = 1;
     for (int d = tensor.ndim - 1; d >= 0; d--) {
-        if (d < 4) {
-            view.sizes[d] = tensor.shape[d];
-            view.strides[d] = tensor.strides ? tensor.strides[d] : dense_stride;
-        }
-        dense_stride *= tensor.shape[d];
+        view.sizes[size_t(d)] = tensor.shape[d];
+        view.strides[size_t(d)] = tensor.strides ? tensor.strides[d] : dense_stride;
+        dense_stride = saturating_product(dense_stride, tensor.shape[d]);
     }
     return view;
 }
 
-/// View of a `Halide::Runtime::Buffer` (any type with its members), whose dimensions are taken in
-/// Halide's order, innermost first: (W, H, C, N). Lends, does not own.
-/// @param buffer  on the host: what is dirty on a device is not fetched
+}  // namespace internal
+
+/// View to read of a DLPack `DLTensor`, `DLManagedTensor` or `DLManagedTensorVersioned` (any type with their
+/// members; include dlpack.h yourself). Lends, does not own: the tensor must outlive the view, and a managed one's
+/// deleter is the caller's to call. Strides may be null (dense, C order). A tensor of another rank keeps its ndim,
+/// for the operation to refuse. Whatever else an operation can't take, such as negative sizes or data that is not
+/// aligned, it refuses, too.
+/// @param tensor  a DLTensor, or a managed one
 /// @return a view of its memory
-/// @throws std::invalid_argument for a type hbn does not know
+/// @throws InvalidArgument for a dtype or device hbn does not know, for what is no tensor (a negative ndim, a null
+///         shape, a byte_offset beyond the end of memory) and for versions of DLPack other than 1
+template<typename DLTensor>
+ConstTensorView const_from_dlpack(const DLTensor &tensor) {
+    if constexpr (internal::IsVersionedDlpack<DLTensor>::value) {
+        // Another major version may have moved every other member.
+        if (tensor.version.major != 1) {
+            throw InvalidArgument("from_dlpack: unsupported version of DLPack: " +
+                                  std::to_string(tensor.version.major) + "." +
+                                  std::to_string(tensor.version.minor));
+        }
+    }
+    if constexpr (internal::IsManagedDlpack<DLTensor>::value) {
+        return internal::view_of_dlpack(tensor.dl_tensor);
+    } else {
+        return internal::view_of_dlpack(tensor);
+    }
+}
+
+/// The same to write to.
+/// @param tensor  a DLTensor, or a managed one
+/// @return a view of its memory
+/// @throws InvalidArgument as const_from_dlpack, and for a DLManagedTensorVersioned that is read-only
+template<typename DLTensor>
+TensorView from_dlpack(const DLTensor &tensor) {
+    const ConstTensorView view = const_from_dlpack(tensor);
+    if constexpr (internal::IsVersionedDlpack<DLTensor>::value) {
+        enum : uint64_t { kReadOnly = 1 };  // DLPACK_FLAG_BITMASK_READ_ONLY
+        if (tensor.flags & kReadOnly) {
+            throw InvalidArgument(
+                "from_dlpack: the tensor is read-only: const_from_dlpack takes it");
+        }
+    }
+    TensorView writable(const_cast<void *>(view.data), view.dtype, view.sizes, view.strides,
+                        view.device);
+    writable.ndim = view.ndim;
+    return writable;
+}
+
+/// View of a `Halide::Runtime::Buffer` (any type with its members), whose dimensions are taken in
+/// Halide's order, innermost first: (W, H, C, N). Lends, does not own. A buffer of another rank keeps its number of
+/// dimensions as ndim, for the operation to refuse.
+/// @param buffer  on the host: what is dirty on a device is not fetched
+/// @return a view of its memory: to read, if the buffer's elements are const
+/// @throws InvalidArgument for a type hbn does not know
 template<typename HalideBuffer>
-TensorView from_halide(const HalideBuffer &buffer) {
+auto from_halide(const HalideBuffer &buffer) {
     enum { kUInt = 1, kFloat = 2, kBfloat = 4 };
-    TensorView view;
+    using Element = std::remove_pointer_t<decltype(buffer.data())>;
+    BasicTensorView<std::conditional_t<std::is_const_v<Element>, const void, void>> view;
     const int code = int(buffer.type().code), bits = int(buffer.type().bits);
-    if (code == kFloat && bits == 32) {
+    if (buffer.type().lanes != 1) {
+        throw InvalidArgument("from_halide: vector types are not supported");
+    } else if (code == kFloat && bits == 32) {
         view.dtype = DType::float32;
     } else if (code == kFloat && bits == 64) {
         view.dtype = DType::float64;
@@ -371,17 +468,16 @@ TensorView from_halide(const HalideBuffer &buffer) {
     } else if (code == kUInt && bits == 8) {
         view.dtype = DType::uint8;
     } else {
-        throw std::invalid_argument("from_halide: unsupported type (code " + std::to_string(code) +
-                                    ", " + std::to_string(bits) + " bits)");
+        throw InvalidArgument("from_halide: unsupported type (code " + std::to_string(code) + ", " +
+                              std::to_string(bits) + " bits)");
     }
     view.ndim = buffer.dimensions();
-    // begin() is the lowest address, which is where element (min, min, ...) lies when no stride is
-    // negative; operations refuse negative strides.
-    view.data = const_cast<void *>(static_cast<const void *>(buffer.begin()));
-    for (int d = 0; d < view.ndim && d < 4; d++) {
+    // Of element (min, min, ...), whatever the strides are.
+    view.data = buffer.data();
+    for (int d = 0; d < view.ndim && view.ndim <= 4; d++) {
         const int from = view.ndim - 1 - d;
-        view.sizes[d] = buffer.dim(from).extent();
-        view.strides[d] = buffer.dim(from).stride();
+        view.sizes[size_t(d)] = buffer.dim(from).extent();
+        view.strides[size_t(d)] = buffer.dim(from).stride();
     }
     return view;
 }

@@ -99,11 +99,12 @@ const char *name_of(DType dtype) {
 }
 
 Shape dense_strides(const Shape &sizes, MemoryFormat format) {
+    const auto times = internal::saturating_product;
     const int64_t c = sizes[1], h = sizes[2], w = sizes[3];
     if (format == MemoryFormat::channels_last) {
-        return {h * w * c, 1, w * c, c};
+        return {times(h, times(w, c)), 1, times(w, c), c};
     }
-    return {c * h * w, h * w, w, 1};
+    return {times(c, times(h, w)), times(h, w), w, 1};
 }
 
 void AlignedDelete::operator()(void *data) const noexcept {
@@ -125,7 +126,7 @@ Tensor Tensor::like(const ConstTensorView &other, DType dtype) {
     int64_t stride = 1;
     for (const int d : dimension_order(other)) {
         result.view_.strides[d] = stride;
-        stride *= std::max<int64_t>(other.sizes[d], 1);
+        stride = internal::saturating_product(stride, std::max<int64_t>(other.sizes[d], 1));
     }
     return result;
 }

@@ -139,14 +139,14 @@ hbn_status check_activation(const hbn_activation *given, Problem *p) {
         p->values.set(Arg::low, low);
         p->values.set(Arg::high, high);
     };
-    switch (given->kind) {
+    switch (raw(given->kind)) {
 #define HBN_ACTIVATION(name, c_name, compiled, forward, backward, slope, low, high) \
     case c_name:                                                                    \
         set(Activation::name, slope, low, high);                                    \
         break;
 #include "runtime/operations.def"
     default:
-        return fail(HBN_INVALID_ARGUMENT, text::unknown_activation, int(given->kind));
+        return fail(HBN_INVALID_ARGUMENT, text::unknown_activation, int(raw(given->kind)));
     }
     if (p->activation == Activation::leaky_relu && !std::isfinite(alpha)) {
         return fail(HBN_INVALID_ARGUMENT, text::slope_finite);
@@ -190,13 +190,14 @@ hbn_status check_addition(const Arguments &arguments, Problem *p) {
 // What a parameter's dtype is judged by. Beside moments, which have none, running statistics may be of any tensors'
 // dtype whose parameters are of the problem's.
 hbn_dtype dtype_beside(const hbn_vector &v, const Problem &p) {
-    const bool narrow = v.dtype == HBN_BFLOAT16 || v.dtype == HBN_FLOAT16;
+    const bool narrow = raw(v.dtype) == HBN_BFLOAT16 || raw(v.dtype) == HBN_FLOAT16;
     return !p.has_tensors && p.parameter_dtype == HBN_FLOAT32 && narrow ? v.dtype : p.tensor_dtype;
 }
 
 // All sizes first, then what else vectors must be; parameters before statistics.
 hbn_status check_all_vectors(const Arguments &arguments, const Problem &p) {
     const OperationRow &uses = arguments.uses();
+    const hbn_tensor *x = arguments.tensor(Arg::x);
     for (const Role checked : {Role::parameter, Role::statistic}) {
         for (int pass = 0; pass < 2; pass++) {
             for (int i = 0; i < uses.num_vectors; i++) {
@@ -217,10 +218,10 @@ hbn_status check_all_vectors(const Arguments &arguments, const Problem &p) {
                                 (long long)p.channels, (long long)g.vector->size);
                 }
                 if (pass == 1) {
-                    HBN_TRY(check_vectors({{name, g.vector}}, p.channels,
-                                          dtype_beside(*g.vector, p),
-                                          checked == Role::parameter ? VectorDType::parameter
-                                                                     : VectorDType::float64));
+                    HBN_TRY(check_vectors(
+                        {{name, g.vector}}, p.channels, dtype_beside(*g.vector, p),
+                        checked == Role::parameter ? VectorDType::parameter : VectorDType::float64,
+                        x ? x->device : HBN_CPU));
                 }
             }
         }
@@ -389,10 +390,11 @@ hbn_status check_moments_operation(const Arguments &arguments, Problem *p) {
         const hbn_vector *running_mean = arguments.vector(Arg::running_mean);
         const hbn_vector *running_var = arguments.vector(Arg::running_var);
         HBN_TRY(check_eps(arguments.number(Arg::eps), true));
-        HBN_TRY(check_both_or_neither({"running_mean", running_mean}, {"running_var", running_var}));
+        HBN_TRY(
+            check_both_or_neither({"running_mean", running_mean}, {"running_var", running_var}));
         HBN_TRY(check_momentum(arguments.number(Arg::momentum)));
         for (const hbn_vector *v : {running_mean, running_var}) {
-            if (v && v->dtype == HBN_FLOAT64) {
+            if (v && raw(v->dtype) == HBN_FLOAT64) {
                 p->tensor_dtype = p->parameter_dtype = HBN_FLOAT64;
             }
         }
