@@ -7,6 +7,13 @@ execute_process(COMMAND ${NM} -g ${LIBRARY} OUTPUT_VARIABLE symbols ERROR_QUIET 
 string(REGEX MATCHALL "[ \t](_*halide_[A-Za-z0-9_]+|_Z[A-Z]*N[A-Z]*(6Halide|[0-9]+halide_)[A-Za-z0-9_]*)[\r\n]"
        matches "${symbols}")
 list(TRANSFORM matches STRIP)
+# And what Halide's runtime for devices defines without any prefix, register_cuda_allocation_pool for one: all that is
+# neither C++ nor hbn's own.
+string(REGEX MATCHALL "[0-9a-fA-F]+ [TWVDBR] [a-z][a-z_0-9]*[\r\n]" defined "${symbols}")
+list(TRANSFORM defined STRIP)
+list(TRANSFORM defined REPLACE ".* " "")
+list(FILTER defined EXCLUDE REGEX "^hbn_")
+list(APPEND matches ${defined})
 list(REMOVE_DUPLICATES matches)
 set(renames "")
 foreach (symbol IN LISTS matches)

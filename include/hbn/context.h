@@ -39,10 +39,12 @@ public:
     ~Context() {
         hbn_context_destroy(context_);
     }
-    /// Takes the other's.
+    /// @param other  gives its own away
     Context(Context &&other) noexcept : context_(std::exchange(other.context_, nullptr)) {
     }
-    /// Takes the other's, after destroying its own.
+    /// Destroys what it has.
+    /// @param other  gives its own away
+    /// @return this
     Context &operator=(Context &&other) noexcept {
         if (this != &other) {
             hbn_context_destroy(context_);
@@ -50,8 +52,8 @@ public:
         }
         return *this;
     }
-    Context(const Context &) = delete;
-    Context &operator=(const Context &) = delete;
+    Context(const Context &) = delete;             ///< a context is one thing
+    Context &operator=(const Context &) = delete;  ///< a context is one thing
 
     /// Frees the memory kept for later calls; that of calls in progress stays.
     void release_scratch();
@@ -75,8 +77,8 @@ public:
     ~UseContext() {
         hbn_use_context(before_);
     }
-    UseContext(const UseContext &) = delete;
-    UseContext &operator=(const UseContext &) = delete;
+    UseContext(const UseContext &) = delete;             ///< ends once
+    UseContext &operator=(const UseContext &) = delete;  ///< ends once
 
 private:
     hbn_context *before_;

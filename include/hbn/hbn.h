@@ -326,6 +326,7 @@ typedef void (*hbn_parallel_for)(void *context, int size, void (*task)(void *tas
 
 /** Gives memory for a context. context is the pointer given with it. Called by any thread that uses hbn.
  *
+ *  @param context    see above
  *  @param size       bytes
  *  @param alignment  of the address, a power of two
  *  @return the memory, or NULL where there is none */
@@ -333,6 +334,7 @@ typedef void *(*hbn_allocate)(void *context, size_t size, size_t alignment);
 
 /** Takes back what an hbn_allocate of the same context gave.
  *
+ *  @param context          as given with it
  *  @param data             from hbn_allocate, never NULL
  *  @param size, alignment  as they were given to hbn_allocate */
 typedef void (*hbn_deallocate)(void *context, void *data, size_t size, size_t alignment);
