@@ -59,9 +59,7 @@ _operations = {
 }
 
 
-def _run(
-    operation: str, given: dict[str, Any], out: Array | None = None, without: Collection[str] = ()
-) -> list[Any]:
+def _run(operation: str, given: dict[str, Any], out: Array | None = None, without: Collection[str] = ()) -> list[Any]:
     """Outputs of an operation on tensors, in its row's order; None for those that are not wanted.
 
     Args:

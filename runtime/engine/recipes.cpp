@@ -216,10 +216,18 @@ hbn_status backward_by_batch_statistics(Block &b) {
     return maps ? b.call_for_each_piece(Kernel::backward_elemt) : HBN_OK;
 }
 
+// Whether grad_input takes grad_output's place. Then what sums over grad_output must have done so before grad_input is
+// written, which kernels that do both with running statistics need not: there grad_input takes no sums.
+bool is_in_place(const Block &b) {
+    return b.has(Arg::grad_input) &&
+           b.tensor(Arg::grad_input).data == b.tensor(Arg::grad_output).data;
+}
+
 hbn_status backward_by_running_statistics(Block &b) {
     const bool maps = b.has(Arg::grad_input);
     const bool reduces = b.has(Arg::grad_weight) || b.has(Arg::grad_bias);
-    if (maps && reduces && b.is_one_piece() && b.has_kernel(Kernel::backward_inference)) {
+    if (maps && reduces && !is_in_place(b) && b.is_one_piece() &&
+        b.has_kernel(Kernel::backward_inference)) {
         return b.call(Kernel::backward_inference);
     }
     if (reduces) {
@@ -234,7 +242,7 @@ hbn_status backward(Block &b) {
     if (!p.is_plain()) {
         const Kernel fused = fused_kernel(
             p.batch_statistics ? Kernel::backward_training : Kernel::backward_inference, p, false);
-        if (b.is_one_piece() && b.has_kernel(fused)) {
+        if (b.is_one_piece() && b.has_kernel(fused) && (p.batch_statistics || !is_in_place(b))) {
             return b.call(fused);
         }
         HBN_TRY(differentiate_activation(b));

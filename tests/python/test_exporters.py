@@ -533,7 +533,11 @@ def test_hostile_buffer(place, changes):
 
 
 REFUSED = {
-    "unaligned": ({"offset": 2}, ValueError, "x is not aligned: float32 data must be at an address that is a multiple of 4"),
+    "unaligned": (
+        {"offset": 2},
+        ValueError,
+        "x is not aligned: float32 data must be at an address that is a multiple of 4",
+    ),
     "no data": ({"data": None}, ValueError, "x has no data"),
     "offset": ({"byte_offset": 2**64 - 1}, ValueError, "x has a byte offset beyond all memory"),
     "no shape": ({"shape": None}, ValueError, "x has 4 dimensions without sizes"),
