@@ -85,14 +85,18 @@ $(venv)/.installed-format: $(venv)/.installed
 	@$(pip) clang-format ruff
 	@touch $@
 
+demo_options = -DHBN_BUILD_DEMO=ON -DMLX_DIR=$(site)/mlx/share/cmake/MLX -DZLIB_DIR=$(site)/cmeel.prefix/lib64/cmake/zlib
+# Its kernels are those of float32, and of another dtype that ARGS names.
+space := $() $()
+demo_dtypes = $(subst $(space),;,float32 $(filter float64 bfloat16 float16,$(subst =, ,$(ARGS))))
+
 .PHONY: demo
-demo: $(venv)/.installed-demo ## Build the library and normalize real photographs; INPUT=x.npy WEIGHTS=w.npz for yours
-	@$(call configure,x86) -DHBN_BUILD_DEMO=ON -DMLX_DIR=$(site)/mlx/share/cmake/MLX \
-	    -DZLIB_DIR=$(site)/cmeel.prefix/lib64/cmake/zlib
-	@$(call build,x86)
+demo: $(venv)/.installed-demo ## Build what it needs and normalize real photographs; INPUT=x.npy WEIGHTS=w.npz for yours
+	@$(call configure,x86) $(demo_options) '-DHBN_DEMO_DTYPES=$(demo_dtypes)'
+	@$(ninja) -C build/x86 -j $(jobs) demo | $(python) cmake/progress.py
 	@$(python) examples/demo/cut_photographs.py build/demo/photographs.npy
-	@build/x86/examples/demo/demo --input $(or $(INPUT),build/demo/photographs.npy) \
-	    --picture build/demo/before_and_after.png $(if $(WEIGHTS),--weights $(WEIGHTS)) $(ARGS)
+	@build/x86/examples/demo/demo --input '$(or $(INPUT),build/demo/photographs.npy)' \
+	    --picture build/demo/before_and_after.png $(if $(WEIGHTS),--weights '$(WEIGHTS)') $(ARGS)
 
 .PHONY: build
 build: $(venv)/.installed ## Build the library and the examples for this CPU: build/x86/libhbn.a
@@ -208,11 +212,14 @@ test-x86: $(venv)/.installed test-packages ## The whole suite, on AVX-512, AVX2 
 	$(call suite,x86,,-LE giant)
 
 .PHONY: test-examples
-test-examples: build build/digits.csv ## The examples do what they say
+test-examples: build build/digits.csv $(venv)/.installed-demo test-packages ## The examples do what they say; the demo with files that don't
 	@echo "== examples"
 	@build/x86/examples/quickstart
 	@build/x86/examples/quickstart_c
 	@build/x86/examples/train_digits build/digits.csv
+	@$(call configure,x86) -DHBN_BUILD_TESTS=ON $(demo_options)
+	@$(ninja) -C build/x86 -j $(jobs) test_demo | $(python) cmake/progress.py
+	@$(call run_tests,x86) -L demo
 
 .PHONY: install-wheel
 install-wheel: wheel $(venv)/.installed-python
@@ -226,8 +233,8 @@ test-python: install-wheel ## The Python package on NumPy, JAX and ONNX, and PyT
 	@$(python) examples/pytorch_conversion.py
 
 .PHONY: test-asan
-test-asan: build test-packages ## The same under AddressSanitizer and UndefinedBehaviorSanitizer
-	$(call suite,asan,,-LE giant)
+test-asan: build test-packages $(venv)/.installed-demo ## The same under AddressSanitizer and UndefinedBehaviorSanitizer
+	$(call suite,asan,$(demo_options),-LE giant)
 
 # What they find is kept and comes first in the next run; a case that fails is written to build/fuzz/.
 FUZZ_SECONDS ?= 300

@@ -57,8 +57,10 @@ function(hbn_kernel_exists out kind layouts dtype layout purpose)
 endfunction()
 
 set(HBN_GENERATOR_SOURCES
-    generators/batch_norm.cpp
     generators/rounding.cpp
+    generators/tiling.cpp
+    generators/reductions.cpp
+    generators/coefficients.cpp
     generators/activations.cpp
     generators/activation_forward.cpp
     generators/activation_backward.cpp
@@ -76,9 +78,9 @@ set(HBN_GENERATOR_SOURCES
     generators/per_channel.cpp
     schedules/schedule.cpp
     schedules/vectorized.cpp
-    schedules/streaming.cpp
-    schedules/prefetching.cpp
-    schedules/lanes.cpp
+    schedules/passes/streaming.cpp
+    schedules/passes/prefetching.cpp
+    schedules/passes/lanes.cpp
     schedules/x86.cpp
     schedules/arm.cpp
     schedules/wasm.cpp
@@ -139,7 +141,7 @@ function(hbn_add_all_kernels library)
     if (TARGET hbn_generators)
         target_include_directories(hbn_generators PRIVATE ${PROJECT_SOURCE_DIR})
         # Generators run on this machine, and are not what sanitizers are for.
-        target_compile_options(hbn_generators PRIVATE -O1 -fno-sanitize=all)
+        target_compile_options(hbn_generators PRIVATE -O0 -fno-sanitize=all)
         target_link_options(hbn_generators PRIVATE -fno-sanitize=all)
         set_target_properties(hbn_generators PROPERTIES NO_SYSTEM_FROM_IMPORTED OFF)
         target_precompile_headers(hbn_generators PRIVATE <Halide.h>)

@@ -1,5 +1,5 @@
 // The second half of backward training: grad_input from sums that may cover many machines.
-#include "generators/batch_norm.h"
+#include "generators/tensor_generator.h"
 
 namespace hbn {
 

@@ -1,6 +1,6 @@
 // All gradients, where forward used running statistics, which are constants to it, through what was fused
 // into it.
-#include "generators/batch_norm.h"
+#include "generators/activated_generator.h"
 
 namespace hbn {
 

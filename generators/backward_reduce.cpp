@@ -1,6 +1,6 @@
 // The first half of backward training: plain sums, to be added across machines. Its parameter
 // gradients are this machine's share.
-#include "generators/batch_norm.h"
+#include "generators/tensor_generator.h"
 
 namespace hbn {
 

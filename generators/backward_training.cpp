@@ -1,5 +1,5 @@
 // All gradients, where forward used the batch's own statistics, through what was fused into it.
-#include "generators/batch_norm.h"
+#include "generators/activated_generator.h"
 
 namespace hbn {
 

@@ -1,7 +1,7 @@
 // What double backward gives x: the gradient, by x, of what backward computes. The sums are backward_reduce's, of
 // grad_output and of grad_grad_input; product is double_backward_product's. With statistics that are constants all of
 // them are 0.
-#include "generators/batch_norm.h"
+#include "generators/tensor_generator.h"
 
 namespace hbn {
 

@@ -3,7 +3,7 @@
 //
 // int8 is oneDNN's: arithmetic in float32, rounded to nearest even, saturated. Tensors are quantized with scale 1
 // and zero point 0; others' go into scale and shift.
-#include "generators/batch_norm.h"
+#include "generators/activated_generator.h"
 
 namespace hbn {
 

@@ -1,5 +1,5 @@
 // Normalization with running statistics, and what may be fused into it.
-#include "generators/batch_norm.h"
+#include "generators/activated_generator.h"
 
 namespace hbn {
 

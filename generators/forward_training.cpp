@@ -1,6 +1,6 @@
 // Batch statistics and normalization in one operation, and what may be fused into it; the moments come
 // out for the running buffers.
-#include "generators/batch_norm.h"
+#include "generators/activated_generator.h"
 
 namespace hbn {
 

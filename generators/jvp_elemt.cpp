@@ -1,6 +1,6 @@
 // The derivative of y along tangents of x, weight and bias, from sums of x's tangent (backward_reduce's); also what
 // double backward gives grad_output. With statistics that are constants the sums are 0.
-#include "generators/batch_norm.h"
+#include "generators/tensor_generator.h"
 
 namespace hbn {
 

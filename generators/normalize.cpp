@@ -1,5 +1,5 @@
 // The second half of forward training: normalization with moments that may cover many machines.
-#include "generators/batch_norm.h"
+#include "generators/tensor_generator.h"
 
 namespace hbn {
 

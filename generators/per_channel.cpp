@@ -1,6 +1,8 @@
 // The small operations on one value a channel, between the large ones: float64 moments in, what
 // users keep out.
-#include "generators/batch_norm.h"
+#include "generators/coefficients.h"
+#include "generators/reductions.h"
+#include "generators/rounding.h"
 
 namespace hbn {
 

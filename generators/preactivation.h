@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "generators/activations.h"
-#include "generators/batch_norm.h"
+#include "generators/tensor_generator.h"
 
 namespace hbn {
 

@@ -1,5 +1,5 @@
 // The first half of forward training: each channel's moments, to be merged across machines.
-#include "generators/batch_norm.h"
+#include "generators/tensor_generator.h"
 
 namespace hbn {
 

@@ -11,12 +11,12 @@ using namespace Halide;
 
 namespace {
 
-constexpr int block = 64;
+constexpr int threads_per_block = 64;
 constexpr TailStrategy guarded = TailStrategy::GuardWithIf;
 
 void one_thread_a_channel(Func &f, const Var &c) {
     Var group("group"), thread("thread");
-    f.compute_root().gpu_tile(c, group, thread, block, guarded);
+    f.compute_root().gpu_tile(c, group, thread, threads_per_block, guarded);
 }
 
 void schedule_reduction(Reduction &r) {
@@ -24,7 +24,7 @@ void schedule_reduction(Reduction &r) {
     r.tile.compute_root()
         .fuse(r.tw, r.th, tile)
         .fuse(tile, r.tn, tile)
-        .split(r.c, group, thread, block, guarded)
+        .split(r.c, group, thread, threads_per_block, guarded)
         .reorder(thread, group, tile)
         .gpu_threads(thread)
         .gpu_blocks(group, tile);
@@ -38,7 +38,7 @@ void schedule_reduction(Reduction &r) {
     one_thread_a_channel(r.merged, r.c);
     Var update_group("update_group"), update_thread("update_thread");
     r.merged.update()
-        .split(r.c, update_group, update_thread, block, guarded)
+        .split(r.c, update_group, update_thread, threads_per_block, guarded)
         .reorder(r.tiles.x, r.tiles.y, r.tiles.z, update_thread, update_group)
         .gpu_threads(update_thread)
         .gpu_blocks(update_group);
@@ -53,7 +53,7 @@ void schedule_map(Func &f, const std::vector<Var> &element, Layout layout) {
         .reorder(inner, h, outer, n)
         .fuse(h, outer, rest)
         .fuse(rest, n, rest)
-        .split(inner, group, thread, block, guarded)
+        .split(inner, group, thread, threads_per_block, guarded)
         .reorder(thread, group, rest)
         .gpu_threads(thread)
         .gpu_blocks(group, rest);

@@ -8,6 +8,7 @@
 
 #include <Halide.h>
 
+#include <string>
 #include <vector>
 
 namespace hbn {
@@ -17,22 +18,21 @@ namespace hbn {
 enum class Layout {
     nchw,               // (w, h, c, n), stride of w is 1: one channel after another
     nchw_few_channels,  // the same: all channels' sums, then all elements
-    blocks,             // (column, block, row), see ColumnTiling: one block after another
+    blocks,             // (column, channel block, row), see ColumnTiling: one block after another
     rows,               // the same: all sums, then all elements
     nhwc,               // (w, h, c, n), stride of c is 1
     strided,            // (w, h, c, n), any strides
 };
 
-// Rows of columns are summed in groups of this many.
+// How many rows of columns make a group, which is summed at once.
 constexpr int row_group = 8;
 
-// Where planes are summed in groups, a group is so many vectors.
+// How many vectors make a group where planes are summed.
 constexpr int group_values = 8;
 
-// A reduction of each channel in tiles, where tensors are (w, h, c, n). Everything but merged is at
-// (c, tw, th, tn). sweeps read a tile each; per_tile is what the later ones need to know first; tile is
-// what a tile comes to, and the only thing that merged(c) reads: it joins the tiles in update 0, in the
-// order of `tiles` (tw, th, tn).
+// A reduction of each channel in tiles, where tensors are (w, h, c, n). All Funcs but `merged` are functions of a tile,
+// (c, tw, th, tn). A sweep sums over a tile; per_tile is what later sweeps need to know first. `tile` is the result for a
+// tile, and the only Func that merged(c) reads: its update 0 merges the tiles in the order of `tiles` (tw, th, tn).
 struct Reduction {
     struct Sweep {
         Halide::Func sums;  // adds up `lanes` of by_lane
@@ -40,7 +40,7 @@ struct Reduction {
         Halide::Func by_lane;  // (lane, c, tw, th, tn): partial sums side by side along w
         Halide::Var lane;
         std::vector<Halide::RDom> over;  // what each of by_lane's updates sums over
-        // Where by_lane's first update adds up groups of vectors, one group's sums, along in_group.
+        // Where by_lane's first update adds up groups of vectors: the sums of one group, along in_group.
         Halide::Func group;
         Halide::RDom in_group;
     };
@@ -51,8 +51,8 @@ struct Reduction {
     Halide::RDom tiles;
     Halide::Var c, tw, th, tn;
 
-    void set_walk(const Halide::RDom &tiles_, const Halide::Var &c_, const Halide::Var &tw_,
-                  const Halide::Var &th_, const Halide::Var &tn_) {
+    void set_loops(const Halide::RDom &tiles_, const Halide::Var &c_, const Halide::Var &tw_,
+                   const Halide::Var &th_, const Halide::Var &tn_) {
         tiles = tiles_;
         c = c_;
         tw = tw_;
@@ -61,52 +61,56 @@ struct Reduction {
     }
 };
 
-// The same where tensors are (column, block, row). per_column(column, block[, t]) is what the last sweep
-// needs to know first, scattered over `members` in update 0.
+// The same where tensors are (column, channel block, row). per_column(column, channel block[, tile]) is what the last
+// sweep needs to know first; its update 0 writes it to all_columns from each channel.
 struct ColumnReduction {
     struct Sweep {
-        Halide::Func by_column;  // (column, block, t), absent where channels are summed at once
-        // What each of its updates sums over: rows of a tile, or groups of row_group rows.
+        // (column, channel block, tile); undefined where each channel is summed at once.
+        Halide::Func by_column;
+        // What each of by_column's updates sums over: rows of a tile, or groups of row_group rows.
         std::vector<Halide::RDom> rows;
-        bool in_groups = false;   // the first update's
-        Halide::Func by_channel;  // (k, block, t), over channel_columns
+        bool in_groups = false;   // whether the first update's are groups
+        Halide::Func by_channel;  // (channel, channel block, tile), over channel_columns
         Halide::RDom channel_columns;
     };
     std::vector<Sweep> sweeps;  // one to three
-    int tensors = 1;            // that sweeps read
-    // (block, t), over tile_channels: whether the last sweep is needed; undefined where it always is.
-    Halide::Func again;
+    int tensors = 1;            // how many tensors sweeps read
+    // (channel block, tile), over tile_channels: whether the last sweep, in float64, is needed. Undefined where it always
+    // is.
+    Halide::Func use_float64;
     Halide::RDom tile_channels;
     Halide::Func per_column;
-    Halide::Func tile;    // (k, block, t)
-    Halide::Func merged;  // (k, block), over `tiles`
-    Halide::RDom tiles, members;
-    Halide::Var column, block, k, t;
+    Halide::Func tile;    // (channel, channel block, tile)
+    Halide::Func merged;  // (channel, channel block), over `tiles`
+    Halide::RDom tiles, all_columns;
+    Halide::Var column, channel_block, channel, tile_var;
 
-    void set_walk(const Halide::RDom &tiles_, const Halide::RDom &members_,
-                  const Halide::Var &column_, const Halide::Var &block_, const Halide::Var &k_,
-                  const Halide::Var &t_) {
+    void set_loops(const Halide::RDom &tiles_, const Halide::RDom &all_columns_,
+                   const Halide::Var &column_, const Halide::Var &channel_block_,
+                   const Halide::Var &channel_, const Halide::Var &tile_) {
         tiles = tiles_;
-        members = members_;
+        all_columns = all_columns_;
         column = column_;
-        block = block_;
-        k = k_;
-        t = t_;
+        channel_block = channel_block_;
+        channel = channel_;
+        tile_var = tile_;
     }
 };
 
 struct ChannelPipeline {
     Layout layout = Layout::nchw;
-    std::vector<Halide::Var> element;                // (w, h, c, n) or (column, block, row)
-    std::vector<Halide::Var> channel;                // (c) or (k, block)
+    std::vector<Halide::Var> element;                // (w, h, c, n) or (column, channel block, row)
+    std::vector<Halide::Var> channel;                // (c) or (channel, channel block)
     std::vector<Reduction> reductions;               // none or one
     std::vector<ColumnReduction> column_reductions;  // none or one
-    std::vector<Halide::Func> coefficients;          // at channel, read by elementwise; none or one
-    std::vector<Halide::Func> spread_coefficients;   // (column, block), scattered in update 0
-    std::vector<Halide::Func> paired_coefficients;   // (pair, odd, block), where pairs_bfloat16()
-    Halide::RDom members;                            // of the scatter, as in ColumnReduction
-    std::vector<Halide::Func> elementwise;           // at element, an output; none or one
-    std::vector<Halide::Func> per_channel;  // at channel, outputs derived from the reduction
+    std::vector<Halide::Func> coefficients;  // of a channel, read by elementwise; none or one
+    // The same of a column, (column, channel block): update 0 writes it to all_columns.
+    std::vector<Halide::Func> column_coefficients;
+    std::vector<Halide::Func>
+        paired_coefficients;  // (pair, odd, channel block), where pairs_bfloat16()
+    Halide::RDom all_columns;
+    std::vector<Halide::Func> elementwise;  // of an element, an output; none or one
+    std::vector<Halide::Func> per_channel;  // of a channel, outputs derived from the reduction
 
     Halide::Pipeline pipeline;
     Halide::Type element_type;
@@ -115,6 +119,12 @@ struct ChannelPipeline {
     Halide::Expr num_features;
     bool standalone = false;  // little code, and no memory but the stack
     bool parallel = true;
+    // Passes of schedules/passes/ to leave out, by name, separated by commas: results stay the same bits.
+    std::string without;
+
+    bool uses(const std::string &pass) const {
+        return ("," + without + ",").find("," + pass + ",") == std::string::npos;
+    }
 };
 
 // Applies the schedule of the target's family. One file each in schedules/.

@@ -157,11 +157,11 @@ void schedule_all_channels(ChannelPipeline &p, const VectorParameters &parameter
     }
 }
 
-// A value each channel, scattered to the channel's columns.
-void schedule_spread(Func &f, const RDom &members, Layout layout,
-                     const VectorParameters &parameters) {
+// Of what is written to each column from its channel.
+void schedule_by_column(Func &f, const RDom &all_columns, Layout layout,
+                        const VectorParameters &parameters) {
     // A run of columns is a channel's plane, or in NHWC all channels.
-    const RVar run = layout == Layout::blocks ? members.x : members.y;
+    const RVar run = layout == Layout::blocks ? all_columns.x : all_columns.y;
     f.update().allow_race_conditions().vectorize(run, parameters.map_lanes, guarded);
 }
 
@@ -178,15 +178,15 @@ void compute_channel_sums_at(Func sums, const RDom &over, const ColumnReduction 
         order.emplace_back(over[2]);
     }
     if (p.layout == Layout::rows) {
-        sums.vectorize(r.k, parameters.map_lanes, guarded);
-        order.insert(order.begin(), r.k);
-        sums.update().reorder(order).vectorize(r.k, parameters.map_lanes, guarded);
+        sums.vectorize(r.channel, parameters.map_lanes, guarded);
+        order.insert(order.begin(), r.channel);
+        sums.update().reorder(order).vectorize(r.channel, parameters.map_lanes, guarded);
         return;
     }
     // A channel's columns are a run.
     sums.update().split(over[0], step, lane, parameters.run_lanes);
     Func partial = sums.update().rfactor(lane, partial_lane);
-    partial.compute_at(sums, r.k).vectorize(partial_lane);
+    partial.compute_at(sums, r.channel).vectorize(partial_lane);
     order[0] = step;
     order.insert(order.begin(), partial_lane);
     partial.update().reorder(order).vectorize(partial_lane);
@@ -197,11 +197,11 @@ void compute_channel_sums_at(Func sums, const RDom &over, const ColumnReduction 
 template<typename Loop>
 void compute_column_tiles_at(ColumnReduction &r, Func consumer, const Loop &loop,
                              const ChannelPipeline &p, const VectorParameters &parameters) {
-    schedule_spread(r.per_column, r.members, p.layout, parameters);
+    schedule_by_column(r.per_column, r.all_columns, p.layout, parameters);
     r.per_column.compute_at(consumer, loop);
-    if (r.again.defined()) {
-        r.again.compute_at(consumer, loop);
-        r.again.update().atomic().vectorize(r.tile_channels.x, parameters.map_lanes, guarded);
+    if (r.use_float64.defined()) {
+        r.use_float64.compute_at(consumer, loop);
+        r.use_float64.update().atomic().vectorize(r.tile_channels.x, parameters.map_lanes, guarded);
     }
     for (ColumnReduction::Sweep &s : r.sweeps) {
         compute_channel_sums_at(s.by_channel, s.channel_columns, r, consumer, loop, p, parameters);
@@ -254,13 +254,13 @@ void schedule_block_after_block(ChannelPipeline &p, const VectorParameters &para
         r.merged.compute_at(owner, block);
         r.tile.compute_at(r.merged, r.tiles.x);
         compute_column_tiles_at(r, r.merged, r.tiles.x, p, parameters);
-        r.merged.update().reorder(r.k, r.tiles.x);
+        r.merged.update().reorder(r.channel, r.tiles.x);
     }
     for (Func &f : p.coefficients) {
         f.compute_at(owner, block);
     }
-    for (Func &f : p.spread_coefficients) {
-        schedule_spread(f, p.members, p.layout, parameters);
+    for (Func &f : p.column_coefficients) {
+        schedule_by_column(f, p.all_columns, p.layout, parameters);
         f.compute_at(owner, block);
     }
     for (Func &f : p.paired_coefficients) {
@@ -274,20 +274,20 @@ void schedule_rows(ChannelPipeline &p, const VectorParameters &parameters) {
     Var task("task");
     for (ColumnReduction &r : p.column_reductions) {
         r.tile.compute_root()
-            .fuse(r.block, r.t, task)
-            .vectorize(r.k, parameters.map_lanes, guarded);
+            .fuse(r.channel_block, r.tile_var, task)
+            .vectorize(r.channel, parameters.map_lanes, guarded);
         share_out(r.tile, task, p);
         compute_column_tiles_at(r, r.tile, task, p, parameters);
-        r.merged.compute_root().vectorize(r.k, parameters.map_lanes, guarded);
+        r.merged.compute_root().vectorize(r.channel, parameters.map_lanes, guarded);
         r.merged.update()
-            .reorder(r.k, r.tiles.x, r.block)
-            .vectorize(r.k, parameters.map_lanes, guarded);
+            .reorder(r.channel, r.tiles.x, r.channel_block)
+            .vectorize(r.channel, parameters.map_lanes, guarded);
     }
     for (Func &f : p.coefficients) {
         f.compute_root().vectorize(p.channel[0], parameters.map_lanes, guarded);
     }
-    for (Func &f : p.spread_coefficients) {
-        schedule_spread(f, p.members, p.layout, parameters);
+    for (Func &f : p.column_coefficients) {
+        schedule_by_column(f, p.all_columns, p.layout, parameters);
         f.compute_root();
     }
     for (Func &f : p.paired_coefficients) {

@@ -3,9 +3,9 @@
 // Everything a channel needs twice (NCHW) or a tile needs twice (NHWC) is read from L2 the second
 // time. Partial sums run side by side in as many vectors as cover the latency of addition on all three. What
 // memory is asked for too late by the processor itself is prefetched; what outgrows the cache is streamed.
-#include "schedules/prefetching.h"
-#include "schedules/lanes.h"
-#include "schedules/streaming.h"
+#include "schedules/passes/lanes.h"
+#include "schedules/passes/prefetching.h"
+#include "schedules/passes/streaming.h"
 #include "schedules/vectorized.h"
 
 namespace hbn {
@@ -46,16 +46,21 @@ void schedule_for_x86(ChannelPipeline pipeline, const Halide::Target &target) {
     if (pipeline.standalone) {
         return;
     }
-    if (!target.has_feature(Halide::Target::AVX512_Skylake)) {
+    if (!target.has_feature(Halide::Target::AVX512_Skylake) && pipeline.uses("tails")) {
         store_tails_by_halves(pipeline.pipeline);
     }
-    if (pipeline.element_type.is_bfloat() && pairs_bfloat16(target)) {
+    if (pipeline.element_type.is_bfloat() && pairs_bfloat16(target) &&
+        pipeline.uses("bfloat16_pairs")) {
         compute_bfloat16_in_pairs(pipeline.pipeline);
     }
-    for (const Halide::Func &f : pipeline.elementwise) {
-        stream_stores(pipeline.pipeline, target, f, pipeline.element_type, pipeline.stream);
+    if (pipeline.uses("streaming")) {
+        for (const Halide::Func &f : pipeline.elementwise) {
+            stream_stores(pipeline.pipeline, target, f, pipeline.element_type, pipeline.stream);
+        }
     }
-    prefetch(pipeline, target);
+    if (pipeline.uses("prefetching")) {
+        prefetch(pipeline, target);
+    }
 }
 
 }  // namespace hbn

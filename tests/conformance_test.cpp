@@ -247,6 +247,37 @@ TEST_P(Conformance, grad_masks) {
     }
 }
 
+// In place of grad_output, grad_input and the sums that are taken of it are the same.
+TEST_P(Conformance, backward_in_place) {
+    const auto saved = functional::batch_norm_forward(x, weight, bias, {}, {}, true, 0.1, kEps);
+    for (bool training : {true, false}) {
+        const auto backward = [&](const TestTensor &g, const TestTensor &out) {
+            return functional::batch_norm_backward(
+                g, x, weight, training ? saved.mean.view() : VectorView(),
+                training ? saved.invstd.view() : VectorView(), running_mean, running_var, training,
+                kEps, {}, out.view());
+        };
+        const auto apart = backward(dy, dx);
+        TestTensor both(dy);
+        const auto in_place = backward(both, both);
+        EXPECT_EQ(both.bytes(), [&] {
+            TestTensor expected(dy);
+            for (int64_t c = 0; c < channels; c++) {
+                x.for_each_in_channel([&](int64_t n, int64_t h, int64_t w) {
+                    expected.set(n, c, h, w, dx.get(n, c, h, w));
+                });
+            }
+            return expected.bytes();
+        }());
+        for (int64_t c = 0; c < channels; c++) {
+            EXPECT_EQ(get(in_place.grad_bias, c), get(apart.grad_bias, c));
+            const double weight_gradient = get(apart.grad_weight, c);
+            EXPECT_NEAR(get(in_place.grad_weight, c), weight_gradient,
+                        4 * unit_roundoff(statistics) * std::fabs(weight_gradient));
+        }
+    }
+}
+
 // The split operations over two halves of the batch agree with the whole: what two machines do.
 TEST_P(Conformance, split_across_machines) {
     const int64_t first = p.sizes[0] / 2;

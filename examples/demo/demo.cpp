@@ -8,11 +8,14 @@
 #include <getopt.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <set>
+#include <utility>
 
 namespace {
 
@@ -26,7 +29,7 @@ struct Options {
 void print_usage(FILE *to) {
     std::fputs(
         "usage: demo --input x.npy [options]\n"
-        "  --input FILE       a (N, C, H, W) array in .npy format, of any numeric type\n"
+        "  --input FILE       a (N, C, H, W) array in .npy format: integers or floats\n"
         "  --weights FILE     weight, bias, running_mean, running_var: .safetensors or .npz\n"
         "  --prefix NAME      what stands before those names in the file, such as layer1.0.bn1.\n"
         "  --picture FILE     where the picture of before and after goes (demo.png)\n"
@@ -269,26 +272,108 @@ void print_statistics(const char *title, const float64::Channels &channels) {
     }
 }
 
+std::string shape_text(const std::vector<int64_t> &shape) {
+    std::string text;
+    for (const int64_t size : shape) {
+        text += (text.empty() ? "" : ", ") + std::to_string(size);
+    }
+    return "(" + text + ")";
+}
+
 void load_parameters(const Options &options, hbn::BatchNorm2d &bn) {
-    auto arrays = load_weights(options.weights);
-    const auto known = bn.state_dict(options.prefix);
-    hbn::ConstStateDict state;
-    std::string others;
-    for (auto &[name, array] : arrays) {
+    const auto known = std::as_const(bn).state_dict(options.prefix);
+    std::set<std::string> wanted;
+    for (const auto &[name, entry] : known) {
         // num_batches_tracked matters only to momentum None.
-        if (known.count(name) && name != options.prefix + "num_batches_tracked") {
-            state[name] = {array.values.data(), hbn::DType::float64, array.shape};
-        } else if (others.size() < 200) {
-            others += " " + name;
+        if (name != options.prefix + "num_batches_tracked") {
+            wanted.insert(name);
         }
     }
-    try {
-        bn.load_state_dict(state, true, options.prefix);
-    } catch (const std::exception &e) {
-        throw std::runtime_error(options.weights + ": " + e.what() +
-                                 (others.empty() ? "" : "\nother names in the file:" + others));
+    const Weights weights = load_weights(options.weights, wanted);
+    hbn::ConstStateDict state;
+    for (const std::string &name : wanted) {
+        const auto found = weights.arrays.find(name);
+        if (found == weights.arrays.end()) {
+            std::string message = options.weights + ": has no \"" + name + "\"; it has";
+            for (size_t i = 0; i < weights.others.size() && message.size() < 400; i++) {
+                message += " " + weights.others[i];
+            }
+            throw std::runtime_error(message + " (--prefix NAME says what stands before weight)");
+        }
+        const Array &array = found->second;
+        if (array.shape != known.at(name).shape) {
+            throw std::runtime_error(options.weights + ": \"" + name + "\": has shape " +
+                                     shape_text(array.shape) + ", the input's channels need " +
+                                     shape_text(known.at(name).shape));
+        }
+        state[name] = {array.values.data(), hbn::DType::float64, array.shape};
     }
+    bn.load_state_dict(state, true, options.prefix);
     std::printf("loaded %zu arrays from %s\n", state.size(), options.weights.c_str());
+}
+
+// What there is of NaN and infinities: nothing, or "2 NaN and 1 infinite value, first at [0, 1, 0, 0]".
+std::string not_finite(const Array &array) {
+    size_t nans = 0, infinities = 0, first = 0;
+    for (size_t i = 0; i < array.values.size(); i++) {
+        const double v = array.values[i];
+        if (!std::isfinite(v)) {
+            first = nans + infinities == 0 ? i : first;
+            ++(std::isnan(v) ? nans : infinities);
+        }
+    }
+    if (nans + infinities == 0) {
+        return "";
+    }
+    std::string at;
+    for (size_t d = array.shape.size(); d-- > 0; first /= size_t(array.shape[d])) {
+        at = std::to_string(first % size_t(array.shape[d])) + (at.empty() ? "" : ", ") + at;
+    }
+    return std::to_string(nans) + " NaN and " + std::to_string(infinities) + " infinite of " +
+           std::to_string(array.values.size()) + " values, first at [" + at + "]";
+}
+
+// The first parameter or statistic that makes results not finite, as a negative variance does.
+std::string not_finite(const float64::Channels &channels) {
+    for (size_t c = 0; c < channels.size(); c++) {
+        const auto &[mean, variance, weight, bias] = channels[c];
+        const std::pair<const char *, double> values[] = {
+            {"running_mean", mean}, {"running_var", variance}, {"weight", weight}, {"bias", bias}};
+        for (const auto &[name, v] : values) {
+            if (!std::isfinite(v) || (&v == &values[1].second && v < 0)) {
+                return std::string(name) + "[" + std::to_string(c) + "] is " + std::to_string(v);
+            }
+        }
+    }
+    return "";
+}
+
+struct Named {
+    std::string name;
+    std::string not_finite;
+};
+
+// Says where results are not finite, and which inputs are to blame.
+void report_not_finite(const std::vector<Named> &inputs, const std::vector<Named> &results) {
+    const auto finite = [](const Named &n) { return n.not_finite.empty(); };
+    if (std::all_of(results.begin(), results.end(), finite)) {
+        return;
+    }
+    std::printf("not all results are finite\n");
+    for (const Named &result : results) {
+        if (!finite(result)) {
+            std::printf("  %-21s %s\n", result.name.c_str(), result.not_finite.c_str());
+        }
+    }
+    for (const Named &input : inputs) {
+        if (!finite(input)) {
+            std::printf("  because of %s: %s\n", input.name.c_str(), input.not_finite.c_str());
+        }
+    }
+    if (std::all_of(inputs.begin(), inputs.end(), finite)) {
+        std::printf("  though all inputs are: the errors above say whether float64 agrees\n");
+    }
+    std::printf("\n");
 }
 
 struct Timing {
@@ -333,7 +418,7 @@ void measure(std::vector<Timing> &timings, const hbn::TensorView &x, const hbn::
     }
 }
 
-int run(const Options &options) {
+void run(const Options &options) {
     const Array file = load_npy(options.input);
     if (file.shape.size() != 4) {
         throw std::runtime_error(options.input + ": expected a (N, C, H, W) array, got one of " +
@@ -357,6 +442,7 @@ int run(const Options &options) {
     }
     const double eps = bn.options().eps;
     const hbn::BatchNorm2d loaded = bn.clone();
+    const float64::Channels loaded_parameters = parameters_of(loaded);
 
     const Batch x = batch(file), y = batch(file), z = batch(file), dx = batch(file);
     const Array x_array = x.to_array();  // as rounded to the dtype
@@ -411,6 +497,15 @@ int run(const Options &options) {
     std::printf("  forward, evaluation   %.1e\n\n",
                 relative_error(z_array, z_expected, largest_of(z_expected)));
 
+    const std::string in_file = not_finite(file);
+    report_not_finite({{options.input, in_file},
+                       {std::string("rounding the input to ") + hbn::name_of(options.dtype),
+                        in_file.empty() ? not_finite(x_array) : ""},
+                       {options.weights, not_finite(loaded_parameters)}},
+                      {{"forward, training", not_finite(y_array)},
+                       {"grad_input", not_finite(dx_array)},
+                       {"forward, evaluation", not_finite(z_array)}});
+
     // Training changes the running statistics, so what is timed is a module of its own.
     hbn::BatchNorm2d timed = bn.clone();
     std::vector<Timing> timings = {
@@ -429,16 +524,25 @@ int run(const Options &options) {
         save_npy(options.output, result, options.dtype);
         std::printf("normalized tensor: %s\n", options.output.c_str());
     }
-    return 0;
 }
 
 }  // namespace
 
 int main(int argc, char **argv) {
+    Options options;
     try {
-        return run(parse(argc, argv));
+        options = parse(argc, argv);
+        run(options);
+        // What was printed may not have arrived, either.
+        if (std::fflush(stdout) != 0 || std::ferror(stdout)) {
+            throw std::runtime_error(std::string("standard output: ") + std::strerror(errno));
+        }
+        return 0;
+    } catch (const hbn::UnsupportedError &e) {
+        std::fprintf(stderr, "demo: %s\ndemo: make demo ARGS='--dtype %s' builds what that needs\n",
+                     e.what(), hbn::name_of(options.dtype));
     } catch (const std::exception &e) {
         std::fprintf(stderr, "demo: %s\n", e.what());
-        return 1;
     }
+    return 1;
 }

@@ -1,17 +1,26 @@
 #include "files.h"
 
-#include <mlx/mlx.h>
+#include "formats.h"
+
+#include <mlx/io.h>
+#include <mlx/ops.h>
 #include <zlib.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cmath>
+#include <cstdio>
 #include <cstring>
-#include <fstream>
+#include <filesystem>
 #include <iterator>
 #include <memory>
 #include <stdexcept>
 
 namespace mx = mlx::core;
+
+using formats::Element;
+using formats::quoted;
+using formats::Source;
 
 namespace {
 
@@ -20,15 +29,89 @@ namespace {
 }
 
 Array to_array(const mx::array &source) {
-    if (source.dtype() == mx::complex64) {
-        throw std::runtime_error("complex numbers");
-    }
     mx::array dense = mx::contiguous(mx::astype(source, mx::float64));
     dense.eval();
     Array result;
     result.shape.assign(dense.shape().begin(), dense.shape().end());
     result.values.assign(dense.data<double>(), dense.data<double>() + dense.size());
     return result;
+}
+
+mx::array from_bytes(const std::vector<char> &bytes, const mx::Shape &shape, Element element) {
+    const auto typed = [&](auto zero, mx::Dtype dtype) {
+        return mx::array(reinterpret_cast<const decltype(zero) *>(bytes.data()), shape, dtype);
+    };
+    switch (element) {
+    case Element::boolean:
+        return mx::not_equal(typed(uint8_t(), mx::uint8), mx::array(uint8_t(0)));
+    case Element::int8:
+        return typed(int8_t(), mx::int8);
+    case Element::int16:
+        return typed(int16_t(), mx::int16);
+    case Element::int32:
+        return typed(int32_t(), mx::int32);
+    case Element::int64:
+        return typed(int64_t(), mx::int64);
+    case Element::uint8:
+        return typed(uint8_t(), mx::uint8);
+    case Element::uint16:
+        return typed(uint16_t(), mx::uint16);
+    case Element::uint32:
+        return typed(uint32_t(), mx::uint32);
+    case Element::uint64:
+        return typed(uint64_t(), mx::uint64);
+    case Element::float16:
+        return typed(mx::float16_t(), mx::float16);
+    case Element::bfloat16:
+        return typed(mx::bfloat16_t(), mx::bfloat16);
+    case Element::float32:
+        return typed(float(), mx::float32);
+    case Element::float64:
+        return typed(double(), mx::float64);
+    case Element::other:
+        break;
+    }
+    throw std::logic_error("an element that cannot be read");
+}
+
+Array read(const Source &source, const formats::Entry &entry) {
+    if (entry.element == Element::other) {
+        throw std::runtime_error("has dtype " + quoted(entry.dtype) +
+                                 ", which this program doesn't read");
+    }
+    if (entry.bytes == 0) {
+        return {entry.shape, {}};
+    }
+    std::vector<char> bytes = source.read(entry.offset, entry.bytes);
+    if (entry.big_endian) {
+        const auto size = std::ptrdiff_t(formats::size_of(entry.element));
+        for (auto at = bytes.begin(); at != bytes.end(); at += size) {
+            std::reverse(at, at + size);
+        }
+    }
+    mx::Shape shape(entry.shape.begin(), entry.shape.end());
+    if (!entry.fortran_order) {
+        return to_array(from_bytes(bytes, shape, entry.element));
+    }
+    std::reverse(shape.begin(), shape.end());
+    return to_array(mx::transpose(from_bytes(bytes, shape, entry.element)));
+}
+
+Array read_weight(const Source &source, const formats::Entry &entry) {
+    if (!formats::is_float(entry.element)) {
+        throw std::runtime_error("has dtype " + quoted(entry.dtype) + ", weights are floats");
+    }
+    return read(source, entry);
+}
+
+// Calls read() and says of which file, or of which entry of it, an exception is.
+template<typename Read>
+auto naming(const std::string &what, Read read) {
+    try {
+        return read();
+    } catch (const std::exception &e) {
+        throw std::runtime_error(what + ": " + e.what());
+    }
 }
 
 mx::Dtype dtype_of(hbn::DType dtype) {
@@ -51,154 +134,55 @@ mx::array from_array(const Array &array, mx::Dtype dtype) {
     return result;
 }
 
-// Lets MLX read a .npy that lies in memory.
-class MemoryReader : public mx::io::Reader {
+// Collects what MLX writes.
+class MemoryWriter : public mx::io::Writer {
 public:
-    MemoryReader(std::vector<char> bytes, std::string label)
-        : bytes_(std::move(bytes)), label_(std::move(label)) {
-    }
     bool is_open() const override {
         return true;
     }
     bool good() const override {
-        return good_;
+        return true;
     }
     size_t tell() override {
-        return position_;
+        return bytes.size();
     }
-    void seek(int64_t offset, std::ios_base::seekdir from) override {
-        position_ = size_t(offset + (from == std::ios_base::beg   ? 0
-                                     : from == std::ios_base::cur ? int64_t(position_)
-                                                                  : int64_t(bytes_.size())));
+    void seek(int64_t, std::ios_base::seekdir) override {
+        throw std::logic_error("a .npy is written from its beginning to its end");
     }
-    void read(char *data, size_t size) override {
-        read(data, size, position_);
-        position_ += size;
-    }
-    void read(char *data, size_t size, size_t offset) override {
-        if (offset > bytes_.size() || size > bytes_.size() - offset) {
-            good_ = false;
-            throw std::runtime_error("truncated array");
-        }
-        std::memcpy(data, bytes_.data() + offset, size);
+    void write(const char *data, size_t size) override {
+        bytes.insert(bytes.end(), data, data + size);
     }
     std::string label() const override {
-        return label_;
+        return "memory";
     }
 
-private:
-    std::vector<char> bytes_;
-    std::string label_;
-    size_t position_ = 0;
-    bool good_ = true;
+    std::vector<char> bytes;
 };
 
-// A .npz is a zip of .npy files. No library on PyPI reads zip from C++, and what NumPy writes of the format is
-// small: a directory at the end, entries stored or deflated.
-class Npz {
-public:
-    explicit Npz(const std::string &path) : path_(path) {
-        std::ifstream file(path, std::ios::binary);
-        bytes_.assign(std::istreambuf_iterator<char>(file), {});
-        constexpr size_t kEndSize = 22;
-        size_t end = bytes_.size() < kEndSize ? 0 : bytes_.size() - kEndSize + 1;
-        while (end > 0 && number(end - 1, 4) != 0x06054b50) {
-            end--;
-        }
-        if (end == 0) {
-            fail(path_, "not a .npz file");
-        }
-        const size_t entries = number(end - 1 + 10, 2);
-        size_t at = number(end - 1 + 16, 4);
-        for (size_t i = 0; i < entries; i++) {
-            if (number(at, 4) != 0x02014b50) {
-                fail(path_, "damaged directory");
-            }
-            const size_t name_size = number(at + 28, 2);
-            const std::string name = text(at + 46, name_size);
-            entries_[name] = {number(at + 10, 2), number(at + 20, 4), number(at + 24, 4),
-                              number(at + 42, 4)};
-            at += 46 + name_size + number(at + 30, 2) + number(at + 32, 2);
-        }
+// Every step may be the one that fails: a full disk often shows only when buffers are flushed. What is left of a file
+// is removed, so that nobody takes it for the whole.
+template<typename Byte>
+void write_file(const std::string &path, const std::vector<Byte> &bytes) {
+    std::FILE *const file = std::fopen(path.c_str(), "wb");
+    bool written = file && std::fwrite(bytes.data(), 1, bytes.size(), file) == bytes.size();
+    written = written && std::fflush(file) == 0;
+    int error = errno;
+    if (file && std::fclose(file) != 0 && written) {
+        written = false;
+        error = errno;
     }
-
-    std::map<std::string, Array> arrays() const {
-        std::map<std::string, Array> all;
-        for (const auto &[name, entry] : entries_) {
-            if (name.size() > 4 && name.substr(name.size() - 4) == ".npy") {
-                const auto reader = std::make_shared<MemoryReader>(contents(entry), name);
-                all[name.substr(0, name.size() - 4)] = to_array(mx::load(reader));
-            }
+    if (!written) {
+        std::error_code ignored;
+        if (file && std::filesystem::is_regular_file(path, ignored)) {
+            std::filesystem::remove(path, ignored);
         }
-        return all;
+        fail(path, std::string("cannot be written: ") + std::strerror(error));
     }
-
-private:
-    struct Entry {
-        size_t method, packed_size, size, header;
-    };
-
-    size_t number(size_t at, int count) const {
-        if (at + size_t(count) > bytes_.size()) {
-            fail(path_, "truncated");
-        }
-        size_t value = 0;
-        for (int i = count - 1; i >= 0; i--) {
-            value = value << 8 | uint8_t(bytes_[at + size_t(i)]);
-        }
-        return value;
-    }
-
-    std::string text(size_t at, size_t size) const {
-        if (size > bytes_.size() || at > bytes_.size() - size) {
-            fail(path_, "truncated");
-        }
-        return std::string(bytes_.data() + at, size);
-    }
-
-    std::vector<char> contents(const Entry &entry) const {
-        const size_t begin =
-            entry.header + 30 + number(entry.header + 26, 2) + number(entry.header + 28, 2);
-        if (entry.packed_size > bytes_.size() || begin > bytes_.size() - entry.packed_size) {
-            fail(path_, "truncated");
-        }
-        if (entry.method == 0) {
-            return {bytes_.begin() + long(begin), bytes_.begin() + long(begin + entry.packed_size)};
-        }
-        if (entry.method != 8) {
-            fail(path_, "compressed with an unknown method");
-        }
-        std::vector<char> out(entry.size);
-        z_stream stream = {};
-        stream.next_in = reinterpret_cast<Bytef *>(const_cast<char *>(bytes_.data() + begin));
-        stream.avail_in = uInt(entry.packed_size);
-        stream.next_out = reinterpret_cast<Bytef *>(out.data());
-        stream.avail_out = uInt(entry.size);
-        int status = inflateInit2(&stream, -15);  // bare deflate, without zlib's own header
-        if (status == Z_OK) {
-            status = inflate(&stream, Z_FINISH);
-            inflateEnd(&stream);
-        }
-        if (status != Z_STREAM_END || stream.avail_out != 0) {
-            fail(path_, "damaged data");
-        }
-        return out;
-    }
-
-    std::string path_;
-    std::vector<char> bytes_;
-    std::map<std::string, Entry> entries_;
-};
+}
 
 bool ends_with(const std::string &text, const std::string &end) {
     return text.size() >= end.size() &&
            text.compare(text.size() - end.size(), end.size(), end) == 0;
-}
-
-void require_readable(const std::string &path) {
-    if (!std::ifstream(path)) {
-        fail(path, "cannot be opened");
-    }
 }
 
 // An RGB picture, rows from the top.
@@ -220,13 +204,13 @@ void append_big_endian(std::vector<uint8_t> &bytes, size_t value) {
     }
 }
 
-void write_chunk(std::ostream &out, const char *type, const std::vector<uint8_t> &body) {
+void append_chunk(std::vector<uint8_t> &out, const char *type, const std::vector<uint8_t> &body) {
     std::vector<uint8_t> bytes;
     append_big_endian(bytes, body.size());
     bytes.insert(bytes.end(), type, type + 4);
     bytes.insert(bytes.end(), body.begin(), body.end());
     append_big_endian(bytes, crc32(0, bytes.data() + 4, uInt(bytes.size() - 4)));
-    out.write(reinterpret_cast<const char *>(bytes.data()), std::streamsize(bytes.size()));
+    out.insert(out.end(), bytes.begin(), bytes.end());
 }
 
 // A PNG without row filters is a header and what zlib makes of the rows: no library needed beyond that.
@@ -248,15 +232,11 @@ void save_png(const std::string &path, const Picture &picture) {
     append_big_endian(header, picture.width);
     append_big_endian(header, picture.height);
     header.insert(header.end(), {8, 2, 0, 0, 0});  // 8 bits, RGB, deflate, no interlacing
-    std::ofstream out(path, std::ios::binary);
-    out.write("\x89PNG\r\n\x1a\n", 8);
-    write_chunk(out, "IHDR", header);
-    write_chunk(out, "IDAT", packed);
-    write_chunk(out, "IEND", {});
-    out.close();
-    if (!out) {
-        fail(path, "cannot be written");
-    }
+    std::vector<uint8_t> file = {0x89, 'P', 'N', 'G', '\r', '\n', 0x1a, '\n'};
+    append_chunk(file, "IHDR", header);
+    append_chunk(file, "IDAT", packed);
+    append_chunk(file, "IEND", {});
+    write_file(path, file);
 }
 
 // One tensor of a batch as a picture: three channels as RGB, otherwise the first as gray.
@@ -281,20 +261,16 @@ void draw(const Array &tensor, int64_t n, double low, double high, size_t left, 
 }  // namespace
 
 Array load_npy(const std::string &path) {
-    require_readable(path);
-    try {
-        return to_array(mx::load(path));
-    } catch (const std::exception &e) {
-        fail(path, std::string("not a readable .npy file: ") + e.what());
-    }
+    return naming(path, [&] {
+        const Source source(path);
+        return read(source, formats::read_npy(source));
+    });
 }
 
 void save_npy(const std::string &path, const Array &array, hbn::DType dtype) {
-    try {
-        mx::save(path, from_array(array, dtype == hbn::DType::float64 ? mx::float64 : mx::float32));
-    } catch (const std::exception &e) {
-        fail(path, std::string("cannot be written: ") + e.what());
-    }
+    const auto writer = std::make_shared<MemoryWriter>();
+    mx::save(writer, from_array(array, dtype == hbn::DType::float64 ? mx::float64 : mx::float32));
+    write_file(path, writer->bytes);
 }
 
 std::vector<char> to_bytes(const Array &array, hbn::DType dtype) {
@@ -306,40 +282,47 @@ std::vector<char> to_bytes(const Array &array, hbn::DType dtype) {
 Array from_bytes(const std::vector<char> &bytes, const std::vector<int64_t> &shape,
                  hbn::DType dtype) {
     const mx::Shape mx_shape(shape.begin(), shape.end());
-    const auto typed = [&](auto zero) {
-        return mx::array(reinterpret_cast<const decltype(zero) *>(bytes.data()), mx_shape,
-                         dtype_of(dtype));
-    };
     switch (dtype) {
     case hbn::DType::float64:
-        return to_array(typed(double()));
+        return to_array(from_bytes(bytes, mx_shape, Element::float64));
     case hbn::DType::bfloat16:
-        return to_array(typed(mx::bfloat16_t()));
+        return to_array(from_bytes(bytes, mx_shape, Element::bfloat16));
     case hbn::DType::float16:
-        return to_array(typed(mx::float16_t()));
+        return to_array(from_bytes(bytes, mx_shape, Element::float16));
     default:
-        return to_array(typed(float()));
+        return to_array(from_bytes(bytes, mx_shape, Element::float32));
     }
 }
 
-std::map<std::string, Array> load_weights(const std::string &path) {
-    require_readable(path);
-    try {
-        if (ends_with(path, ".npz")) {
-            return Npz(path).arrays();
-        }
-        if (ends_with(path, ".safetensors")) {
-            std::map<std::string, Array> all;
-            for (const auto &[name, array] : mx::load_safetensors(path).first) {
-                all[name] = to_array(array);
+Weights load_weights(const std::string &path, const std::set<std::string> &wanted) {
+    return naming(path, [&] {
+        Weights weights;
+        const Source source(path);
+        const auto load = [&](const auto &entries, auto read_entry) {
+            for (const auto &entry : entries) {
+                const std::string &name = entry.first;
+                if (wanted.count(name)) {
+                    weights.arrays[name] =
+                        naming(quoted(name), [&] { return read_entry(name, entry.second); });
+                } else {
+                    weights.others.push_back(name);
+                }
             }
-            return all;
+        };
+        if (ends_with(path, ".npz")) {
+            load(formats::read_npz(source), [&](const std::string &name, const auto &member) {
+                const Source npy(formats::unpack(source, name, member));
+                return read_weight(npy, formats::read_npy(npy));
+            });
+        } else if (ends_with(path, ".safetensors")) {
+            load(formats::read_safetensors(source), [&](const std::string &, const auto &entry) {
+                return read_weight(source, entry);
+            });
+        } else {
+            throw std::runtime_error("weights are .safetensors or .npz files");
         }
-    } catch (const std::exception &e) {
-        const std::string what = e.what();
-        fail(path, what.rfind(path, 0) == 0 ? what.substr(path.size() + 2) : what);
-    }
-    fail(path, "weights are .safetensors or .npz");
+        return weights;
+    });
 }
 
 void save_comparison(const std::string &path, const Array &before, const Array &after) {

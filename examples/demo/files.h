@@ -1,5 +1,4 @@
-// The demonstration's file formats: MLX reads .npy and .safetensors and converts between dtypes, zlib unpacks .npz
-// and packs PNG.
+// The demonstration's files: formats.h checks what is read, MLX converts between dtypes and writes .npy, zlib packs PNG.
 #ifndef HBN_EXAMPLES_DEMO_FILES_H
 #define HBN_EXAMPLES_DEMO_FILES_H
 
@@ -7,6 +6,7 @@
 
 #include <cstdint>
 #include <map>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -15,15 +15,19 @@ struct Array {
     std::vector<double> values;  // C order
 };
 
-// Functions that take a path throw std::runtime_error that names the file and what is wrong with it.
+// Functions that take a path throw std::runtime_error: one line that names the file and what is wrong with it.
 
-// Any numeric .npy.
+// A .npy of integers, floats or truth values.
 Array load_npy(const std::string &path);
 // As float64, or float32 for any other dtype: .npy knows no bfloat16.
 void save_npy(const std::string &path, const Array &array, hbn::DType dtype);
 
-// The arrays of a .safetensors or .npz file by name.
-std::map<std::string, Array> load_weights(const std::string &path);
+// Of a .safetensors or .npz file the floats that are `wanted`; the others are named, not read.
+struct Weights {
+    std::map<std::string, Array> arrays;
+    std::vector<std::string> others;
+};
+Weights load_weights(const std::string &path, const std::set<std::string> &wanted);
 
 // The values in memory as `dtype`, in C order, and back.
 std::vector<char> to_bytes(const Array &array, hbn::DType dtype);

@@ -95,9 +95,13 @@ private:
     }
 };
 
+static_assert(std::is_trivially_destructible_v<Registry>);
+
 Registry &registry() {
-    static Registry *const all = new Registry;  // static objects' destructors may still call hbn
-    return *all;
+    // In static memory, without a destructor: the first call allocates nothing, and static objects' destructors may
+    // still call hbn.
+    static Registry all;
+    return all;
 }
 
 // Null for a dtype that has no kernels.

@@ -4,7 +4,7 @@
 
 #include "runtime/checks.h"
 
-#include <string>
+#include <string_view>
 #include <utility>
 
 namespace hbn::internal {
@@ -13,33 +13,48 @@ namespace {
 
 // ---- kernels by name
 
-// That of `base` with what is fused into it; Kernel::none where there is none.
-Kernel fused_kernel(Kernel base, const Problem &p, bool with_mask) {
-    if (p.is_plain()) {
-        return base;
+// Whether `name` is these parts, one after the other.
+constexpr bool consists_of(std::string_view name, std::string_view a, std::string_view b,
+                           std::string_view c, std::string_view d) {
+    for (const std::string_view part : {a, b, c, d}) {
+        if (name.substr(0, part.size()) != part) {
+            return false;
+        }
+        name.remove_prefix(part.size());
     }
-    struct Table {
-        Kernel kernels[kKernels][kActivations][2][2];
+    return name.empty();
+}
 
-        Table() {
-            for (int base = 0; base < kKernels; base++) {
-                for (int activation = 0; activation < kActivations; activation++) {
-                    for (const bool add : {false, true}) {
-                        const std::string name = std::string(row(Kernel(base)).name) +
-                                                 (add ? "_add_" : "_") +
-                                                 row(Activation(activation)).name;
-                        const Kernel plain = kernel_named(name);
-                        const Kernel masked = kernel_named(name + "_mask");
-                        Kernel(&mine)[2] = kernels[base][activation][add];
-                        mine[false] = plain;
-                        mine[true] = masked != Kernel::none ? masked : plain;
-                    }
+// The row "forward_training_add_relu_mask" for forward_training, an addition, relu and a mask.
+constexpr Kernel find_fused(Kernel base, bool add, Activation activation, bool mask) {
+    for (int i = 0; i < kKernels; i++) {
+        if (consists_of(kKernelRows[i].name, row(base).name, add ? "_add_" : "_",
+                        row(activation).name, mask ? "_mask" : "")) {
+            return Kernel(i);
+        }
+    }
+    return Kernel::none;
+}
+
+// That of `base` with what is fused into it; Kernel::none where there is none. Some write a mask unasked.
+template<Kernel base>
+Kernel fused_kernel(const Problem &p, bool with_mask) {
+    struct Table {
+        Kernel kernels[kActivations][2][2] = {};
+
+        constexpr Table() {
+            for (int a = 0; a < kActivations; a++) {
+                for (const bool add : {false, true}) {
+                    const Kernel plain = find_fused(base, add, Activation(a), false);
+                    const Kernel masked = find_fused(base, add, Activation(a), true);
+                    kernels[a][add][0] = plain;
+                    kernels[a][add][1] = masked != Kernel::none ? masked : plain;
                 }
             }
         }
     };
-    static const Table table;
-    return table.kernels[int(base)][int(p.activation)][p.adds_residual][with_mask];
+    static constexpr Table table;
+    return p.is_plain() ? base : table.kernels[int(p.activation)][p.adds_residual][with_mask];
 }
 
 // ---- statistics
@@ -118,7 +133,7 @@ hbn_status map_activation(Block &b) {
 hbn_status forward_by_batch_statistics(Block &b) {
     const Problem &p = b.problem();
     const bool finalizes = p.updates_running_statistics || b.has(Arg::mean) || b.has(Arg::invstd);
-    const Kernel fused = fused_kernel(Kernel::forward_training, p, b.has(Arg::mask));
+    const Kernel fused = fused_kernel<Kernel::forward_training>(p, b.has(Arg::mask));
     if (b.is_one_piece() && b.has_kernel(fused)) {
         HBN_TRY(b.call(fused));
         return finalizes ? finalize_moments(b, p.count) : HBN_OK;
@@ -138,7 +153,7 @@ hbn_status forward(Block &b) {
     if (p.batch_statistics) {
         return forward_by_batch_statistics(b);
     }
-    const Kernel fused = fused_kernel(Kernel::forward_inference, p, b.has(Arg::mask));
+    const Kernel fused = fused_kernel<Kernel::forward_inference>(p, b.has(Arg::mask));
     if (b.has_kernel(fused)) {
         return b.call_for_each_piece(fused);
     }
@@ -216,18 +231,18 @@ hbn_status backward_by_batch_statistics(Block &b) {
     return maps ? b.call_for_each_piece(Kernel::backward_elemt) : HBN_OK;
 }
 
-// Whether grad_input takes grad_output's place. Then what sums over grad_output must have done so before grad_input is
-// written, which kernels that do both with running statistics need not: there grad_input takes no sums.
-bool is_in_place(const Block &b) {
-    return b.has(Arg::grad_input) &&
+// By running statistics grad_input needs no sums, and a kernel for both may write it first: not in place of what is
+// still to be summed.
+bool maps_before_it_sums(const Block &b) {
+    return !b.problem().batch_statistics &&
            b.tensor(Arg::grad_input).data == b.tensor(Arg::grad_output).data;
 }
 
 hbn_status backward_by_running_statistics(Block &b) {
     const bool maps = b.has(Arg::grad_input);
     const bool reduces = b.has(Arg::grad_weight) || b.has(Arg::grad_bias);
-    if (maps && reduces && !is_in_place(b) && b.is_one_piece() &&
-        b.has_kernel(Kernel::backward_inference)) {
+    if (maps && reduces && b.is_one_piece() && b.has_kernel(Kernel::backward_inference) &&
+        !maps_before_it_sums(b)) {
         return b.call(Kernel::backward_inference);
     }
     if (reduces) {
@@ -240,9 +255,10 @@ hbn_status backward_by_running_statistics(Block &b) {
 hbn_status backward(Block &b) {
     const Problem &p = b.problem();
     if (!p.is_plain()) {
-        const Kernel fused = fused_kernel(
-            p.batch_statistics ? Kernel::backward_training : Kernel::backward_inference, p, false);
-        if (b.is_one_piece() && b.has_kernel(fused) && (p.batch_statistics || !is_in_place(b))) {
+        const Kernel fused = p.batch_statistics
+                                 ? fused_kernel<Kernel::backward_training>(p, false)
+                                 : fused_kernel<Kernel::backward_inference>(p, false);
+        if (b.is_one_piece() && b.has_kernel(fused) && !maps_before_it_sums(b)) {
             return b.call(fused);
         }
         HBN_TRY(differentiate_activation(b));

@@ -6,6 +6,11 @@
 
 #include <HalideRuntime.h>
 
+#if defined(__x86_64__) || defined(__i386__)
+#define HBN_X86 1
+#include <cpuid.h>
+#endif
+
 // Only for HBN_INSTRUCTION_SETS.
 #include <hbn_kernels.h>
 
@@ -16,10 +21,6 @@ namespace hbn::internal {
 
 namespace {
 
-#if defined(__x86_64__) || defined(__i386__)
-#define HBN_X86 1
-#endif
-
 // Levels by rank; anything but x86's three ("neon", "cuda", "portable", ...) has nothing to choose
 // from.
 enum Level { baseline = 0, sse41 = 1, avx2 = 2, avx512 = 3 };
@@ -29,6 +30,14 @@ Level level_named(const char *name) {
     return is("avx512") ? avx512 : is("avx2") ? avx2 : is("sse41") ? sse41 : baseline;
 }
 
+#ifdef HBN_X86
+// clang 14's __builtin_cpu_supports() does not know it.
+bool supports_f16c() {
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+#endif
+
 Level processor_level() {
 #ifdef HBN_X86
     __builtin_cpu_init();
@@ -36,7 +45,7 @@ Level processor_level() {
         return baseline;
     }
     if (!__builtin_cpu_supports("avx") || !__builtin_cpu_supports("avx2") ||
-        !__builtin_cpu_supports("fma") || !__builtin_cpu_supports("f16c")) {
+        !__builtin_cpu_supports("fma") || !supports_f16c()) {
         return sse41;
     }
     if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512cd") ||

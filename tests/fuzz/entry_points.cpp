@@ -244,8 +244,6 @@ Arena &arena() {
     return the;
 }
 
-using Wide = __int128;
-
 // What is known of an argument without asking hbn.
 enum class Verdict {
     fine,     // all that it says is its memory is in the arena
@@ -256,27 +254,29 @@ enum class Verdict {
 // Of `dimensions` sizes, none negative, and strides.
 Verdict judge_memory(const void *data, int64_t bytes, int dimensions, const int64_t *sizes,
                      const int64_t *strides) {
-    Wide last = 0, elements = 1;
+    // Exact where the arena has room, and close enough elsewhere.
+    double last = 0, elements = 1;
     for (int d = 0; d < dimensions; d++) {
-        elements *= sizes[d];
-        if (elements == 0) {
-            return Verdict::fine;
-        }
-        elements = std::min<Wide>(elements, Wide(1) << 63);
+        elements *= double(sizes[d]);
+    }
+    if (elements == 0) {
+        return Verdict::fine;
     }
     for (int d = 0; d < dimensions; d++) {
         if (sizes[d] > 1 && strides[d] < 0) {
             return Verdict::refused;
         }
-        last += sizes[d] > 1 ? Wide(sizes[d] - 1) * strides[d] : 0;
+        last += sizes[d] > 1 ? double(sizes[d] - 1) * double(strides[d]) : 0;
     }
-    const Wide span = (last + 1) * bytes;
-    if (!data || uintptr_t(data) % uintptr_t(bytes) != 0 || span > Wide(1) << 62 ||
-        Wide(uintptr_t(data)) + span > Wide(UINTPTR_MAX) || elements > Wide(1) << 62) {
+    const double span = (last + 1) * double(bytes), largest = std::ldexp(1.0, 62);
+    const uintptr_t address = uintptr_t(data), room = UINTPTR_MAX - address;
+    const bool is_small = span <= Arena::kSize;
+    if (!data || address % uintptr_t(bytes) != 0 || span > largest || elements > largest ||
+        (is_small ? uintptr_t(span) > room : span > 2 * double(UINTPTR_MAX))) {
         return Verdict::refused;
     }
     // More elements than the arena has are for an afternoon's test.
-    return span <= Arena::kSize && arena().holds(data, int64_t(span)) && elements <= Arena::kSize
+    return is_small && arena().holds(data, int64_t(span)) && elements <= Arena::kSize
                ? Verdict::fine
                : Verdict::outside;
 }
@@ -548,9 +548,11 @@ void spoil(Choices &choices, std::vector<Slot> &slots, Slot *s) {
             // In place, or nearly so.
             const Slot &other = slots[choices.below(uint32_t(slots.size()))];
             if (other.kind == Kind::tensor) {
-                const hbn_dtype mine = t.dtype;
+                const hbn_tensor mine = t;
                 t = other.tensor;
-                t.dtype = s->role == other.role ? t.dtype : mine;
+                if (s->role != other.role) {
+                    std::memcpy(&t.dtype, &mine.dtype, sizeof t.dtype);
+                }
             }
             break;
         }

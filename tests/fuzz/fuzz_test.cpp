@@ -26,7 +26,7 @@ void run(void (*property)(Choices &), int64_t least_cases) {
 }
 
 TEST(Fuzz, overlap) {
-    run(fuzz_overlap, 20000);
+    run(fuzz_overlap, 5000);
     const OverlapCounts &counts = overlap_counts();
     // Both answers were asked for, and what is this small is always answered exactly.
     EXPECT_GT(counts.disjoint, counts.cases / 10);
@@ -37,17 +37,17 @@ TEST(Fuzz, overlap) {
 TEST(Fuzz, entry_points) {
     EXPECT_EQ(num_entry_points(), internal::kOperations)
         << "tests/fuzz/entry_points.cpp lacks an operation of runtime/operations.def";
-    run(fuzz_entry_points, 20000);
+    run(fuzz_entry_points, 5000);
     for (const EntryPointCounts *counts = entry_point_counts(); counts->name; counts++) {
         RecordProperty(counts->name, std::to_string(counts->succeeded) + " succeeded, " +
                                          std::to_string(counts->refused) + " were refused");
-        EXPECT_GT(counts->succeeded, counts->refused / 50) << counts->name;
-        EXPECT_GT(counts->refused, counts->succeeded / 50) << counts->name;
+        EXPECT_GT(counts->succeeded, 0) << counts->name;
+        EXPECT_GT(counts->refused, 0) << counts->name;
     }
 }
 
 TEST(Fuzz, dlpack) {
-    run(fuzz_dlpack, 20000);
+    run(fuzz_dlpack, 5000);
 }
 
 }  // namespace

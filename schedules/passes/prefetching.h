@@ -1,6 +1,6 @@
 // Prefetches for loops that read or write what no cache near the processor holds.
-#ifndef HBN_SCHEDULES_PREFETCHING_H
-#define HBN_SCHEDULES_PREFETCHING_H
+#ifndef HBN_SCHEDULES_PASSES_PREFETCHING_H
+#define HBN_SCHEDULES_PASSES_PREFETCHING_H
 
 #include <Halide.h>
 

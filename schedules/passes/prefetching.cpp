@@ -1,4 +1,4 @@
-#include "schedules/prefetching.h"
+#include "schedules/passes/prefetching.h"
 
 #include <cstring>
 #include <map>

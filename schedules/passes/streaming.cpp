@@ -1,4 +1,4 @@
-#include "schedules/streaming.h"
+#include "schedules/passes/streaming.h"
 
 #include <set>
 #include <vector>

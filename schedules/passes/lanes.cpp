@@ -1,4 +1,4 @@
-#include "schedules/lanes.h"
+#include "schedules/passes/lanes.h"
 
 #include <algorithm>
 #include <string>

@@ -1,6 +1,6 @@
 // Vectors' stores, written anew in terms of some of their lanes.
-#ifndef HBN_SCHEDULES_LANES_H
-#define HBN_SCHEDULES_LANES_H
+#ifndef HBN_SCHEDULES_PASSES_LANES_H
+#define HBN_SCHEDULES_PASSES_LANES_H
 
 #include <Halide.h>
 

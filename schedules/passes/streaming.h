@@ -1,6 +1,6 @@
 // Stores that bypass the cache, for outputs larger than it: no line is read before it is written whole.
-#ifndef HBN_SCHEDULES_STREAMING_H
-#define HBN_SCHEDULES_STREAMING_H
+#ifndef HBN_SCHEDULES_PASSES_STREAMING_H
+#define HBN_SCHEDULES_PASSES_STREAMING_H
 
 #include <Halide.h>
 

@@ -1,0 +1,49 @@
+# A library like hbn with fewer kernels, of the same objects: what is compiled for one is compiled for both.
+
+# `kernels` is an expression that names of kernels, as forward_training_float32_nchw, match from their beginning.
+function(hbn_add_library_of_kernels library kernels)
+    # The kernels that hbn lists, as in HBN_BUILT_KERNEL(forward_training, float32, nchw).
+    set(folder ${CMAKE_CURRENT_BINARY_DIR}/${library})
+    set(list_of_all ${hbn_BINARY_DIR}/hbn_kernels.h)
+    set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${list_of_all})
+    file(READ ${list_of_all} list)
+    string(REGEX MATCHALL "\nHBN_BUILT_[A-Z_]*\\([^)]*\\)" rows "${list}")
+    set(names "")
+    foreach (row IN LISTS rows)
+        string(REGEX REPLACE "^\nHBN_BUILT_([A-Z_]*)\\((.*)\\)$" "\\2" name "${row}")
+        if (CMAKE_MATCH_1 STREQUAL "CONVERSION")
+            string(PREPEND name "convert_")
+        endif ()
+        string(REPLACE ", " "_" name "${name}")
+        if (name MATCHES "^(${kernels})")
+            list(APPEND names hbn_${name})
+        else ()
+            string(REPLACE "${row}" "" list "${list}")
+        endif ()
+    endforeach ()
+    file(CONFIGURE OUTPUT ${folder}/hbn_kernels.h CONTENT "${list}" @ONLY)
+
+    hbn_add_objects(${library}_kernel_list ${PROJECT_SOURCE_DIR}/runtime/engine/kernels.cpp)
+    target_include_directories(${library}_kernel_list BEFORE PRIVATE ${folder})
+
+    # Files are named after kernels: hbn_NAME.o, hbn_NAME_wrapper.o and, for each instruction set, hbn_NAME-...o
+    get_target_property(objects hbn SOURCES)
+    list(FILTER objects INCLUDE REGEX "\\.o$")
+    set(chosen "")
+    foreach (object IN LISTS objects)
+        cmake_path(GET object FILENAME name)
+        string(REGEX REPLACE "(-.*|_wrapper)?\\.o$" "" name ${name})
+        if (name IN_LIST names OR NOT name MATCHES "^hbn_.*_(float|bfloat)")
+            list(APPEND chosen ${object})
+        endif ()
+    endforeach ()
+    set_source_files_properties(${chosen} PROPERTIES EXTERNAL_OBJECT ON)
+
+    add_library(${library} STATIC EXCLUDE_FROM_ALL ${chosen} $<TARGET_OBJECTS:hbn_runtime>
+                $<TARGET_OBJECTS:${library}_kernel_list>)
+    set_target_properties(${library} PROPERTIES LINKER_LANGUAGE CXX)
+    set_target_properties(${library}_kernel_list PROPERTIES EXCLUDE_FROM_ALL ON)
+    target_include_directories(${library} INTERFACE ${PROJECT_SOURCE_DIR}/include)
+    target_compile_features(${library} INTERFACE cxx_std_17)
+    target_link_libraries(${library} INTERFACE Threads::Threads ${CMAKE_DL_LIBS})
+endfunction()

@@ -1,0 +1,444 @@
+#include "generators/reductions.h"
+
+#include <cmath>
+#include <functional>
+#include <utility>
+
+namespace hbn {
+
+using namespace Halide;
+
+Moments merge(const Moments &a, const Expr &count_a, const Moments &b, const Expr &count_b) {
+    // Not in exact_order(): Halide 21 moves strict_float expressions of a Tuple's update across the update's own
+    // stores, so that m2 would be computed with the new mean.
+    const Expr share = count_b / (count_a + count_b);
+    const Expr d = b.mean - a.mean;
+    return {a.mean + d * share, a.m2 + (b.m2 + d * d * (count_a * share))};
+}
+
+namespace {
+
+// A tile's moments, from the sums of d and d^2 over its n values, d being the distance from the pivot.
+Tuple moments_from_pivot(const Expr &pivot, const Expr &sum_d, const Expr &sum_dd, const Expr &n) {
+    const Expr mean_d = sum_d / n;
+    // Rounding alone could make m2 of a constant channel negative.
+    return {pivot + mean_d, max(sum_dd - sum_d * mean_d, f64(0))};
+}
+
+// {sum of dy, sum of dy * (x - mean)}, from the same sums about a center, which is the mean rounded to float32 where
+// sums run in groups.
+Tuple gradient_sums_from_center(const std::vector<Expr> &sums, const Expr &center,
+                                const Expr &mean) {
+    if (center.type() == mean.type()) {
+        return {sums[0], sums[1]};
+    }
+    return {sums[0], sums[1] + sums[0] * exact_order(f64(center) - mean)};
+}
+
+// The two terms to be summed of the element at a place in a tile, in the type that the sum has.
+using PlaneTerms =
+    std::function<std::vector<Expr>(const Expr &i, const Expr &j, const Expr &l, Type type)>;
+using RowTerms = std::function<std::vector<Expr>(const Expr &row, Type type)>;
+
+// Whether float32 sums over groups of such elements, and of their products, may leave float32's range (see Pivot). They
+// are then guarded: beside the two sums there is the largest magnitude of any group's sum.
+bool needs_guard(Type tensor) {
+    return tensor != Float(16);
+}
+
+void set_to_zero(Func sums, const std::vector<Var> &at, bool guarded = false) {
+    std::vector<Expr> zeros = {f64(0), f64(0)};
+    if (guarded) {
+        zeros.emplace_back(uint32_t(0));
+    }
+    sums(at) = Tuple(zeros);
+}
+
+// A number in the order of a float32's magnitude, in which infinities and NaN are the largest. It is made of bits, since
+// LLVM assumes that arithmetic gives neither.
+Expr magnitude(const Expr &value) {
+    return reinterpret<uint32_t>(value) & Expr(uint32_t(0x7fffffff));
+}
+
+void add(Func sums, const std::vector<Var> &at, const std::vector<Expr> &terms) {
+    const FuncRef so_far = sums(at);
+    std::vector<Expr> added = {so_far[0] + f64(terms[0]), so_far[1] + f64(terms[1])};
+    if (sums.outputs() == 3) {
+        // Only terms in float32 can have overflowed. Guarded sums have their own largest magnitude.
+        const Expr so_far_largest = so_far[2];
+        added.push_back(terms.size() == 3 ? max(so_far_largest, terms[2])
+                        : terms[0].type() == Float(32)
+                            ? max(so_far_largest, max(magnitude(terms[0]), magnitude(terms[1])))
+                            : so_far_largest);
+    }
+    sums(at) = Tuple(added);
+}
+
+std::vector<Expr> elements_of(const FuncRef &tuple, int size) {
+    std::vector<Expr> elements;
+    for (int i = 0; i < size; i++) {
+        elements.push_back(tuple[i]);
+    }
+    return elements;
+}
+
+// Whether guarded sums are to be taken in float64 instead: a group overflowed or came near to it, or products may have
+// lost bits below float32's least normal number that count beside their sum.
+Expr out_of_range(const FuncRef &sums) {
+    const float largest = std::ldexp(1.0f, 126);
+    const double least = std::ldexp(1.0, -100);
+    return sums[2] >= reinterpret<uint32_t>(Expr(largest)) ||
+           (sums[2] > 0 && abs(sums[1]) < Expr(least));
+}
+
+// The two float32 sums over one group.
+void sum_group(Func group, const std::vector<Var> &at, const std::vector<Expr> &terms) {
+    group(at) = Tuple(0.0f, 0.0f);
+    const FuncRef so_far = group(at);
+    group(at) = Tuple(so_far[0] + terms[0], so_far[1] + terms[1]);
+}
+
+// Sums each lane, then all lanes. terms(i) are what the update over `over[i]` adds to a lane.
+Reduction::Sweep sweep_by_lane(const PlaneTiling &tiling, const std::vector<RDom> &over,
+                               bool guarded,
+                               const std::function<std::vector<Expr>(size_t update)> &terms) {
+    const std::vector<Var> at = tiling.tile_args();
+    Reduction::Sweep sweep;
+    sweep.sums = Func("tile_sums");
+    sweep.over = over;
+    sweep.by_lane = Func("lane_sums");
+    sweep.lane = tiling.lane;
+    sweep.lanes = RDom(0, tiling.lanes, "lanes");
+    std::vector<Var> lane_at = {tiling.lane};
+    lane_at.insert(lane_at.end(), at.begin(), at.end());
+    set_to_zero(sweep.by_lane, lane_at, guarded);
+    for (size_t i = 0; i < over.size(); i++) {
+        add(sweep.by_lane, lane_at, terms(i));
+    }
+    set_to_zero(sweep.sums, at, guarded);
+    std::vector<Expr> one_lane(lane_at.begin(), lane_at.end());
+    one_lane[0] = sweep.lanes.x;
+    add(sweep.sums, at, elements_of(sweep.by_lane(one_lane), sweep.by_lane.outputs()));
+    return sweep;
+}
+
+// Sums over a tile: in groups, of float32, or all in float64. Nothing is summed unless `where` holds.
+Reduction::Sweep sweep_tile(const PlaneTiling &tiling, bool in_groups, bool guarded,
+                            const Expr &where, const PlaneTerms &terms) {
+    // One step along w takes so many values of each lane.
+    const int values = in_groups ? group_values : 1, step = tiling.lanes * values;
+    RDom whole(0, tiling.sizes.w_units * (TileSizes::w_unit / step), 0, tiling.h, 0, tiling.n,
+               "whole");
+    whole.where(likely(tiling.tw * tiling.w + whole.x * step + (step - 1) < tiling.width) &&
+                whole.y < tiling.tile_h() && whole.z < tiling.tile_n() && where);
+    // A tile consists of whole steps, but the row's last tile may end in less than a step, which is summed in vectors.
+    // The last vector ends where the row does, and leaves out the elements that the one before it had.
+    const Expr left = tiling.width % step;
+    RDom rest(0, ceil_div(left, tiling.lanes), 0, tiling.h, 0, tiling.n, "rest");
+    rest.where(tiling.width - tiling.tw * tiling.w <= tiling.w && tiling.width >= tiling.lanes &&
+               rest.y < tiling.tile_h() && rest.z < tiling.tile_n() && where);
+    const Expr next = tiling.width - left + rest.x * tiling.lanes;
+    const Expr first = min(next, tiling.width - tiling.lanes);
+    // Rows that are shorter than a vector are summed with some lanes idle.
+    RDom narrow(0, tiling.h, 0, tiling.n, "narrow");
+    narrow.where(tiling.width < tiling.lanes && tiling.lane < tiling.width &&
+                 narrow.x < tiling.tile_h() && narrow.y < tiling.tile_n() && where);
+
+    Var i("i"), j("j"), l("l");
+    std::vector<Var> group_at = {tiling.lane, i, j, l};
+    std::vector<Expr> this_group = {tiling.lane, whole.x, whole.y, whole.z};
+    for (const Var &v : tiling.tile_args()) {
+        group_at.push_back(v);
+        this_group.emplace_back(v);
+    }
+    Func group_sums("group_sums");
+    const RDom in_group(0, values, "in_group");
+    if (in_groups) {
+        sum_group(group_sums, group_at,
+                  terms(i * step + in_group * tiling.lanes + tiling.lane, j, l, Float(32)));
+    }
+    // With steps of a single element nothing is left over, and no row is too short.
+    const std::vector<RDom> over =
+        step == 1 ? std::vector<RDom>{whole} : std::vector<RDom>{whole, rest, narrow};
+    Reduction::Sweep sweep = sweep_by_lane(tiling, over, guarded, [&](size_t update) {
+        switch (update) {
+        case 0: {
+            if (!in_groups) {
+                return terms(whole.x * step + tiling.lane, whole.y, whole.z, Float(64));
+            }
+            const FuncRef sums = group_sums(this_group);
+            return std::vector<Expr>{sums[0], sums[1]};
+        }
+        case 1: {
+            std::vector<Expr> last =
+                terms(first - tiling.tw * tiling.w + tiling.lane, rest.y, rest.z, Float(64));
+            for (Expr &term : last) {
+                term = select(first + tiling.lane >= next, term, f64(0));
+            }
+            return last;
+        }
+        default:
+            return terms(tiling.lane, narrow.x, narrow.y, Float(64));
+        }
+    });
+    if (in_groups) {
+        sweep.group = group_sums;
+        sweep.in_group = in_group;
+    }
+    return sweep;
+}
+
+// The sums of both terms over a tile of a tensor of this type. Adds the sweeps that this takes to r.
+std::vector<Expr> sum_tile(const PlaneTiling &tiling, Type tensor, const PlaneTerms &terms,
+                           Reduction &r) {
+    const std::vector<Var> at = tiling.tile_args();
+    const bool guarded = tiling.in_groups && needs_guard(tensor);
+    r.sweeps.push_back(
+        sweep_tile(tiling, tiling.in_groups, guarded, Internal::const_true(), terms));
+    const FuncRef sums = r.sweeps.back().sums(at);
+    if (!guarded) {
+        return {sums[0], sums[1]};
+    }
+    Func use_float64("again");
+    use_float64(at) = out_of_range(sums);
+    r.per_tile.push_back(use_float64);
+    r.sweeps.push_back(sweep_tile(tiling, false, false, use_float64(at), terms));
+    const FuncRef wide = r.sweeps.back().sums(at);
+    return {select(use_float64(at), wide[0], sums[0]), select(use_float64(at), wide[1], sums[1])};
+}
+
+}  // namespace
+
+Reduction reduce_moments(const Func &x, const PlaneTiling &tiling, Pivot from) {
+    const Var &c = tiling.c;
+    const std::vector<Var> at = tiling.tile_args();
+    const Expr n = tiling.count(tiling.tw, tiling.th, tiling.tn);
+    Reduction r;
+    Func pivot("pivot");
+    if (from == Pivot::first_value) {
+        pivot(at) = f64(tiling.at(x, 0, 0, 0));
+    } else if (from == Pivot::tile_mean) {
+        const PlaneTerms value = [&](const Expr &i, const Expr &j, const Expr &l, Type type) {
+            return std::vector<Expr>{cast(type, tiling.at(x, i, j, l)), cast(type, 0)};
+        };
+        r.sweeps = {sweep_tile(tiling, false, false, Internal::const_true(), value)};
+        pivot(at) = r.sweeps[0].sums(at)[0] / n;
+    } else {
+        const RDom over = tiling.sample();
+        r.sweeps = {sweep_by_lane(tiling, {over}, false, [&](size_t) {
+            return std::vector<Expr>{
+                tiling.at(x, over.x * tiling.lanes + tiling.lane, over.y, over.z), f64(0)};
+        })};
+        // Rows without a whole vector have no sample. They have no group either, so that any value will do for a pivot.
+        pivot(at) = cast<float>(select(tiling.tile_w() < tiling.lanes, f64(tiling.at(x, 0, 0, 0)),
+                                       r.sweeps[0].sums(at)[0] / tiling.sample_count()));
+    }
+    r.per_tile = {pivot};
+
+    const PlaneTerms deviation = [&](const Expr &i, const Expr &j, const Expr &l, Type type) {
+        const Expr d = exact_order(cast(type, tiling.at(x, i, j, l)) - cast(type, pivot(at)));
+        return std::vector<Expr>{d, d * d};
+    };
+    const auto sums = sum_tile(tiling, x.type(), deviation, r);
+    r.tile = Func("tile_moments");
+    r.tile(at) = moments_from_pivot(f64(pivot(at)), sums[0], sums[1], n);
+
+    const Expr tw = tiling.tiles.x, th = tiling.tiles.y, tn = tiling.tiles.z;
+    r.merged = Func("moments");
+    r.merged(c) = Tuple(f64(0), f64(0));
+    const FuncRef tile = r.tile(c, tw, th, tn);
+    const Moments merged = merge({r.merged(c)[0], r.merged(c)[1]}, tiling.count_before(tw, th, tn),
+                                 {tile[0], tile[1]}, tiling.count(tw, th, tn));
+    r.merged(c) = Tuple(merged.mean, merged.m2);
+    r.set_loops(tiling.tiles, c, tiling.tw, tiling.th, tiling.tn);
+    return r;
+}
+
+Reduction reduce_gradients(const Func &grad_output, const Func &x, const Func &mean,
+                           const PlaneTiling &tiling) {
+    const Var &c = tiling.c;
+    const std::vector<Var> at = tiling.tile_args();
+    const Expr center = tiling.in_groups ? cast<float>(mean(c)) : mean(c);
+    const PlaneTerms product = [&](const Expr &i, const Expr &j, const Expr &l, Type type) {
+        const Expr dy = exact_order(cast(type, tiling.at(grad_output, i, j, l)));
+        const Expr xmu = exact_order(cast(type, tiling.at(x, i, j, l)) - cast(type, center));
+        return std::vector<Expr>{dy, dy * xmu};
+    };
+    Reduction r;
+    const auto sums = sum_tile(tiling, x.type(), product, r);
+    r.tile = Func("tile_gradients");
+    r.tile(at) = gradient_sums_from_center(sums, center, mean(c));
+
+    const FuncRef tile = r.tile(c, tiling.tiles.x, tiling.tiles.y, tiling.tiles.z);
+    r.merged = Func("sums");
+    r.merged(c) = Tuple(f64(0), f64(0));
+    r.merged(c) = Tuple(r.merged(c)[0] + tile[0], r.merged(c)[1] + tile[1]);
+    r.set_loops(tiling.tiles, c, tiling.tw, tiling.th, tiling.tn);
+    return r;
+}
+
+namespace {
+
+// From sums over the tile's rows in each column, those over each channel's columns.
+ColumnReduction::Sweep sweep_rows(const ColumnTiling &tiling, Func by_column,
+                                  const std::vector<RDom> &rows) {
+    const Var &channel = tiling.channel, &channel_block = tiling.channel_block, &tile = tiling.tile;
+    ColumnReduction::Sweep s;
+    s.by_column = std::move(by_column);
+    s.rows = rows;
+    s.channel_columns = RDom(0, tiling.plane, 0, tiling.repeats, "channel_columns");
+    const FuncRef part = s.by_column(
+        tiling.column_of(channel, s.channel_columns.x, s.channel_columns.y), channel_block, tile);
+    s.by_channel = Func("channel_sums");
+    set_to_zero(s.by_channel, {channel, channel_block, tile}, s.by_column.outputs() == 3);
+    add(s.by_channel, {channel, channel_block, tile}, elements_of(part, s.by_column.outputs()));
+    return s;
+}
+
+ColumnReduction::Sweep sweep_rows(const ColumnTiling &tiling, const RDom &over,
+                                  const RowTerms &terms) {
+    const std::vector<Var> at = {tiling.column, tiling.channel_block, tiling.tile};
+    Func by_column("column_sums");
+    set_to_zero(by_column, at);
+    add(by_column, at, terms(tiling.first_row(tiling.tile) + over.x, Float(64)));
+    return sweep_rows(tiling, by_column, {over});
+}
+
+ColumnReduction::Sweep sweep_rows_in_groups(const ColumnTiling &tiling, const RowTerms &terms,
+                                            bool guarded) {
+    const Var &tile = tiling.tile;
+    const std::vector<Var> at = {tiling.column, tiling.channel_block, tile};
+    RDom whole(0, tiling.tile_rows / row_group, "groups");
+    whole.where(tiling.first_row(tile) + whole.x * row_group + (row_group - 1) < tiling.rows);
+    // A tile consists of whole groups of rows, but the one with the last rows, which is the first tile, may have more.
+    const Expr left = tiling.rows % row_group;
+    RDom rest(0, left, "rest");
+    rest.where(tile == 0);
+
+    Func by_column("column_group_sums");
+    set_to_zero(by_column, at, guarded);
+    std::vector<Expr> group = {0.0f, 0.0f};
+    for (int row = 0; row < row_group; row++) {
+        const std::vector<Expr> values =
+            terms(tiling.first_row(tile) + whole.x * row_group + row, Float(32));
+        group = {group[0] + values[0], group[1] + values[1]};
+    }
+    add(by_column, at, group);
+    add(by_column, at, terms(tiling.rows - left + rest.x, Float(64)));
+    ColumnReduction::Sweep sweep = sweep_rows(tiling, by_column, {whole, rest});
+    sweep.in_groups = true;
+    return sweep;
+}
+
+// The sums of both terms over a tile of a tensor of this type. Adds the sweeps that this takes to r.
+std::vector<Expr> sum_rows(const ColumnTiling &tiling, bool in_groups, Type tensor,
+                           const RowTerms &terms, ColumnReduction &r) {
+    const Var &channel = tiling.channel, &channel_block = tiling.channel_block, &tile = tiling.tile;
+    const bool guarded = in_groups && needs_guard(tensor);
+    r.sweeps.push_back(in_groups ? sweep_rows_in_groups(tiling, terms, guarded)
+                                 : sweep_rows(tiling, tiling.tile_row(), terms));
+    const FuncRef sums = r.sweeps.back().by_channel(channel, channel_block, tile);
+    if (!guarded) {
+        return {sums[0], sums[1]};
+    }
+    // Where one channel needs it, all of the tile's columns are summed in float64, but only that channel's sums change.
+    const RDom channels(0, tiling.channels, "channels");
+    r.use_float64 = Func("again");
+    r.use_float64(channel_block, tile) = cast<uint32_t>(0);
+    r.use_float64(channel_block, tile) = max(
+        r.use_float64(channel_block, tile),
+        cast<uint32_t>(out_of_range(r.sweeps.back().by_channel(channels.x, channel_block, tile))));
+    r.tile_channels = channels;
+    RDom row = tiling.tile_row();
+    row.where(r.use_float64(channel_block, tile) != 0);
+    const Expr in_float64 = out_of_range(sums);
+    r.sweeps.push_back(sweep_rows(tiling, row, terms));
+    const FuncRef wide = r.sweeps.back().by_channel(channel, channel_block, tile);
+    return {select(in_float64, wide[0], sums[0]), select(in_float64, wide[1], sums[1])};
+}
+
+}  // namespace
+
+ColumnReduction reduce_moments(const Func &x, const ColumnTiling &tiling, Pivot from) {
+    const Var &column = tiling.column, &channel_block = tiling.channel_block;
+    const Var &channel = tiling.channel, &tile = tiling.tile;
+    const std::vector<Var> at = {channel, channel_block, tile};
+    const Expr n = tiling.count(tile);
+    ColumnReduction r;
+    Func pivot("pivot");
+    if (from == Pivot::tile_mean) {
+        const RowTerms value = [&](const Expr &row, Type type) {
+            return std::vector<Expr>{cast(type, x(column, channel_block, row)), cast(type, 0)};
+        };
+        r.sweeps = {sweep_rows(tiling, tiling.tile_row(), value)};
+        pivot(at) = r.sweeps[0].by_channel(at)[0] / n;
+    } else if (from == Pivot::sample_mean) {
+        ColumnReduction::Sweep s;
+        s.channel_columns = tiling.sample();
+        s.by_channel = Func("sample_sums");
+        const RDom &over = s.channel_columns;
+        set_to_zero(s.by_channel, at);
+        add(s.by_channel, at,
+            {x(tiling.column_of(channel, over.x, over.y), channel_block,
+               tiling.first_row(tile) + over.z),
+             f64(0)});
+        pivot(at) = cast<float>(s.by_channel(at)[0] / tiling.sample_count());
+        r.sweeps = {s};
+    } else {
+        pivot(at) = f64(x(tiling.plane * channel, channel_block, tiling.first_row(tile)));
+    }
+    r.per_column = tiling.by_column(pivot, "column_pivot");
+
+    const RowTerms deviation = [&](const Expr &row, Type type) {
+        const Expr d = exact_order(cast(type, x(column, channel_block, row)) -
+                                   cast(type, r.per_column(column, channel_block, tile)));
+        return std::vector<Expr>{d, d * d};
+    };
+    const auto sums = sum_rows(tiling, from == Pivot::sample_mean, x.type(), deviation, r);
+    r.tile = Func("tile_moments");
+    r.tile(at) = moments_from_pivot(f64(pivot(at)), sums[0], sums[1], n);
+
+    const Expr i = tiling.tiles.x;
+    r.merged = Func("moments");
+    const FuncRef so_far = r.merged(channel, channel_block),
+                  tile_sums = r.tile(channel, channel_block, i);
+    r.merged(channel, channel_block) = Tuple(f64(0), f64(0));
+    const Moments merged = merge({so_far[0], so_far[1]}, tiling.count_before(i),
+                                 {tile_sums[0], tile_sums[1]}, tiling.count(i));
+    r.merged(channel, channel_block) = Tuple(merged.mean, merged.m2);
+    r.set_loops(tiling.tiles, tiling.all_columns, column, channel_block, channel, tile);
+    return r;
+}
+
+ColumnReduction reduce_gradients(const Func &grad_output, const Func &x, const Func &mean,
+                                 const ColumnTiling &tiling, bool in_groups) {
+    const Var &column = tiling.column, &channel_block = tiling.channel_block;
+    const Var &channel = tiling.channel, &tile = tiling.tile;
+    ColumnReduction r;
+    r.tensors = 2;
+    Func center("center");
+    center(channel, channel_block) =
+        in_groups ? cast<float>(mean(channel, channel_block)) : mean(channel, channel_block);
+    r.per_column = tiling.by_column(center, "column_mean");
+
+    const RowTerms product = [&](const Expr &row, Type type) {
+        const Expr dy = exact_order(cast(type, grad_output(column, channel_block, row)));
+        const Expr xmu = exact_order(cast(type, x(column, channel_block, row)) -
+                                     cast(type, r.per_column(column, channel_block)));
+        return std::vector<Expr>{dy, dy * xmu};
+    };
+    const auto sums = sum_rows(tiling, in_groups, x.type(), product, r);
+    r.tile = Func("tile_gradients");
+    r.tile(channel, channel_block, tile) = gradient_sums_from_center(
+        sums, center(channel, channel_block), mean(channel, channel_block));
+
+    const FuncRef tile_sums = r.tile(channel, channel_block, tiling.tiles.x);
+    r.merged = Func("sums");
+    r.merged(channel, channel_block) = Tuple(f64(0), f64(0));
+    r.merged(channel, channel_block) = Tuple(r.merged(channel, channel_block)[0] + tile_sums[0],
+                                             r.merged(channel, channel_block)[1] + tile_sums[1]);
+    r.set_loops(tiling.tiles, tiling.all_columns, column, channel_block, channel, tile);
+    return r;
+}
+
+}  // namespace hbn
