@@ -236,7 +236,7 @@ hbn_status solve_block(const Problem &problem, int64_t begin, int64_t size, Bloc
 
 }  // namespace
 
-hbn_status run(Operation operation, std::initializer_list<Given> given) {
+hbn_status run(Operation operation, const Given *given) {
     Problem problem;
     HBN_TRY(check(operation, given, &problem));
     if (problem.is_solved) {

@@ -17,6 +17,9 @@ struct Given {
         const hbn_activation *activation;
     };
 
+    // To be assigned.
+    Given() {
+    }
     Given(const hbn_tensor *t) : kind(Kind::tensor), tensor(t) {
     }
     Given(const hbn_vector *v) : kind(Kind::vector), vector(v) {

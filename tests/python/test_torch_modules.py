@@ -761,7 +761,8 @@ def test_compiled_network_trains(fresh_compiler):
     ours = hbn.torch.convert(copy.deepcopy(theirs))
     compiled = torch.compile(ours, fullgraph=True, backend="aot_eager")
     x = batch((4, 3, 6, 6)).contiguous(memory_format=torch.channels_last)
-    assert_same_step(compiled._orig_mod, theirs, x)
+    # The gradient of a bias that batch normalization takes away is roundoff alone.
+    assert_same_step(compiled._orig_mod, theirs, x, unit=4 * UNIT[torch.float32])
     for model in (compiled, theirs):
         model.zero_grad()
         (model(x) * batch((4, 2, 4, 4), seed=1)).sum().backward()
