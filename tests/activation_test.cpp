@@ -260,7 +260,7 @@ INSTANTIATE_TEST_SUITE_P(, Activations, ::testing::ValuesIn(cases()), case_name)
 TEST(ActivationValues, are_those_of_the_formula_at_special_values) {
     const double infinity = std::numeric_limits<double>::infinity();
     const double nan = std::numeric_limits<double>::quiet_NaN();
-    const double values[] = {0,    -0.0, 1,     -1,    3,        -3,        6,   100,
+    const double values[] = {0,    -0.0, 1,     -1,   3,     -3,       6,         100,
                              -100, 1000, -1000, 1e30, -1e30, infinity, -infinity, nan};
     constexpr int64_t size = int64_t(sizeof(values) / sizeof(*values));
     for (const ActivationOracle &oracle : activation_oracles()) {
@@ -280,19 +280,18 @@ TEST(ActivationValues, are_those_of_the_formula_at_special_values) {
                 const double z = x.get(0, 0, 0, w), actual = y.get(0, 0, 0, w);
                 // As PyTorch's formula: z / (1 + exp(-z)) of -infinity is -infinity / infinity, and a hard swish's 0 *
                 // -infinity is no number either.
-                const bool is_nan = std::isnan(z) ||
-                                    (z == -infinity && (oracle.activation.kind == HBN_SILU ||
-                                                        oracle.activation.kind == HBN_HARDSWISH));
+                const bool is_nan =
+                    std::isnan(z) || (z == -infinity && (oracle.activation.kind == HBN_SILU ||
+                                                         oracle.activation.kind == HBN_HARDSWISH));
                 if (is_nan) {
                     EXPECT_TRUE(std::isnan(actual)) << oracle.name << " of " << z << ": " << actual;
                     continue;
                 }
-                const double expected =
-                    round_to(dtype, double(oracle.value(z, oracle.activation)));
-                const double bound = (16 * unit_roundoff(statistic_dtype(dtype)) +
-                                      2 * unit_roundoff(dtype)) *
-                                         std::fabs(expected) +
-                                     1e-30;
+                const double expected = round_to(dtype, double(oracle.value(z, oracle.activation)));
+                const double bound =
+                    (16 * unit_roundoff(statistic_dtype(dtype)) + 2 * unit_roundoff(dtype)) *
+                        std::fabs(expected) +
+                    1e-30;
                 EXPECT_TRUE(actual == expected || std::fabs(actual - expected) <= bound)
                     << oracle.name << " of " << z << " in " << name_of(dtype) << " is " << actual
                     << ", not " << expected;

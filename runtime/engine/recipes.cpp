@@ -345,7 +345,8 @@ hbn_status differentiate_by_x_and_weight(Block &b, const Sums &of_ddx) {
     for (int64_t c = 0; c < center.size && !b.rehearses(); c++) {
         store(center, c, batch_statistics ? load(of_ddx.plain, c) / count : 0);
     }
-    HBN_TRY(reduce(b, b.tensor(Arg::grad_output), b.tensor(Arg::grad_grad_input), center, &of_both));
+    HBN_TRY(
+        reduce(b, b.tensor(Arg::grad_output), b.tensor(Arg::grad_grad_input), center, &of_both));
     b.set(Arg::center, center);
     b.set(Arg::count, count);
     b.set(Arg::sum_dy_ddx, of_both.xmu);

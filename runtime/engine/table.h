@@ -129,7 +129,8 @@ struct KernelRow {
     KernelKind kind;
 };
 inline constexpr KernelRow kKernelRows[] = {
-#define HBN_KERNEL(name, generator, parameters, activation, kind, layouts) {#name, KernelKind::kind},
+#define HBN_KERNEL(name, generator, parameters, activation, kind, layouts) \
+    {#name, KernelKind::kind},
 #include "runtime/operations.def"
 #define HBN_VECTOR_KERNEL(name, dtypes) {#name, KernelKind::vectors},
 #include "runtime/operations.def"
@@ -176,7 +177,7 @@ struct Use {
     Direction direction = Direction::in;
     Presence presence = Presence::required;
     Arg in_place_of = Arg::none;  // the input that it may be
-    uint64_t unless = 0;          // which arguments forbid that where they are given, a bit for each
+    uint64_t unless = 0;  // which arguments forbid that where they are given, a bit for each
 };
 
 // Of names separated by spaces, or "none".
