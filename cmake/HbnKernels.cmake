@@ -5,9 +5,12 @@ include(cmake/HbnTargets.cmake)
 set(HBN_ACTIVATIONS "" CACHE STRING
     "Of the activations, as in runtime/operations.def, only these have kernels; all if empty")
 
-# The rows of one kind in runtime/operations.def, as lists in `out`0, `out`1, ...; their number in `out`.
+# The rows of one kind in runtime/operations.def or layouts.def, as lists in `out`0, `out`1, ...; their number in `out`.
 function(hbn_read_table kind out)
     set(table ${PROJECT_SOURCE_DIR}/runtime/operations.def)
+    if (kind STREQUAL "HBN_LAYOUT")
+        set(table ${PROJECT_SOURCE_DIR}/runtime/layouts.def)
+    endif ()
     set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${table})
     file(STRINGS ${table} lines REGEX "^${kind}\\(")
     set(i 0)

@@ -1,4 +1,4 @@
-// operations.def as C++: an enumeration of each kind of row, and the columns as constants.
+// operations.def and layouts.def as C++: an enumeration of each kind of row, and the columns as constants.
 #ifndef HBN_RUNTIME_ENGINE_TABLE_H
 #define HBN_RUNTIME_ENGINE_TABLE_H
 
@@ -10,10 +10,10 @@
 
 namespace hbn::internal {
 
-// How a kernel sees its tensors; schedules/pipeline.h says what each is.
+// How a kernel sees its tensors; layouts.def says what each is.
 enum class Layout : uint8_t {
 #define HBN_LAYOUT(name, purpose) name,
-#include "runtime/operations.def"
+#include "runtime/layouts.def"
     count
 };
 
@@ -52,7 +52,7 @@ constexpr int kOperations = int(Operation::count);
 
 inline constexpr const char *kLayoutNames[] = {
 #define HBN_LAYOUT(name, purpose) #name,
-#include "runtime/operations.def"
+#include "runtime/layouts.def"
 };
 
 // ---- arguments
