@@ -22,7 +22,10 @@ export NINJA_STATUS := [%p %es]
 site = $(shell $(python) -c 'import sysconfig; print(sysconfig.get_path("platlib"))')
 halide_cmake = $(site)/halide/lib64/cmake
 configure = $(cmake) --preset $(1) --log-level=WARNING -Wno-deprecated -DCMAKE_MAKE_PROGRAM=$(abspath $(ninja)) \
-	-DHalide_DIR=$(halide_cmake)/Halide -DHalideHelpers_DIR=$(halide_cmake)/HalideHelpers
+	-DHalide_DIR=$(halide_cmake)/Halide -DHalideHelpers_DIR=$(halide_cmake)/HalideHelpers \
+	-DHBN_WERROR=$(if $(CI)$(WERROR),ON,OFF)
+# For who works on hbn, and in CI: WERROR=1 takes compilers' warnings for errors.
+WERROR ?=
 build = $(ninja) -C build/$(1) -j $(jobs) | $(python) cmake/progress.py
 run_tests = $(ctest) --test-dir build/$(1) -j $(jobs) --output-on-failure --no-tests=error
 
@@ -308,6 +311,14 @@ docs-python: install-wheel
 
 sources = $(shell git ls-files '*.h' '*.cpp' '*.c')
 python_sources := python tests/python examples/pytorch_conversion.py
+
+# Without the kernels, which are Halide's; with the flags that matter to what it looks for.
+.PHONY: tidy
+tidy: build ## Look for mistakes in runtime/ by clang-tidy
+	$(call install_packages,checks need,clang-tidy)
+	@echo "== clang-tidy"
+	@git ls-files 'runtime/*.cpp' | xargs -P $(jobs) -I {} clang-tidy --quiet {} -- -std=c++17 -Iinclude -I. -Ibuild/x86 \
+	    -isystem $(site)/halide/include 2>/dev/null || { echo "clang-tidy found the above"; exit 1; }
 
 .PHONY: format
 format: $(venv)/.installed-format ## Format the sources in place

@@ -201,10 +201,10 @@ struct OperationRow {
     const char *name = "";
     int size = 0;
     Use uses[kMostUses];
-    int8_t use_of[kArguments] = {};  // 1 + its index in uses; 0 for what the operation doesn't have
+    uint8_t use_of[kArguments] = {};  // 1 + its index in uses; 0 for what the operation doesn't have
     // Its vectors, as indices in uses, in the order in which operations.def names arguments: that of checks.
     int num_vectors = 0;
-    int8_t vectors[kMostUses] = {};
+    uint8_t vectors[kMostUses] = {};
 
     constexpr const Use *begin() const {
         return uses;
@@ -239,13 +239,13 @@ struct OperationTable {
             } else {
                 OperationRow &row = rows[operation];
                 row.uses[row.size++] = line.use;
-                row.use_of[int(line.use.arg)] = int8_t(row.size);
+                row.use_of[int(line.use.arg)] = uint8_t(row.size);
             }
         }
         for (OperationRow &row : rows) {
             for (int i = kTensors; i < kTensors + kVectors; i++) {
                 if (row.use_of[i]) {
-                    row.vectors[row.num_vectors++] = int8_t(row.use_of[i] - 1);
+                    row.vectors[row.num_vectors++] = uint8_t(row.use_of[i] - 1);
                 }
             }
         }
