@@ -91,7 +91,7 @@ $(venv)/.installed-format: $(venv)/.installed
 demo_options = -DHBN_BUILD_DEMO=ON -DMLX_DIR=$(site)/mlx/share/cmake/MLX -DZLIB_DIR=$(site)/cmeel.prefix/lib64/cmake/zlib
 # Its kernels are those of float32, and of another dtype that ARGS names.
 space := $() $()
-demo_dtypes = $(subst $(space),;,float32 $(filter float64 bfloat16 float16,$(subst =, ,$(ARGS))))
+demo_dtypes = $(subst $(space),;,$(strip float32 $(filter float64 bfloat16 float16,$(subst =, ,$(ARGS)))))
 
 .PHONY: demo
 demo: $(venv)/.installed-demo ## Build what it needs and normalize real photographs; INPUT=x.npy WEIGHTS=w.npz for yours
