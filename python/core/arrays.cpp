@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstdarg>
 #include <cstdio>
+#include <cstring>
 #include <string>
 
 namespace hbn::python {
@@ -231,23 +232,40 @@ void Lent::check_memory() {
     }
 }
 
+void Lent::find_type(const DLTensor &tensor) {
+    // What was found last: most arrays of a call are of one dtype.
+    static bool any_known = false;
+    static DLTensor known;
+    static hbn_dtype known_dtype;
+    static hbn_device known_device;
+    if (!any_known || std::memcmp(&tensor.dtype, &known.dtype, sizeof(known.dtype)) != 0 ||
+        tensor.device.device_type != known.device.device_type) {
+        // Of its dtype and device alone: its shape may have more dimensions than from_dlpack takes, which is for tensors,
+        // of which counters are none.
+        DLTensor scalar{};
+        scalar.dtype = tensor.dtype;
+        scalar.device = tensor.device;
+        const bool is_int64 =
+            tensor.dtype.code == 0 && tensor.dtype.bits == 64 && tensor.dtype.lanes == 1;
+        if (is_int64) {
+            scalar.dtype = {2, 64, 1};
+        }
+        try {
+            const TensorView view = from_dlpack(scalar);
+            known_dtype = is_int64 ? HBN_INT64 : hbn_dtype(view.dtype);
+            known_device = hbn_device(view.device);
+        } catch (const std::exception &e) {
+            raise(PyExc_TypeError, "%s: %s", name_, e.what());
+        }
+        known = tensor;
+        any_known = true;
+    }
+    dtype_ = known_dtype;
+    device_ = known_device;
+}
+
 void Lent::describe(const DLTensor &tensor) {
-    // Of its dtype and device alone: its shape may have more dimensions than hbn's.
-    DLTensor scalar = tensor;
-    scalar.ndim = 0;
-    scalar.byte_offset = 0;
-    const bool is_int64 =
-        tensor.dtype.code == 0 && tensor.dtype.bits == 64 && tensor.dtype.lanes == 1;
-    if (is_int64) {
-        scalar.dtype = {2, 64, 1};  // counters are no tensors, for which from_dlpack is
-    }
-    try {
-        const TensorView view = from_dlpack(scalar);
-        dtype_ = is_int64 ? HBN_INT64 : hbn_dtype(view.dtype);
-        device_ = hbn_device(view.device);
-    } catch (const std::exception &e) {
-        raise(PyExc_TypeError, "%s: %s", name_, e.what());
-    }
+    find_type(tensor);
     set_dimensions(tensor.ndim, tensor.shape);
     if (tensor.strides) {
         std::copy(tensor.strides, tensor.strides + ndim_, strides_);

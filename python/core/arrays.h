@@ -53,6 +53,7 @@ private:
     [[noreturn]] void refuse_failed_export() const;
 
     void describe(const DLTensor &tensor);
+    void find_type(const DLTensor &tensor);
     void describe_buffer(bool is_bfloat16);
     void set_dimensions(int ndim, const int64_t *sizes);
     void set_dense_strides();

@@ -101,6 +101,34 @@ const char *name_of(Arg arg) {
     return internal::row(arg).name;
 }
 
+// A few of them, next to one another: most calls lend less than half of what an operation may be given.
+class Lents {
+public:
+    Lents() {
+    }
+    ~Lents() {
+        while (size_ > 0) {
+            at(--size_)->~Lent();
+        }
+    }
+    Lents(const Lents &) = delete;
+    Lents &operator=(const Lents &) = delete;
+
+    Lent &add(nb::handle array, const char *name, Access access) {
+        Lent *const lent = new (at(size_)) Lent(array, name, access);
+        size_++;
+        return *lent;
+    }
+
+private:
+    Lent *at(int i) {
+        return reinterpret_cast<Lent *>(memory_) + i;
+    }
+
+    alignas(Lent) char memory_[kMostUses * sizeof(Lent)];
+    int size_ = 0;
+};
+
 // What an operation's arguments lend, in its row's order, for as long as this lives.
 class Arguments {
 public:
@@ -112,8 +140,9 @@ public:
             case Role::mask:
                 values_[i] = Given(static_cast<const hbn_tensor *>(nullptr));
                 if (given[i] != Py_None) {
-                    tensors_[num_tensors_++] = &lend(i, given);
-                    values_[i] = Given(lent_[i]->tensor());
+                    Lent &lent = lend(i, given);
+                    tensors_[num_tensors_++] = &lent;
+                    values_[i] = Given(lent.tensor());
                 }
                 break;
             case Role::parameter:
@@ -147,7 +176,7 @@ public:
 private:
     Lent &lend(int i, PyObject *const *given) {
         const Use &use = row_.uses[i];
-        return lent_[i].emplace(given[i], name_of(use.arg), access(use, given));
+        return lents_.add(given[i], name_of(use.arg), access(use, given));
     }
 
     // Only training writes running statistics.
@@ -162,27 +191,30 @@ private:
     }
 
     Given vector(int i, PyObject *const *given) {
-        return given[i] == Py_None ? Given(static_cast<const hbn_vector *>(nullptr))
-                                   : Given(lend(i, given).vector());
+        return given[i] == Py_None ? absent_vector() : Given(lend(i, given).vector());
+    }
+    static Given absent_vector() {
+        return Given(static_cast<const hbn_vector *>(nullptr));
     }
 
     // mean and invstd: two vectors, or one (2, C) array of both in place of mean, or neither.
     void lend_statistics(int i, PyObject *const *given) {
         const bool has_mean = given[i] != Py_None, has_invstd = given[i + 1] != Py_None;
-        if (has_mean && !has_invstd && lend(i, given).has_two_rows()) {
-            values_[i] = Given(lent_[i]->row(0));
-            values_[i + 1] = Given(lent_[i]->row(1));
+        if (has_mean == has_invstd) {
+            values_[i] = vector(i, given);
+            values_[i + 1] = vector(i + 1, given);
             return;
         }
-        if (has_mean != has_invstd) {
+        Lent *const both = has_mean ? &lend(i, given) : nullptr;
+        if (!both || !both->has_two_rows()) {
             raise(PyExc_ValueError, "mean and invstd must either both be None or neither be None");
         }
-        values_[i] = vector(i, given);
-        values_[i + 1] = vector(i + 1, given);
+        values_[i] = Given(both->row(0));
+        values_[i + 1] = Given(both->row(1));
     }
 
     const OperationRow &row_;
-    std::optional<Lent> lent_[kMostUses];
+    Lents lents_;
     Lent *tensors_[kMostUses];
     int num_tensors_ = 0;
     hbn_activation activation_;

@@ -74,6 +74,7 @@ def _run(operation: str, given: dict[str, Any], out: Array | None = None, withou
     channels = shape[1:2] or (0,)
     made: dict[str, Array | None] = {}
     exchanged = []
+    parameter_dtype = ""
     for name, role, presence in outputs:
         array = None
         if name in without:
@@ -86,7 +87,8 @@ def _run(operation: str, given: dict[str, Any], out: Array | None = None, withou
             array = maker.empty_like(x, "uint8")
         elif role == "parameter":
             weight = given.get("weight")
-            array = maker.empty(channels, statistic_dtype(x) if weight is None else dtype_name(weight))
+            parameter_dtype = parameter_dtype or (statistic_dtype(x) if weight is None else dtype_name(weight))
+            array = maker.empty(channels, parameter_dtype)
         elif presence == "required":
             array = np.empty(channels)
             exchanged.append(name)
