@@ -179,7 +179,7 @@ bench-embedded: test-packages generators ## What packs cost: bytes on boards, cy
 	@$(python) bench/embedded.py $(emit)
 
 .PHONY: test
-test: test-packages test-x86 test-examples test-install test-python test-asan test-tsan test-portable test-arm test-pack test-opencl test-cuda docs ## Run everything: all suites below
+test: test-packages tidy test-x86 test-examples test-install test-python test-asan test-tsan test-portable test-arm test-pack test-opencl test-cuda docs ## Run everything: all suites below
 	@echo "make test: all suites passed"
 
 # $(1): what needs them, $(2): Debian packages
