@@ -22,7 +22,10 @@ export NINJA_STATUS := [%p %es]
 site = $(shell $(python) -c 'import sysconfig; print(sysconfig.get_path("platlib"))')
 halide_cmake = $(site)/halide/lib64/cmake
 configure = $(cmake) --preset $(1) --log-level=WARNING -Wno-deprecated -DCMAKE_MAKE_PROGRAM=$(abspath $(ninja)) \
-	-DHalide_DIR=$(halide_cmake)/Halide -DHalideHelpers_DIR=$(halide_cmake)/HalideHelpers
+	-DHalide_DIR=$(halide_cmake)/Halide -DHalideHelpers_DIR=$(halide_cmake)/HalideHelpers \
+	-DHBN_WERROR=$(if $(CI)$(WERROR),ON,OFF)
+# For who works on hbn, and in CI: WERROR=1 takes compilers' warnings for errors.
+WERROR ?=
 build = $(ninja) -C build/$(1) -j $(jobs) | $(python) cmake/progress.py
 run_tests = $(ctest) --test-dir build/$(1) -j $(jobs) --output-on-failure --no-tests=error
 
@@ -78,7 +81,7 @@ $(venv)/.installed-wasm: $(venv)/.installed
 # Where pip would fetch the CUDA build of PyTorch, point it at PyTorch's index of CPU builds (PIP_EXTRA_INDEX_URL).
 $(venv)/.installed-python: $(venv)/.installed
 	@echo "Fetching PyTorch, JAX, ONNX and pytest: 1 GB"
-	@$(pip) torch jax ml_dtypes onnx scikit-learn pytest expecttest mypy pdoc
+	@$(pip) torch jax ml_dtypes onnx scikit-learn pytest expecttest hypothesis mypy pdoc
 	@touch $@
 
 $(venv)/.installed-format: $(venv)/.installed
@@ -88,7 +91,7 @@ $(venv)/.installed-format: $(venv)/.installed
 demo_options = -DHBN_BUILD_DEMO=ON -DMLX_DIR=$(site)/mlx/share/cmake/MLX -DZLIB_DIR=$(site)/cmeel.prefix/lib64/cmake/zlib
 # Its kernels are those of float32, and of another dtype that ARGS names.
 space := $() $()
-demo_dtypes = $(subst $(space),;,float32 $(filter float64 bfloat16 float16,$(subst =, ,$(ARGS))))
+demo_dtypes = $(subst $(space),;,$(strip float32 $(filter float64 bfloat16 float16,$(subst =, ,$(ARGS)))))
 
 .PHONY: demo
 demo: $(venv)/.installed-demo ## Build what it needs and normalize real photographs; INPUT=x.npy WEIGHTS=w.npz for yours
@@ -176,7 +179,7 @@ bench-embedded: test-packages generators ## What packs cost: bytes on boards, cy
 	@$(python) bench/embedded.py $(emit)
 
 .PHONY: test
-test: test-packages test-x86 test-examples test-install test-python test-asan test-tsan test-portable test-arm test-pack test-opencl test-cuda docs ## Run everything: all suites below
+test: test-packages tidy test-x86 test-examples test-install test-python test-asan test-tsan test-portable test-arm test-pack test-opencl test-cuda docs ## Run everything: all suites below
 	@echo "make test: all suites passed"
 
 # $(1): what needs them, $(2): Debian packages
@@ -308,6 +311,14 @@ docs-python: install-wheel
 
 sources = $(shell git ls-files '*.h' '*.cpp' '*.c')
 python_sources := python tests/python examples/pytorch_conversion.py
+
+# Without the kernels, which are Halide's; with the flags that matter to what it looks for.
+.PHONY: tidy
+tidy: build ## Look for mistakes in runtime/ by clang-tidy
+	$(call install_packages,checks need,clang-tidy)
+	@echo "== clang-tidy"
+	@git ls-files 'runtime/*.cpp' | xargs -P $(jobs) -I {} clang-tidy --quiet {} -- -std=c++17 -Iinclude -I. -Ibuild/x86 \
+	    -isystem $(site)/halide/include 2>/dev/null || { echo "clang-tidy found the above"; exit 1; }
 
 .PHONY: format
 format: $(venv)/.installed-format ## Format the sources in place

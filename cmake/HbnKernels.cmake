@@ -5,9 +5,12 @@ include(cmake/HbnTargets.cmake)
 set(HBN_ACTIVATIONS "" CACHE STRING
     "Of the activations, as in runtime/operations.def, only these have kernels; all if empty")
 
-# The rows of one kind in runtime/operations.def, as lists in `out`0, `out`1, ...; their number in `out`.
+# The rows of one kind in runtime/operations.def or layouts.def, as lists in `out`0, `out`1, ...; their number in `out`.
 function(hbn_read_table kind out)
     set(table ${PROJECT_SOURCE_DIR}/runtime/operations.def)
+    if (kind STREQUAL "HBN_LAYOUT")
+        set(table ${PROJECT_SOURCE_DIR}/runtime/layouts.def)
+    endif ()
     set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${table})
     file(STRINGS ${table} lines REGEX "^${kind}\\(")
     set(i 0)
@@ -144,7 +147,12 @@ function(hbn_add_all_kernels library)
         target_compile_options(hbn_generators PRIVATE -O0 -fno-sanitize=all)
         target_link_options(hbn_generators PRIVATE -fno-sanitize=all)
         set_target_properties(hbn_generators PROPERTIES NO_SYSTEM_FROM_IMPORTED OFF)
+        # Most of a source's time goes into Halide's templates, which several sources together need once. Tools that
+        # read a compile database want each source in it.
         target_precompile_headers(hbn_generators PRIVATE <Halide.h>)
+        if (NOT CMAKE_EXPORT_COMPILE_COMMANDS)
+            set_target_properties(hbn_generators PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE 7)
+        endif ()
     endif ()
 
     if (HBN_DEVICE_RUNTIME)

@@ -18,9 +18,8 @@
 namespace hbn {
 
 const std::map<std::string, Layout> layout_names = {
-    {"nchw", Layout::nchw},     {"nchw_few_channels", Layout::nchw_few_channels},
-    {"blocks", Layout::blocks}, {"rows", Layout::rows},
-    {"nhwc", Layout::nhwc},     {"strided", Layout::strided},
+#define HBN_LAYOUT(name, purpose) {#name, Layout::name},
+#include "runtime/layouts.def"
 };
 
 // The tensors' layout, the loops over it, and how reductions, coefficients and maps are handed to a schedule.

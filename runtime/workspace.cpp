@@ -19,7 +19,8 @@ hbn_status Workspace::begin(int vectors, int64_t channels) {
 
 hbn_vector Workspace::take(hbn_dtype dtype) {
     CallMemory &call = *thread_state.call;
-    const hbn_vector v{call.workspace.data() + call.workspace_used, dtype, call.channels, 1, HBN_CPU};
+    const hbn_vector v{call.workspace.data() + call.workspace_used, dtype, call.channels, 1,
+                       HBN_CPU};
     call.workspace_used += call.vector_bytes;
     return v;
 }

@@ -13,15 +13,10 @@
 
 namespace hbn {
 
-// How a kernel sees its tensors. The first four are what CPUs with vectors are fastest on; the
-// wrapper chooses among them by shape.
+// How a kernel sees its tensors.
 enum class Layout {
-    nchw,               // (w, h, c, n), stride of w is 1: one channel after another
-    nchw_few_channels,  // the same: all channels' sums, then all elements
-    blocks,             // (column, channel block, row), see ColumnTiling: one block after another
-    rows,               // the same: all sums, then all elements
-    nhwc,               // (w, h, c, n), stride of c is 1
-    strided,            // (w, h, c, n), any strides
+#define HBN_LAYOUT(name, purpose) name,
+#include "runtime/layouts.def"
 };
 
 // How many rows of columns make a group, which is summed at once.

@@ -291,5 +291,65 @@ TEST(Inference, extreme_running_statistics) {
     }
 }
 
+// design.md's bounds of what backward gives and of what running statistics become, where the mean is up to 1e7 times the
+// deviation: a saved mean of float32 would put grad_input off by its whole size there.
+using FarMean = std::tuple<double, Layout, Shape>;
+class FarFromZero : public ::testing::TestWithParam<FarMean> {};
+
+TEST_P(FarFromZero, gradients_and_running_statistics) {
+    const auto &[distance, layout, sizes] = GetParam();
+    const int64_t channels = sizes[1];
+    const Real u = unit_roundoff(DType::float32), count = Real(sizes[0] * sizes[2] * sizes[3]);
+    Normal normal{17};
+    TestTensor x(DType::float32, sizes, layout), dy(x), dx(x), y(x);
+    x.fill([&](int64_t c) {
+        const double deviation = std::pow(10.0, double(c % 5) - 2);
+        return normal((c % 2 ? -distance : distance) * deviation, deviation);
+    });
+    dy.fill([&](int64_t) { return normal(0.25); });
+    TestVector weight(DType::float32, normal.values(channels, 1, 0.5));
+    TestVector running_mean(DType::float32, std::vector<double>(channels, 3));
+    TestVector running_var(DType::float32, std::vector<double>(channels, 5));
+    const double eps = 1e-5;
+    const auto saved = functional::batch_norm_forward(x, weight, {}, running_mean, running_var,
+                                                      true, 1, eps, y.view());
+    const auto gradients = functional::batch_norm_backward(dy, x, weight, saved.mean, saved.invstd,
+                                                           {}, {}, true, eps, {}, dx.view());
+    for (int64_t c = 0; c < channels; c++) {
+        const ChannelOracle s(x, c, eps);
+        const GradientOracle sums(dy, x, c, s);
+        const Real variance = s.m2 / (count - 1);
+        EXPECT_LE(std::fabs(running_mean[c] - s.mean),
+                  2 * u * (std::fabs(s.mean) + std::sqrt(variance)));
+        EXPECT_LE(std::fabs(running_var[c] - variance), 4 * u * variance);
+        EXPECT_LE(std::fabs(get(gradients.grad_bias, c) - sums.sum_dy), 4 * u * sums.sum_abs_dy);
+        EXPECT_LE(std::fabs(get(gradients.grad_weight, c) - sums.sum_dy_xhat),
+                  4 * u * sums.sum_abs_dy_xhat);
+        const Real gain = Real(weight[c]) * s.invstd;
+        Real worst = 0;
+        x.for_each_in_channel([&](int64_t n, int64_t h, int64_t w) {
+            const Real xhat = (Real(x.get(n, c, h, w)) - s.mean) * s.invstd;
+            const Real direct = dy.get(n, c, h, w), mean_dy = sums.sum_dy / count,
+                       slope = xhat * sums.sum_dy_xhat / count;
+            const Real bound = 8 * u * std::fabs(gain) *
+                               (std::fabs(direct) + std::fabs(mean_dy) + std::fabs(slope));
+            worst = std::fmax(
+                worst, std::fabs(dx.get(n, c, h, w) - gain * (direct - mean_dy - slope)) / bound);
+        });
+        EXPECT_LE(worst, 1) << "grad_input of channel " << c << ", in bounds";
+    }
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    , FarFromZero,
+    ::testing::Combine(::testing::Values(0.0, 1.0, 1e3, 1e4, 1e5, 1e6, 1e7),
+                       ::testing::Values(Layout::nchw, Layout::nhwc, Layout::strided),
+                       ::testing::Values(Shape{4, 3, 5, 5}, Shape{24, 17, 7, 7},
+                                         Shape{4, 5, 56, 57})),
+    [](const ::testing::TestParamInfo<FarMean> &info) {
+        return "mean_" + std::to_string(int64_t(std::get<0>(info.param))) + "_" +
+               name_of_layout(std::get<1>(info.param)) + "_" + shape_name(std::get<2>(info.param));
+    });
+
 }  // namespace
 }  // namespace hbn::test

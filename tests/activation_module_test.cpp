@@ -85,7 +85,8 @@ protected:
         for (int64_t c = 0; c < sizes[1]; c++) {
             const ChannelOracle s = statistics(c);
             x.for_each_in_channel([&](int64_t n, int64_t h, int64_t w) {
-                const Real in = z(n, c, h, w, s), expected = p.function.value(in, p.function.activation);
+                const Real in = z(n, c, h, w, s),
+                           expected = p.function.value(in, p.function.activation);
                 ASSERT_LE(std::fabs(y.get(n, c, h, w) - expected),
                           roundoff() * (2 + std::fabs(in) + std::fabs(Real(bias[c]))))
                     << "at " << n << " " << c << " " << h << " " << w;
@@ -323,10 +324,9 @@ TEST(ActivationRefuses, with_nothing_written) {
         EXPECT_EQ(get(bn.running_var(), 1), 1);
         if (function.activation.kind != HBN_RELU) {
             const Tensor mask = Tensor::like(x, DType::uint8);
-            EXPECT_THROW(
-                functional::batch_norm_activation_forward(x, x, {}, {}, {}, {}, true, 0.1, kEps,
-                                                          of(function), y.view(), mask),
-                InvalidArgument)
+            EXPECT_THROW(functional::batch_norm_activation_forward(
+                             x, x, {}, {}, {}, {}, true, 0.1, kEps, of(function), y.view(), mask),
+                         InvalidArgument)
                 << function.name << " has no mask";
         }
     }

@@ -64,10 +64,10 @@ inline std::vector<ActivationOracle> activation_oracles() {
          {}},
         {"hardswish",
          {HBN_HARDSWISH, 0, 0},
-         [](long double z, const A &) {
-             return z * std::fmin(std::fmax(z + 3, 0.0L), 6.0L) / 6;
-         },
-         [](long double z, const A &) { return z < -3 ? 0 : z <= 3 ? z / 3 + 0.5L : 1.0L; },
+         [](long double z, const A &) { return z * std::fmin(std::fmax(z + 3, 0.0L), 6.0L) / 6; },
+         [](long double z, const A &) { return z < -3   ? 0
+                                               : z <= 3 ? z / 3 + 0.5L
+                                                        : 1.0L; },
          1.5,
          1.0 / 3,
          {-3, 3}},

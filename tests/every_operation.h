@@ -88,8 +88,11 @@ struct Operation {
 class EveryOperation {
 public:
     // Parameters and statistics are of `vectors`, which the tensors' dtype must allow beside it.
+    // Of the activations, each by itself and after an addition, those of `kinds`.
     EveryOperation(hbn_dtype dtype, const int64_t (&sizes)[4], const int64_t (&strides)[4],
-                   hbn_dtype vectors)
+                   hbn_dtype vectors,
+                   const std::vector<int> &kinds = {HBN_IDENTITY, HBN_RELU, HBN_LEAKY_RELU,
+                                                    HBN_CLIP, HBN_SILU, HBN_HARDSWISH})
         : x(dtype, sizes, strides),
           dy(dtype, sizes, strides),
           ddx(dtype, sizes, strides),
@@ -133,7 +136,7 @@ public:
                 return hbn_batch_norm_backward(DY, X, W, M, S, RM, RV, training, 1e-5, nullptr, GW,
                                                GB);
             });
-            for (int kind = HBN_IDENTITY; kind <= HBN_HARDSWISH; kind++) {
+            for (const int kind : kinds) {
                 const hbn_activation activation{hbn_activation_kind(kind), 0.25, 0.75};
                 const std::string which = std::to_string(kind);
                 const bool masks = kind == HBN_RELU;
@@ -143,9 +146,9 @@ public:
                                                              S);
                 });
                 add("activation_backward " + which, [=] {
-                    return hbn_batch_norm_activation_backward(
-                        DY, X, nullptr, nullptr, W, B, M, S, RM, RV, training, 1e-5, &activation,
-                        DX, nullptr, GW, GB);
+                    return hbn_batch_norm_activation_backward(DY, X, nullptr, nullptr, W, B, M, S,
+                                                              RM, RV, training, 1e-5, &activation,
+                                                              DX, nullptr, GW, GB);
                 });
                 add("activation_forward after an addition " + which, [=] {
                     return hbn_batch_norm_activation_forward(X, DY, W, B, RM, RV, training, 0.1,

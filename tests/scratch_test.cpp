@@ -31,7 +31,9 @@ struct Use {
 void run_all(hbn_context *context, hbn_dtype dtype, const int64_t (&sizes)[4],
              const int64_t (&strides)[4]) {
     const bool wide = dtype == HBN_FLOAT64;
-    EveryOperation all(dtype, sizes, strides, wide ? HBN_FLOAT64 : HBN_FLOAT32);
+    // One that is fused, and one of those that are maps: the others' kernels ask for as much.
+    EveryOperation all(dtype, sizes, strides, wide ? HBN_FLOAT64 : HBN_FLOAT32,
+                       {HBN_RELU, HBN_SILU});
     for (const Operation &operation : all.operations) {
         const int64_t before = internal::scratch_overflows();
         const hbn_status status = operation.call();

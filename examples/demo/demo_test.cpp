@@ -562,11 +562,11 @@ TEST(Demo, InputsThatDoNotFit) {
 }
 
 TEST(Demo, DTypesThatWereLeftOut) {
-    const std::string built = ";" HBN_DEMO_DTYPES ";";
+    const std::string built = "|" HBN_DEMO_DTYPES "|";
     for (const std::string dtype : {"float32", "float64", "bfloat16", "float16"}) {
         for (const std::string layout : {"", " --channels-last"}) {
             const Finished run = demo(input() + picture + "--dtype " + dtype + layout);
-            if (built.find(";" + dtype + ";") != std::string::npos) {
+            if (built.find("|" + dtype + "|") != std::string::npos) {
                 EXPECT_EQ(run.status, 0) << run.output;
             } else {
                 expect_failure(run, "make demo ARGS='--dtype " + dtype + "'");

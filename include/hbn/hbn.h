@@ -55,7 +55,8 @@ typedef enum hbn_device {
  *  negative strides are refused. ndim is what the caller's tensor has; anything but 4 is refused
  *  with "expected 4D input (got 3D input)". */
 typedef struct hbn_tensor {
-    void *data;         /**< of the element (0, 0, 0, 0), aligned to its size; only read where the tensor is an
+    void *
+        data; /**< of the element (0, 0, 0, 0), aligned to its size; only read where the tensor is an
                              input */
     hbn_dtype dtype;    /**< of each element */
     hbn_device device;  /**< where data points to */
@@ -67,7 +68,7 @@ typedef struct hbn_tensor {
 /** A vector of one value per channel in memory the caller owns; stride counts elements.
  *  A NULL pointer to an hbn_vector means the value is absent (None). */
 typedef struct hbn_vector {
-    void *data;        /**< of channel 0, aligned to its size; only read where the vector is an input */
+    void *data; /**< of channel 0, aligned to its size; only read where the vector is an input */
     hbn_dtype dtype;   /**< of each value */
     int64_t size;      /**< the number of channels */
     int64_t stride;    /**< from one channel to the next, in elements: 1 for an array */
@@ -157,8 +158,8 @@ typedef enum hbn_activation_kind {
 /** An activation and its parameters. */
 typedef struct hbn_activation {
     hbn_activation_kind kind; /**< which */
-    double alpha;             /**< leaky_relu: the slope; clip: the lower limit; otherwise ignored */
-    double beta;              /**< clip: the upper limit, not below alpha; otherwise ignored */
+    double alpha; /**< leaky_relu: the slope; clip: the lower limit; otherwise ignored */
+    double beta;  /**< clip: the upper limit, not below alpha; otherwise ignored */
 } hbn_activation;
 
 /** @param name  "identity", "relu", "leaky_relu", "clip", "silu" or "hardswish"

@@ -1,45 +1,84 @@
 #include "arrays.h"
 
+#include "runtime/checks.h"
+
 #include <hbn/tensor_view.h>
 
 #include <algorithm>
 #include <cstdarg>
 #include <cstdio>
 #include <cstring>
+#include <string>
 
 namespace hbn::python {
 
+using internal::element_size;
+
+// ---- the DLPack specification's structures, version 1
+
+struct DLTensor {
+    void *data;
+    struct {
+        int32_t device_type, device_id;
+    } device;
+    int32_t ndim;
+    struct {
+        uint8_t code, bits;
+        uint16_t lanes;
+    } dtype;
+    int64_t *shape, *strides;
+    uint64_t byte_offset;
+};
+
 namespace {
 
-// The DLPack specification's DLPackExchangeAPI (version 1): a type's table of functions, in a capsule named
-// "dlpack_exchange_api", its attribute __dlpack_c_exchange_api__. PyTorch has it since 2.10.
-struct ExchangeApi {
+// In a capsule named "dltensor".
+struct DLManagedTensor {
+    DLTensor tensor;
+    void *context;
+    void (*deleter)(DLManagedTensor *);
+};
+
+// In a capsule named "dltensor_versioned".
+struct DLManagedTensorVersioned {
     uint32_t major, minor;
-    ExchangeApi *previous;
+    void *context;
+    void (*deleter)(DLManagedTensorVersioned *);
+    uint64_t flags;
+    DLTensor tensor;
+};
+constexpr uint64_t kReadOnly = 1;
+
+// A type's table of functions, in a capsule named "dlpack_exchange_api", its attribute __dlpack_c_exchange_api__.
+// PyTorch has it since 2.10.
+struct DLPackExchangeAPI {
+    uint32_t major, minor;
+    DLPackExchangeAPI *previous;
     void *managed_tensor_allocator;
     void *managed_tensor_from_py_object;
     void *managed_tensor_to_py_object;
-    int (*dltensor_from_py_object)(void *py_object, void *dltensor);
+    int (*dltensor_from_py_object)(void *py_object, DLTensor *tensor);
     void *current_work_stream;
 };
 
 // Null where the type has none.
-const ExchangeApi *exchange_api_of(PyTypeObject *type) {
+const DLPackExchangeAPI *exchange_api_of(PyTypeObject *type) {
     // Types that were asked last; the reference keeps a type's address its own.
     static PyTypeObject *known[4];
-    static const ExchangeApi *apis[4];
+    static const DLPackExchangeAPI *apis[4];
     static int oldest = 0;
     for (int i = 0; i < 4; i++) {
         if (known[i] == type) {
             return apis[i];
         }
     }
-    const ExchangeApi *api = nullptr;
+    const DLPackExchangeAPI *api = nullptr;
     PyObject *capsule =
         PyObject_GetAttrString(reinterpret_cast<PyObject *>(type), "__dlpack_c_exchange_api__");
     if (capsule && PyCapsule_CheckExact(capsule)) {
-        api = static_cast<ExchangeApi *>(PyCapsule_GetPointer(capsule, "dlpack_exchange_api"));
-        while (api && api->major != 1) {
+        api =
+            static_cast<DLPackExchangeAPI *>(PyCapsule_GetPointer(capsule, "dlpack_exchange_api"));
+        while (api && (api->major != 1 || !api->dltensor_from_py_object)) {
             api = api->previous;
         }
     }
@@ -53,54 +92,206 @@ const ExchangeApi *exchange_api_of(PyTypeObject *type) {
     return api;
 }
 
-}  // namespace
-
-void Lent::refuse(const char *format, ...) const {
-    char text[256];
-    va_list arguments;
-    va_start(arguments, format);
-    std::vsnprintf(text, sizeof(text), format, arguments);
-    va_end(arguments);
-    throw nb::value_error((std::string(name_) + " " + text).c_str());
+template<typename Managed>
+void delete_managed(void *managed) {
+    Managed *const tensor = static_cast<Managed *>(managed);
+    if (tensor->deleter) {
+        // It may call Python, which must not see an exception that is on its way.
+        PyObject *type, *value, *traceback;
+        PyErr_Fetch(&type, &value, &traceback);
+        tensor->deleter(tensor);
+        PyErr_Restore(type, value, traceback);
+    }
 }
 
-template<typename DLTensor>
-void Lent::describe(const DLTensor &tensor) {
-    if (tensor.ndim > kMostDimensions) {
-        refuse("has %d dimensions, more than %d", int(tensor.ndim), kMostDimensions);
-    }
-    if (tensor.dtype.lanes == 1 && tensor.dtype.code == 0 && tensor.dtype.bits == 64) {
-        dtype_ = HBN_INT64;
-    } else {
-        // Of its dtype and device alone: its shape may have more dimensions than hbn's.
-        DLTensor scalar = tensor;
-        scalar.ndim = 0;
-        try {
-            const TensorView view = from_dlpack(scalar);
-            dtype_ = hbn_dtype(view.dtype);
-            device_ = hbn_device(view.device);
-        } catch (const std::invalid_argument &e) {
-            throw nb::type_error((std::string(name_) + ": " + e.what()).c_str());
+// The array's capsule, of this version of DLPack or of the one before it.
+nb::object capsule_of(nb::handle array) {
+    nb::object method = nb::getattr(array, "__dlpack__");
+    try {
+        return method(nb::arg("max_version") = nb::make_tuple(1, 1));
+    } catch (nb::python_error &e) {
+        // What is older than versions.
+        if (!e.matches(PyExc_TypeError)) {
+            throw;
         }
     }
-    data_ = tensor.data ? static_cast<char *>(tensor.data) + tensor.byte_offset : nullptr;
-    ndim_ = tensor.ndim;
-    int64_t dense_stride = 1;
-    for (int d = ndim_ - 1; d >= 0; d--) {
-        sizes_[d] = tensor.shape[d];
-        strides_[d] = tensor.strides ? tensor.strides[d] : dense_stride;
-        dense_stride *= tensor.shape[d];
+    return method();
+}
+
+void raise_formatted(PyObject *type, const char *format, va_list arguments) {
+    char text[512];
+    std::vsnprintf(text, sizeof(text), format, arguments);
+    PyErr_SetString(type, text);
+}
+
+}  // namespace
+
+void raise(PyObject *type, const char *format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    raise_formatted(type, format, arguments);
+    va_end(arguments);
+    throw nb::python_error();
+}
+
+void Lent::refuse(const char *format, ...) const {
+    const std::string text = std::string(name_) + " " + format;
+    va_list arguments;
+    va_start(arguments, format);
+    raise_formatted(PyExc_ValueError, text.c_str(), arguments);
+    va_end(arguments);
+    throw nb::python_error();
+}
+
+// Within a handler of what an array raised instead of lending its memory: the same, naming the argument.
+void Lent::refuse_failed_export() const {
+    try {
+        throw;
+    } catch (nb::python_error &e) {
+        for (PyObject *type : {PyExc_BufferError, PyExc_TypeError, PyExc_ValueError,
+                               PyExc_RuntimeError, PyExc_AttributeError}) {
+            if (e.matches(type)) {
+                const std::string text = nb::str(e.value()).c_str();
+                raise(PyExc_BufferError, "%s can't be lent: %s", name_, text.c_str());
+            }
+        }
+        throw;
     }
+}
+
+// ---- what is lent
+
+void Lent::set_dimensions(int ndim, const int64_t *sizes) {
+    if (ndim < 0) {
+        refuse("has a negative number of dimensions (%d)", ndim);
+    }
+    if (ndim > kMostDimensions) {
+        refuse("has %d dimensions, more than %d", ndim, kMostDimensions);
+    }
+    if (ndim > 0 && !sizes) {
+        refuse("has %d dimensions without sizes", ndim);
+    }
+    ndim_ = ndim;
+    std::copy(sizes, sizes + ndim, sizes_);
+    check_sizes();
+}
+
+// That their product does not overflow, even without those that are 0.
+void Lent::check_sizes() {
+    int64_t product = 1;
+    bool overflows = false;
+    for (int d = 0; d < ndim_; d++) {
+        if (sizes_[d] < 0) {
+            std::string sizes;
+            for (int i = 0; i < ndim_; i++) {
+                sizes += (i ? ", " : "") + std::to_string(sizes_[i]);
+            }
+            refuse("has a negative size: [%s]", sizes.c_str());
+        }
+        elements_ = sizes_[d] == 0 ? 0 : elements_;
+        overflows |= __builtin_mul_overflow(product, std::max<int64_t>(sizes_[d], 1), &product);
+    }
+    if (overflows || product > INT64_MAX / 64) {
+        refuse("is too large: its size overflows 64 bits");
+    }
+    elements_ = elements_ ? product : 0;
+}
+
+void Lent::set_dense_strides() {
+    int64_t stride = 1;
+    for (int d = ndim_ - 1; d >= 0; d--) {
+        strides_[d] = stride;
+        stride *= std::max<int64_t>(sizes_[d], 1);
+    }
+}
+
+// Once all is known: no strides that lead beyond memory that there can be.
+void Lent::check_memory() {
+    if (elements_ == 0) {
+        std::fill(strides_, strides_ + ndim_, 0);
+        return;
+    }
+    constexpr int64_t limit = INT64_MAX / 64;
+    int64_t reach = 0;
+    for (int d = 0; d < ndim_; d++) {
+        if (sizes_[d] == 1) {
+            // It leads nowhere, and may be anything.
+            strides_[d] = std::clamp(strides_[d], -limit, limit);
+            continue;
+        }
+        int64_t last;
+        if (__builtin_mul_overflow(sizes_[d] - 1, strides_[d], &last) || last < -limit ||
+            last > limit || (reach += last < 0 ? -last : last) > limit) {
+            refuse("is too large: its size overflows 64 bits");
+        }
+    }
+    uintptr_t end;
+    if (__builtin_add_overflow(reinterpret_cast<uintptr_t>(data_),
+                               uintptr_t(reach + 1) * uintptr_t(element_size(dtype_)), &end)) {
+        refuse("is too large: its size overflows 64 bits");
+    }
+}
+
+void Lent::find_type(const DLTensor &tensor) {
+    // What was found last: most arrays of a call are of one dtype.
+    static bool any_known = false;
+    static DLTensor known;
+    static hbn_dtype known_dtype;
+    static hbn_device known_device;
+    if (!any_known || std::memcmp(&tensor.dtype, &known.dtype, sizeof(known.dtype)) != 0 ||
+        tensor.device.device_type != known.device.device_type) {
+        // Of its dtype and device alone: its shape may have more dimensions than from_dlpack takes, which is for tensors,
+        // of which counters are none.
+        DLTensor scalar{};
+        scalar.dtype = tensor.dtype;
+        scalar.device = tensor.device;
+        const bool is_int64 =
+            tensor.dtype.code == 0 && tensor.dtype.bits == 64 && tensor.dtype.lanes == 1;
+        if (is_int64) {
+            scalar.dtype = {2, 64, 1};
+        }
+        try {
+            const TensorView view = from_dlpack(scalar);
+            known_dtype = is_int64 ? HBN_INT64 : hbn_dtype(view.dtype);
+            known_device = hbn_device(view.device);
+        } catch (const std::exception &e) {
+            raise(PyExc_TypeError, "%s: %s", name_, e.what());
+        }
+        known = tensor;
+        any_known = true;
+    }
+    dtype_ = known_dtype;
+    device_ = known_device;
+}
+
+void Lent::describe(const DLTensor &tensor) {
+    find_type(tensor);
+    set_dimensions(tensor.ndim, tensor.shape);
+    if (tensor.strides) {
+        std::copy(tensor.strides, tensor.strides + ndim_, strides_);
+    } else {
+        set_dense_strides();
+    }
+    uintptr_t address = reinterpret_cast<uintptr_t>(tensor.data);
+    if (address && __builtin_add_overflow(address, tensor.byte_offset, &address)) {
+        refuse("has a byte offset beyond all memory");
+    }
+    data_ = reinterpret_cast<void *>(address);
+    check_memory();
 }
 
 bool Lent::lend_by_exchange(nb::handle array) {
-    const ExchangeApi *api = exchange_api_of(Py_TYPE(array.ptr()));
+    const DLPackExchangeAPI *api = exchange_api_of(Py_TYPE(array.ptr()));
     if (!api) {
         return false;
     }
-    nb::dlpack::dltensor tensor;
+    DLTensor tensor;
     if (api->dltensor_from_py_object(array.ptr(), &tensor) != 0) {
-        throw nb::python_error();
+        try {
+            throw nb::python_error();
+        } catch (nb::python_error &) {
+            refuse_failed_export();
+        }
     }
     describe(tensor);
     return true;
@@ -123,22 +314,28 @@ bool Lent::lend_by_buffer(nb::handle array, Access access) {
             owner = owner.attr("view")("uint16");
         }
     }
-    if (PyObject_GetBuffer(owner.ptr(), &buffer_, PyBUF_STRIDED_RO | PyBUF_FORMAT) != 0) {
+    if (PyObject_GetBuffer(owner.ptr(), &held_.buffer, PyBUF_STRIDED_RO | PyBUF_FORMAT) != 0) {
         if (!PyErr_ExceptionMatches(PyExc_ValueError)) {
-            throw nb::python_error();
+            try {
+                throw nb::python_error();
+            } catch (nb::python_error &) {
+                refuse_failed_export();
+            }
         }
         PyErr_Clear();
-        throw nb::type_error((std::string(name_) + " has a dtype that hbn does not know").c_str());
+        raise(PyExc_TypeError, "%s has a dtype that hbn does not know", name_);
     }
     describe_buffer(is_bfloat16);
-    if (access == Access::write && buffer_.readonly) {
+    if (access == Access::write && held_.buffer.readonly) {
         refuse("is read-only, but is to be written");
     }
     return true;
 }
 
 void Lent::describe_buffer(bool is_bfloat16) {
-    const char *format = buffer_.format ? buffer_.format : "B";
+    const Py_buffer &buffer = held_.buffer;
+    const char *const given = buffer.format ? buffer.format : "B";
+    const char *format = given;
     if (*format == '@' || *format == '=' || *format == '<') {
         format++;
     }
@@ -153,87 +350,99 @@ void Lent::describe_buffer(bool is_bfloat16) {
         dtype_ = HBN_FLOAT16;
     } else if (kind == 'B') {
         dtype_ = HBN_UINT8;
-    } else if ((kind == 'l' || kind == 'q') && buffer_.itemsize == 8) {
+    } else if ((kind == 'l' || kind == 'q') && buffer.itemsize == 8) {
         dtype_ = HBN_INT64;
     } else {
-        throw nb::type_error(
-            (std::string(name_) +
-             " must be float32, float64, bfloat16 or float16, got buffer format '" +
-             (buffer_.format ? buffer_.format : "B") + "'")
-                .c_str());
+        raise(PyExc_TypeError,
+              "%s must be float32, float64, bfloat16 or float16, got buffer format '%s'", name_,
+              given);
     }
-    if (buffer_.ndim > kMostDimensions) {
-        refuse("has %d dimensions, more than %d", buffer_.ndim, kMostDimensions);
+    const Py_ssize_t bytes = element_size(dtype_);
+    if (buffer.itemsize != bytes) {
+        raise(PyExc_TypeError, "%s has elements of %zd bytes, but buffer format '%s' is of %zd",
+              name_, buffer.itemsize, given, bytes);
     }
-    data_ = buffer_.buf;
-    ndim_ = buffer_.ndim;
+    set_dimensions(buffer.ndim, buffer.shape);
+    if (buffer.len != elements_ * bytes) {
+        refuse("lends a buffer of %zd bytes, but its sizes make %lld", buffer.len,
+               (long long)(elements_ * bytes));
+    }
+    // Exporters must give strides where they are asked for; ctypes does not.
+    set_dense_strides();
     for (int d = 0; d < ndim_; d++) {
-        sizes_[d] = buffer_.shape[d];
-        if (buffer_.strides[d] % buffer_.itemsize != 0) {
+        if (buffer.suboffsets && buffer.suboffsets[d] >= 0) {
+            refuse("is an array of pointers, which hbn does not follow");
+        }
+        if (buffer.strides && buffer.strides[d] % bytes == 0) {
+            strides_[d] = buffer.strides[d] / bytes;
+        } else if (buffer.strides && sizes_[d] > 1) {
             refuse("has strides that are no multiple of its element's size");
         }
-        strides_[d] = buffer_.strides[d] / buffer_.itemsize;
     }
+    data_ = buffer.buf;
+    check_memory();
 }
 
 void Lent::lend_by_dlpack(nb::handle array, Access access) {
-    nb::ndarray<> writable;
-    // An array that nothing can be assigned to is one whose memory others rely on, whatever its capsule says.
-    if (access == Access::write &&
-        (!nb::hasattr(array, "__setitem__") || !nb::try_cast(array, writable, /*convert*/ false))) {
-        if (nb::try_cast(array, ndarray_, false)) {
-            refuse("is read-only, but is to be written");
+    if (!nb::hasattr(array, "__dlpack__")) {
+        const std::string type = nb::type_name(array.type()).c_str();
+        raise(PyExc_TypeError, "%s must be an array (NumPy's, or any with __dlpack__), got %s",
+              name_, type.c_str());
+    }
+    nb::object capsule;
+    try {
+        capsule = capsule_of(array);
+    } catch (nb::python_error &) {
+        refuse_failed_export();
+    }
+    bool read_only = false;
+    const DLTensor *tensor = nullptr;
+    if (PyCapsule_IsValid(capsule.ptr(), "dltensor_versioned")) {
+        void *managed = PyCapsule_GetPointer(capsule.ptr(), "dltensor_versioned");
+        const auto &m = *static_cast<DLManagedTensorVersioned *>(managed);
+        // Its deleter is where it is in every version; nothing else is.
+        held_.delete_managed_tensor = delete_managed<DLManagedTensorVersioned>;
+        held_.managed_tensor = managed;
+        PyCapsule_SetName(capsule.ptr(), "used_dltensor_versioned");
+        if (m.major != 1) {
+            raise(PyExc_BufferError, "%s is lent by DLPack %u.%u, hbn knows versions 0 and 1",
+                  name_, unsigned(m.major), unsigned(m.minor));
         }
+        read_only = m.flags & kReadOnly;
+        tensor = &m.tensor;
+    } else if (PyCapsule_IsValid(capsule.ptr(), "dltensor")) {
+        void *managed = PyCapsule_GetPointer(capsule.ptr(), "dltensor");
+        held_.delete_managed_tensor = delete_managed<DLManagedTensor>;
+        held_.managed_tensor = managed;
+        PyCapsule_SetName(capsule.ptr(), "used_dltensor");
+        tensor = &static_cast<DLManagedTensor *>(managed)->tensor;
+    } else {
+        raise(PyExc_BufferError, "%s has a __dlpack__ that gives no DLPack capsule", name_);
     }
-    if (!nb::try_cast(array, ndarray_, false)) {
-        throw nb::type_error((std::string(name_) +
-                              " must be an array (NumPy's, or any with __dlpack__), got " +
-                              nb::type_name(array.type()).c_str())
-                                 .c_str());
+    describe(*tensor);
+    // An array that nothing can be assigned to is one whose memory others rely on, whatever its capsule says.
+    if (access == Access::write && (read_only || !nb::hasattr(array, "__setitem__"))) {
+        refuse("is read-only, but is to be written");
     }
-    nb::dlpack::dltensor tensor;
-    tensor.data = const_cast<void *>(ndarray_.data());
-    tensor.device = {ndarray_.device_type(), ndarray_.device_id()};
-    tensor.ndim = int32_t(ndarray_.ndim());
-    tensor.dtype = ndarray_.dtype();
-    tensor.shape = const_cast<int64_t *>(ndarray_.shape_ptr());
-    tensor.strides = const_cast<int64_t *>(ndarray_.stride_ptr());
-    tensor.byte_offset = 0;
-    describe(tensor);
 }
 
 Lent::Lent(nb::handle array, const char *name, Access access) : name_(name) {
-    if (array.is_none()) {
-        return;
-    }
-    present_ = true;
     if (!lend_by_exchange(array) && !lend_by_buffer(array, access)) {
         lend_by_dlpack(array, access);
     }
 }
 
-LentTensor::LentTensor(nb::handle array, const char *name, Access access)
-    : Lent(array, name, access) {
-    if (!present_) {
-        return;
-    }
-    if (ndim_ < 2) {
-        throw nb::value_error(
-            ("expected at least 2D input (got " + std::to_string(ndim_) + "D input)").c_str());
-    }
-    tensor_.data = data_;
-    tensor_.dtype = dtype_;
-    tensor_.device = device_;
-    tensor_.ndim = 4;
-}
+Lent::~Lent() = default;
 
-void LentTensor::check_shape(const LentTensor &model) const {
+// ---- tensors
+
+void Lent::check_shape(const Lent &model) const {
     // Of four dimensions each, hbn.h's functions compare them, in their order of checks.
     if ((ndim_ == 4 && model.ndim_ == 4) ||
         (ndim_ == model.ndim_ && std::equal(sizes_, sizes_ + ndim_, model.sizes_))) {
         return;
     }
-    const auto text = [](const LentTensor &t) {
+    const auto text = [](const Lent &t) {
         std::string sizes;
         for (int d = 0; d < t.ndim_; d++) {
             sizes += (d ? ", " : "") + std::to_string(t.sizes_[d]);
@@ -244,31 +453,35 @@ void LentTensor::check_shape(const LentTensor &model) const {
            text(*this).c_str());
 }
 
-void LentTensor::fold(std::initializer_list<LentTensor *> tensors) {
-    const LentTensor *first = nullptr;
-    for (const LentTensor *t : tensors) {
-        if (t->present_) {
-            first = first ? first : t;
-            t->check_shape(*first);
+void Lent::fold(Lent *const *tensors, int size) {
+    Lent *const *const end = tensors + size;
+    for (Lent *const *each = tensors; each != end; each++) {
+        Lent &t = **each;
+        if (t.ndim_ < 2) {
+            raise(PyExc_ValueError, "expected at least 2D input (got %dD input)", t.ndim_);
         }
+        t.check_shape(**tensors);
+        t.tensor_ = {t.data_, t.dtype_, t.device_, 4, {}, {}};
     }
-    if (!first) {
+    if (size == 0) {
         return;
     }
+    const Lent &first = **tensors;
     int count = 0;
-    for (int d = 2; d < first->ndim_; d++) {
+    for (int d = 2; d < first.ndim_; d++) {
         // Into the dimension before it, where the two are one run of memory in all tensors.
-        const LentTensor *apart = nullptr;
-        if (first->ndim_ > 4 && count > 0) {
-            const int64_t before = first->tensor_.sizes[1 + count];
-            for (const LentTensor *t : tensors) {
-                if (t->present_ && t->sizes_[d] != 1 && before != 1 &&
-                    t->tensor_.strides[1 + count] != t->sizes_[d] * t->strides_[d]) {
-                    apart = t;
+        const Lent *apart = nullptr;
+        if (first.ndim_ > 4 && count > 0) {
+            const int64_t before = first.tensor_.sizes[1 + count];
+            for (Lent *const *each = tensors; each != end; each++) {
+                const Lent &t = **each;
+                if (t.sizes_[d] != 1 && before != 1 &&
+                    t.tensor_.strides[1 + count] != t.sizes_[d] * t.strides_[d]) {
+                    apart = &t;
                 }
             }
         }
-        const bool starts = count == 0 || first->ndim_ <= 4 || apart;
+        const bool starts = count == 0 || first.ndim_ <= 4 || apart;
         if (starts && count == 2) {
             apart->refuse(
                 "has %d dimensions, which hbn can only take where all after the second are dense; "
@@ -276,82 +489,59 @@ void LentTensor::fold(std::initializer_list<LentTensor *> tensors) {
                 apart->ndim_);
         }
         count += starts;
-        for (LentTensor *t : tensors) {
-            if (!t->present_) {
-                continue;
-            }
-            int64_t &size = t->tensor_.sizes[1 + count], &stride = t->tensor_.strides[1 + count];
-            stride = starts || t->sizes_[d] != 1 ? t->strides_[d] : stride;
-            size = starts ? t->sizes_[d] : size * t->sizes_[d];
+        for (Lent *const *each = tensors; each != end; each++) {
+            Lent &t = **each;
+            int64_t &size = t.tensor_.sizes[1 + count], &stride = t.tensor_.strides[1 + count];
+            stride = starts || t.sizes_[d] != 1 ? t.strides_[d] : stride;
+            size = starts ? t.sizes_[d] : size * t.sizes_[d];
         }
     }
-    for (LentTensor *t : tensors) {
-        if (!t->present_) {
-            continue;
-        }
+    for (Lent *const *each = tensors; each != end; each++) {
+        Lent &t = **each;
         for (int d = 0; d < 2; d++) {
-            t->tensor_.sizes[d] = t->sizes_[d];
-            t->tensor_.strides[d] = t->strides_[d];
+            t.tensor_.sizes[d] = t.sizes_[d];
+            t.tensor_.strides[d] = t.strides_[d];
         }
         for (int d = 3; d >= 2; d--) {
             const int from = d - 2 + count;
-            t->tensor_.sizes[d] = from >= 2 ? t->tensor_.sizes[from] : 1;
-            t->tensor_.strides[d] = from >= 2 ? t->tensor_.strides[from] : 1;
+            t.tensor_.sizes[d] = from >= 2 ? t.tensor_.sizes[from] : 1;
+            t.tensor_.strides[d] = from >= 2 ? t.tensor_.strides[from] : 1;
         }
     }
 }
 
-LentVector::LentVector(nb::handle array, const char *name, Access access)
-    : Lent(array, name, access) {
-    if (!present_) {
-        return;
-    }
-    if (dtype_ == HBN_INT64 && ndim_ == 0) {
-        return;
-    }
+// ---- vectors
+
+const hbn_vector *Lent::vector() {
     if (ndim_ != 1) {
         refuse("should have one dimension, not %d", ndim_);
     }
-    vector_ = {data_, dtype_, sizes_[0], strides_[0]};
+    vectors_[0] = {data_, dtype_, sizes_[0], strides_[0], device_};
+    return &vectors_[0];
 }
 
-double *LentVector::doubles(int64_t size) const {
-    if (dtype_ != HBN_FLOAT64 || vector_.size != size || (size > 1 && vector_.stride != 1)) {
-        refuse("should be a dense float64 array of %lld elements", (long long)size);
-    }
-    return static_cast<double *>(data_);
+const hbn_vector *Lent::row(int i) {
+    char *const begin = static_cast<char *>(data_) + i * strides_[0] * element_size(dtype_);
+    vectors_[i] = {begin, dtype_, sizes_[1], strides_[1], device_};
+    return &vectors_[i];
 }
 
-int64_t *LentVector::counter() const {
-    if (present_ && (dtype_ != HBN_INT64 || ndim_ != 0)) {
+// hbn.h's functions take none, and check none.
+int64_t *Lent::counter() const {
+    if (dtype_ != HBN_INT64 || ndim_ != 0) {
         refuse("should be an int64 array without dimensions");
     }
+    if (device_ != HBN_CPU) {
+        refuse("should be in the memory of the CPU, not of device '%s'",
+               internal::device_name(device_));
+    }
+    if (!data_) {
+        refuse("has no data");
+    }
+    if (reinterpret_cast<uintptr_t>(data_) % sizeof(int64_t) != 0) {
+        refuse("is not aligned: int64 data must be at an address that is a multiple of 8");
+    }
     return static_cast<int64_t *>(data_);
-}
-
-LentStatistics::LentStatistics(nb::handle mean, nb::handle invstd, Access access)
-    : Lent(mean, "mean", access) {
-    if (!present_) {
-        if (!invstd.is_none()) {
-            throw nb::value_error("mean and invstd must either both be None or neither be None");
-        }
-        return;
-    }
-    if (ndim_ == 2 && sizes_[0] == 2 && invstd.is_none()) {
-        mean_ = {data_, dtype_, sizes_[1], strides_[1]};
-        invstd_ = mean_;
-        invstd_.data = static_cast<char *>(data_) + strides_[0] * (dtype_ == HBN_FLOAT64 ? 8 : 4);
-        return;
-    }
-    second_.emplace(invstd, "invstd", access);
-    if (!second_->present()) {
-        throw nb::value_error("mean and invstd must either both be None or neither be None");
-    }
-    if (ndim_ != 1) {
-        refuse("should have one dimension, not %d", ndim_);
-    }
-    mean_ = {data_, dtype_, sizes_[0], strides_[0]};
-    invstd_ = *static_cast<const hbn_vector *>(*second_);
 }
 
 }  // namespace hbn::python

@@ -1,306 +1,377 @@
-// hbn._core: the C interface for Python's arrays. Outputs are the caller's; the modules above allocate them and know
-// what users may leave out. The GIL is released while kernels run.
+// hbn._core: the operations of runtime/operations.def for Python's arrays, each a function of its arguments by position.
+// Outputs are the caller's; the modules above allocate them and know what users may leave out. The GIL is released
+// while kernels run.
 #include "arrays.h"
 
-#include <nanobind/stl/optional.h>
+#include "runtime/engine/problem.h"
+
 #include <nanobind/stl/string.h>
 
+#include <algorithm>
+#include <optional>
 #include <string>
 
 namespace hbn::python {
 namespace {
 
-using nb::handle;
+using internal::Arg;
+using internal::Direction;
+using internal::Given;
+using internal::kMostUses;
+using internal::Operation;
+using internal::OperationRow;
+using internal::Role;
+using internal::Use;
 
-[[noreturn]] void raise(hbn_status status) {
-    const std::string text = hbn_last_error();
+[[noreturn]] void raise_error(hbn_status status) {
+    PyObject *type = PyExc_RuntimeError;
     switch (status) {
     case HBN_INVALID_ARGUMENT:
-        throw nb::value_error(text.c_str());
+        type = PyExc_ValueError;
+        break;
     case HBN_OUT_OF_MEMORY:
-        PyErr_SetString(PyExc_MemoryError, text.c_str());
+        type = PyExc_MemoryError;
         break;
     case HBN_UNSUPPORTED:
-        PyErr_SetString(PyExc_NotImplementedError, text.c_str());
+        type = PyExc_NotImplementedError;
         break;
     default:
-        PyErr_SetString(PyExc_RuntimeError, text.c_str());
+        break;
     }
-    throw nb::python_error();
+    raise(type, "%s", hbn_last_error());
 }
 
-template<typename Call>
-void run(Call call) {
-    hbn_status status;
-    {
-        const nb::gil_scoped_release released;
-        status = call();
-    }
+void raise_on_error(hbn_status status) {
     if (status != HBN_OK) {
-        raise(status);
+        raise_error(status);
     }
 }
 
-void forward(handle x, handle weight, handle bias, handle running_mean, handle running_var,
-             bool training, std::optional<double> momentum, double eps, handle y, handle mean,
-             handle invstd, handle num_batches_tracked) {
-    LentTensor lent_x(x, "x"), lent_y(y, "y", Access::write);
-    LentTensor::fold({&lent_x, &lent_y});
-    const LentVector w(weight, "weight"), b(bias, "bias");
-    const Access access = training ? Access::write : Access::read;
-    const LentVector rm(running_mean, "running_mean", access),
-        rv(running_var, "running_var", access);
-    const LentStatistics saved(mean, invstd, Access::write);
-    const LentVector counted(num_batches_tracked, "num_batches_tracked", Access::write);
-    int64_t *counter = counted.counter();
-    if (!momentum && !counter) {
-        throw nb::value_error("momentum may be None only where num_batches_tracked is given");
+// ---- arguments
+
+double number(PyObject *given, const char *name) {
+    if (given == Py_True || given == Py_False) {
+        return given == Py_True;
     }
-    const double factor = momentum ? *momentum : 1 / double(*counter + 1);
-    run([&] {
-        return hbn_batch_norm_forward(lent_x, w, b, rm, rv, training, factor, eps, lent_y,
-                                      saved.mean(), saved.invstd());
-    });
-    // After the call, so that one that fails has changed nothing.
-    if (counter) {
-        ++*counter;
+    const double value = PyFloat_AsDouble(given);
+    if (value == -1 && PyErr_Occurred()) {
+        if (PyErr_ExceptionMatches(PyExc_TypeError)) {
+            raise(PyExc_TypeError, "%s must be a number, got %s", name, Py_TYPE(given)->tp_name);
+        }
+        if (PyErr_ExceptionMatches(PyExc_OverflowError)) {
+            raise(PyExc_ValueError, "%s is too large for a float", name);
+        }
+        throw nb::python_error();
     }
+    return value;
 }
 
-void backward(handle grad_output, handle x, handle weight, handle mean, handle invstd,
-              handle running_mean, handle running_var, bool training, double eps, handle grad_input,
-              handle grad_weight, handle grad_bias) {
-    LentTensor dy(grad_output, "grad_output"), lent_x(x, "x"),
-        dx(grad_input, "grad_input", Access::write);
-    LentTensor::fold({&dy, &lent_x, &dx});
-    const LentVector w(weight, "weight"), rm(running_mean, "running_mean"),
-        rv(running_var, "running_var");
-    const LentStatistics saved(mean, invstd);
-    const LentVector dw(grad_weight, "grad_weight", Access::write),
-        db(grad_bias, "grad_bias", Access::write);
-    run([&] {
-        return hbn_batch_norm_backward(dy, lent_x, w, saved.mean(), saved.invstd(), rm, rv,
-                                       training, eps, dx, dw, db);
+// From (name, negative_slope, min_val, max_val): PyTorch's names of what hbn.h calls alpha and beta.
+hbn_activation activation(PyObject *given, const char *name) {
+    // Which of an activation's columns in operations.def are the caller's, and as what.
+    struct Row {
+        const char *name;
+        bool has_slope;
+    };
+    constexpr Row rows[] = {
+#define HBN_ACTIVATION(name, c_name, compiled, forward, backward, slope, low, high) \
+    {#name, #slope == std::string_view("alpha")},
+#include "runtime/operations.def"
+    };
+    if (!PyTuple_Check(given) || PyTuple_GET_SIZE(given) != 4 ||
+        !PyUnicode_Check(PyTuple_GET_ITEM(given, 0))) {
+        raise(PyExc_TypeError, "%s must be a str", name);
+    }
+    const char *const named = PyUnicode_AsUTF8(PyTuple_GET_ITEM(given, 0));
+    if (!named) {
+        throw nb::python_error();
+    }
+    hbn_activation result;
+    raise_on_error(hbn_activation_named(named, &result.kind));
+    const Row *const row = std::find_if(std::begin(rows), std::end(rows), [&](const Row &r) {
+        return r.name == std::string_view(named);
     });
+    result.alpha = row->has_slope ? number(PyTuple_GET_ITEM(given, 1), "negative_slope")
+                                  : number(PyTuple_GET_ITEM(given, 2), "min_val");
+    result.beta = number(PyTuple_GET_ITEM(given, 3), "max_val");
+    return result;
 }
 
-void relu_forward(handle x, handle residual, handle weight, handle bias, handle running_mean,
-                  handle running_var, bool training, double momentum, double eps, handle y,
-                  handle mask, handle mean, handle invstd) {
-    LentTensor lent_x(x, "x"), added(residual, "residual"), lent_y(y, "y", Access::write),
-        lent_mask(mask, "mask", Access::write);
-    LentTensor::fold({&lent_x, &lent_y, &added, &lent_mask});
-    const LentVector w(weight, "weight"), b(bias, "bias");
-    const Access access = training ? Access::write : Access::read;
-    const LentVector rm(running_mean, "running_mean", access),
-        rv(running_var, "running_var", access);
-    const LentStatistics saved(mean, invstd, Access::write);
-    run([&] {
-        return added.present()
-                   ? hbn_batch_norm_add_relu_forward(lent_x, added, w, b, rm, rv, training,
-                                                     momentum, eps, lent_y, lent_mask, saved.mean(),
-                                                     saved.invstd())
-                   : hbn_batch_norm_relu_forward(lent_x, w, b, rm, rv, training, momentum, eps,
-                                                 lent_y, saved.mean(), saved.invstd());
-    });
+const char *name_of(Arg arg) {
+    return internal::row(arg).name;
 }
 
-void relu_backward(handle grad_output, handle x, handle mask, handle weight, handle bias,
-                   handle mean, handle invstd, handle running_mean, handle running_var,
-                   bool training, double eps, handle grad_input, handle grad_residual,
-                   handle grad_weight, handle grad_bias) {
-    LentTensor dy(grad_output, "grad_output"), lent_x(x, "x"), lent_mask(mask, "mask"),
-        dx(grad_input, "grad_input", Access::write),
-        dr(grad_residual, "grad_residual", Access::write);
-    LentTensor::fold({&dy, &lent_x, &lent_mask, &dr, &dx});
-    const LentVector w(weight, "weight"), b(bias, "bias"), rm(running_mean, "running_mean"),
-        rv(running_var, "running_var");
-    const LentStatistics saved(mean, invstd);
-    const LentVector dw(grad_weight, "grad_weight", Access::write),
-        db(grad_bias, "grad_bias", Access::write);
-    run([&] {
-        return lent_mask.present()
-                   ? hbn_batch_norm_add_relu_backward(dy, lent_x, lent_mask, w, saved.mean(),
-                                                      saved.invstd(), rm, rv, training, eps, dx, dr,
-                                                      dw, db)
-                   : hbn_batch_norm_relu_backward(dy, lent_x, w, b, saved.mean(), saved.invstd(),
-                                                  rm, rv, training, eps, dx, dw, db);
-    });
-}
-
-void jvp(handle x_tangent, handle x, handle weight, handle weight_tangent, handle bias_tangent,
-         handle mean, handle invstd, handle running_mean, handle running_var, bool training,
-         double eps, handle y_tangent) {
-    LentTensor t(x_tangent, "x_tangent"), lent_x(x, "x"),
-        out(y_tangent, "y_tangent", Access::write);
-    LentTensor::fold({&t, &lent_x, &out});
-    const LentVector w(weight, "weight"), wt(weight_tangent, "weight_tangent"),
-        bt(bias_tangent, "bias_tangent"), rm(running_mean, "running_mean"),
-        rv(running_var, "running_var");
-    const LentStatistics saved(mean, invstd);
-    run([&] {
-        return hbn_batch_norm_jvp(t, lent_x, w, wt, bt, saved.mean(), saved.invstd(), rm, rv,
-                                  training, eps, out);
-    });
-}
-
-void double_backward(handle grad_grad_input, handle grad_grad_weight, handle grad_grad_bias,
-                     handle grad_output, handle x, handle weight, handle mean, handle invstd,
-                     handle running_mean, handle running_var, bool training, double eps,
-                     handle grad_grad_output, handle grad_input, handle grad_weight) {
-    LentTensor ddx(grad_grad_input, "grad_grad_input"), dy(grad_output, "grad_output"),
-        lent_x(x, "x"), ddy(grad_grad_output, "grad_grad_output", Access::write),
-        dx(grad_input, "grad_input", Access::write);
-    LentTensor::fold({&ddx, &dy, &lent_x, &ddy, &dx});
-    const LentVector ddw(grad_grad_weight, "grad_grad_weight"),
-        ddb(grad_grad_bias, "grad_grad_bias"), w(weight, "weight"),
-        rm(running_mean, "running_mean"), rv(running_var, "running_var"),
-        dw(grad_weight, "grad_weight", Access::write);
-    const LentStatistics saved(mean, invstd);
-    run([&] {
-        return hbn_batch_norm_double_backward(ddx, ddw, ddb, dy, lent_x, w, saved.mean(),
-                                              saved.invstd(), rm, rv, training, eps, ddy, dx, dw);
-    });
-}
-
-// mean and m2 are dense float64 arrays; the count is what comes back, or goes in.
-class LentMoments {
+// A few of them, next to one another: most calls lend less than half of what an operation may be given.
+class Lents {
 public:
-    LentMoments(double count, handle mean, handle m2, int64_t channels, Access access)
-        : mean_(mean, "mean", access),
-          m2_(m2, "m2", access),
-          moments_{count, mean_.doubles(channels), m2_.doubles(channels), channels} {
+    Lents() {
     }
-    hbn_moments *operator&() {
-        return &moments_;
+    ~Lents() {
+        while (size_ > 0) {
+            at(--size_)->~Lent();
+        }
     }
-    double count() const {
-        return moments_.count;
+    Lents(const Lents &) = delete;
+    Lents &operator=(const Lents &) = delete;
+
+    Lent &add(nb::handle array, const char *name, Access access) {
+        Lent *const lent = new (at(size_)) Lent(array, name, access);
+        size_++;
+        return *lent;
     }
 
 private:
-    LentVector mean_, m2_;
-    hbn_moments moments_;
+    Lent *at(int i) {
+        return reinterpret_cast<Lent *>(memory_) + i;
+    }
+
+    alignas(Lent) char memory_[kMostUses * sizeof(Lent)];
+    int size_ = 0;
 };
 
-double stats(handle x, handle mean, handle m2) {
-    LentTensor lent_x(x, "x");
-    LentTensor::fold({&lent_x});
-    LentMoments moments(0, mean, m2, lent_x.channels(), Access::write);
-    run([&] { return hbn_batch_norm_stats(lent_x, &moments); });
-    return moments.count();
+// What an operation's arguments lend, in its row's order, for as long as this lives.
+class Arguments {
+public:
+    Arguments(const OperationRow &row, PyObject *const *given) : row_(row) {
+        for (int i = 0; i < row.size; i++) {
+            const Use &use = row.uses[i];
+            switch (internal::role(use.arg)) {
+            case Role::tensor:
+            case Role::mask:
+                values_[i] = Given(static_cast<const hbn_tensor *>(nullptr));
+                if (given[i] != Py_None) {
+                    Lent &lent = lend(i, given);
+                    tensors_[num_tensors_++] = &lent;
+                    values_[i] = Given(lent.tensor());
+                }
+                break;
+            case Role::parameter:
+            case Role::statistic:
+                if (use.arg == Arg::mean && i + 1 < row.size &&
+                    row.uses[i + 1].arg == Arg::invstd) {
+                    lend_statistics(i, given);
+                    i++;
+                } else {
+                    values_[i] = vector(i, given);
+                }
+                break;
+            case Role::activation:
+                activation_ = activation(given[i], name_of(use.arg));
+                values_[i] = Given(&activation_);
+                break;
+            case Role::number:
+                values_[i] = Given(number(given[i], name_of(use.arg)));
+                break;
+            case Role::view:
+                break;  // of kernels alone
+            }
+        }
+        Lent::fold(tensors_, num_tensors_);
+    }
+
+    const Given *values() const {
+        return values_;
+    }
+
+private:
+    Lent &lend(int i, PyObject *const *given) {
+        const Use &use = row_.uses[i];
+        return lents_.add(given[i], name_of(use.arg), access(use, given));
+    }
+
+    // Only training writes running statistics.
+    Access access(const Use &use, PyObject *const *given) const {
+        if (use.direction == Direction::in) {
+            return Access::read;
+        }
+        const int training = row_.use_of[int(Arg::training)] - 1;
+        const bool writes = use.direction == Direction::out || training < 0 ||
+                            number(given[training], name_of(Arg::training)) != 0;
+        return writes ? Access::write : Access::read;
+    }
+
+    Given vector(int i, PyObject *const *given) {
+        return given[i] == Py_None ? absent_vector() : Given(lend(i, given).vector());
+    }
+    static Given absent_vector() {
+        return Given(static_cast<const hbn_vector *>(nullptr));
+    }
+
+    // mean and invstd: two vectors, or one (2, C) array of both in place of mean, or neither.
+    void lend_statistics(int i, PyObject *const *given) {
+        const bool has_mean = given[i] != Py_None, has_invstd = given[i + 1] != Py_None;
+        if (has_mean == has_invstd) {
+            values_[i] = vector(i, given);
+            values_[i + 1] = vector(i + 1, given);
+            return;
+        }
+        Lent *const both = has_mean ? &lend(i, given) : nullptr;
+        if (!both || !both->has_two_rows()) {
+            raise(PyExc_ValueError, "mean and invstd must either both be None or neither be None");
+        }
+        values_[i] = Given(both->row(0));
+        values_[i + 1] = Given(both->row(1));
+    }
+
+    const OperationRow &row_;
+    Lents lents_;
+    Lent *tensors_[kMostUses];
+    int num_tensors_ = 0;
+    hbn_activation activation_;
+    Given values_[kMostUses];
+};
+
+// ---- functions
+
+void check_size(const char *function, Py_ssize_t size, Py_ssize_t wanted) {
+    if (size != wanted) {
+        raise(PyExc_TypeError, "%s() takes %zd arguments (%zd given)", function, wanted, size);
+    }
 }
 
-double merge_moments(double count, handle mean, handle m2, double other_count, handle other_mean,
-                     handle other_m2, int64_t channels) {
-    LentMoments into(count, mean, m2, channels, Access::write);
-    LentMoments other(other_count, other_mean, other_m2, channels, Access::read);
-    run([&] { return hbn_merge_moments(&into, &other); });
-    return into.count();
+void run(Operation operation, PyObject *const *given) {
+    const Arguments arguments(internal::row(operation), given);
+    hbn_status status;
+    {
+        const nb::gil_scoped_release released;
+        status = internal::run(operation, arguments.values());
+    }
+    raise_on_error(status);
 }
 
-void finalize_moments(double count, handle mean, handle m2, int64_t channels, double momentum,
-                      double eps, handle running_mean, handle running_var, handle save_mean,
-                      handle save_invstd) {
-    LentMoments moments(count, mean, m2, channels, Access::read);
-    const LentVector rm(running_mean, "running_mean", Access::write),
-        rv(running_var, "running_var", Access::write);
-    const LentStatistics saved(save_mean, save_invstd, Access::write);
-    run([&] {
-        return hbn_finalize_moments(&moments, momentum, eps, rm, rv, saved.mean(), saved.invstd());
+// What Python calls: None, or the exception that `body` threw.
+template<typename Body>
+PyObject *none_or_error(Body body) noexcept {
+    try {
+        body();
+        Py_RETURN_NONE;
+    } catch (nb::python_error &e) {
+        e.restore();
+    } catch (const std::bad_alloc &) {
+        PyErr_NoMemory();
+    } catch (const std::exception &e) {
+        PyErr_SetString(PyExc_RuntimeError, e.what());
+    }
+    return nullptr;
+}
+
+template<Operation operation>
+PyObject *run_operation(PyObject *, PyObject *const *given, Py_ssize_t size) {
+    return none_or_error([&] {
+        constexpr const OperationRow &row = internal::row(operation);
+        check_size(row.name, size, row.size);
+        run(operation, given);
     });
 }
 
-void normalize(handle x, double count, handle mean, handle m2, handle weight, handle bias,
-               double eps, handle y) {
-    LentTensor lent_x(x, "x"), lent_y(y, "y", Access::write);
-    LentTensor::fold({&lent_x, &lent_y});
-    LentMoments moments(count, mean, m2, lent_x.channels(), Access::read);
-    const LentVector w(weight, "weight"), b(bias, "bias");
-    run([&] { return hbn_batch_norm_normalize(lent_x, &moments, w, b, eps, lent_y); });
-}
-
-void backward_reduce(handle grad_output, handle x, handle mean, handle invstd, handle sum_dy,
-                     handle sum_dy_xmu, handle grad_weight, handle grad_bias) {
-    LentTensor dy(grad_output, "grad_output"), lent_x(x, "x");
-    LentTensor::fold({&dy, &lent_x});
-    const LentStatistics saved(mean, invstd);
-    const LentVector sum(sum_dy, "sum_dy", Access::write),
-        sum_xmu(sum_dy_xmu, "sum_dy_xmu", Access::write),
-        dw(grad_weight, "grad_weight", Access::write), db(grad_bias, "grad_bias", Access::write);
-    double *const sums = sum.doubles(lent_x.channels());
-    double *const sums_xmu = sum_xmu.doubles(lent_x.channels());
-    run([&] {
-        return hbn_batch_norm_backward_reduce(dy, lent_x, saved.mean(), saved.invstd(), sums,
-                                              sums_xmu, dw, db);
+// forward, with num_batches_tracked after its arguments: None, or an int64 that is counted up and by which a momentum of
+// None is the cumulative average's.
+PyObject *forward_and_count(PyObject *, PyObject *const *given, Py_ssize_t size) {
+    return none_or_error([&] {
+        constexpr const OperationRow &row = internal::row(Operation::forward);
+        constexpr int momentum = row.use_of[int(Arg::momentum)] - 1;
+        check_size("forward_and_count", size, row.size + 1);
+        std::optional<Lent> lent;
+        int64_t *counter = nullptr;
+        if (given[row.size] != Py_None) {
+            counter = lent.emplace(given[row.size], "num_batches_tracked", Access::write).counter();
+        }
+        if (given[momentum] != Py_None) {
+            run(Operation::forward, given);
+        } else if (counter) {
+            PyObject *with_momentum[kMostUses];
+            std::copy(given, given + row.size, with_momentum);
+            const nb::float_ average(1 / (double(*counter) + 1));
+            with_momentum[momentum] = average.ptr();
+            run(Operation::forward, with_momentum);
+        } else {
+            raise(PyExc_ValueError, "momentum may be None only where num_batches_tracked is given");
+        }
+        // After the call, so that one that fails has changed nothing.
+        if (counter) {
+            *counter = int64_t(uint64_t(*counter) + 1);
+        }
     });
 }
 
-void backward_elemt(handle grad_output, handle x, handle mean, handle invstd, handle weight,
-                    handle sum_dy, handle sum_dy_xmu, double count, handle grad_input) {
-    LentTensor dy(grad_output, "grad_output"), lent_x(x, "x"),
-        dx(grad_input, "grad_input", Access::write);
-    LentTensor::fold({&dy, &lent_x, &dx});
-    const LentStatistics saved(mean, invstd);
-    const LentVector w(weight, "weight"), sum(sum_dy, "sum_dy"), sum_xmu(sum_dy_xmu, "sum_dy_xmu");
-    const double *const sums = sum.doubles(lent_x.channels());
-    const double *const sums_xmu = sum_xmu.doubles(lent_x.channels());
-    run([&] {
-        return hbn_batch_norm_backward_elemt(dy, lent_x, saved.mean(), saved.invstd(), w, sums,
-                                             sums_xmu, count, dx);
-    });
+// ---- the table, as Python sees it
+
+// Each operation's arguments, as operations.def has them: (name, role, direction, presence).
+nb::dict operations() {
+    constexpr const char *roles[] = {
+#define HBN_ARGUMENT(role, name, ...) #role,
+#include "runtime/operations.def"
+        "",  // of Arg::none
+    };
+    nb::dict all;
+    nb::list arguments;
+    const auto add = [&](Arg arg, const char *direction, const char *presence) {
+        arguments.append(nb::make_tuple(name_of(arg), roles[int(arg)], direction, presence));
+    };
+#define HBN_OPERATION(name) all[#name] = arguments = nb::list();
+#define HBN_IN(name, presence) add(Arg::name, "in", #presence);
+#define HBN_INOUT(name, presence) add(Arg::name, "inout", #presence);
+#define HBN_OUT(name, presence, in_place_of, unless) add(Arg::name, "out", #presence);
+#include "runtime/operations.def"
+    return all;
+}
+
+nb::list activations() {
+    nb::list all;
+#define HBN_ACTIVATION(name, ...) all.append(#name);
+#include "runtime/operations.def"
+    return all;
+}
+
+PyCFunction as_method(PyObject *(*function)(PyObject *, PyObject *const *, Py_ssize_t)) {
+    return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function));
+}
+
+// The docstring from which inspect takes a function's signature.
+std::string signature(const char *name, const OperationRow &row, const char *last) {
+    std::string text = std::string(name) + "(";
+    for (const Use &use : row) {
+        text += std::string(name_of(use.arg)) + ", ";
+    }
+    return text + last + "/)\n--\n\n";
+}
+
+void add_operations(nb::module_ &m) {
+    static PyMethodDef methods[] = {
+#define HBN_OPERATION(name) \
+    {#name, as_method(run_operation<Operation::name>), METH_FASTCALL, nullptr},
+#include "runtime/operations.def"
+        {"forward_and_count", as_method(forward_and_count), METH_FASTCALL, nullptr},
+        {nullptr, nullptr, 0, nullptr},
+    };
+    static std::string signatures[internal::kOperations + 1];
+    for (int i = 0; i < internal::kOperations; i++) {
+        const OperationRow &row = internal::row(Operation(i));
+        signatures[i] = signature(row.name, row, "");
+    }
+    signatures[internal::kOperations] =
+        signature("forward_and_count", internal::row(Operation::forward), "num_batches_tracked, ");
+    for (int i = 0; i <= internal::kOperations; i++) {
+        methods[i].ml_doc = signatures[i].c_str();
+    }
+    if (PyModule_AddFunctions(m.ptr(), methods) != 0) {
+        throw nb::python_error();
+    }
 }
 
 void set_num_threads(int num_threads) {
-    run([&] { return hbn_set_num_threads(num_threads); });
+    raise_on_error(hbn_set_num_threads(num_threads));
 }
 
 void set_instruction_set(const std::string &name) {
-    run([&] { return hbn_set_instruction_set(name.c_str()); });
+    raise_on_error(hbn_set_instruction_set(name.c_str()));
 }
 
 NB_MODULE(_core, m) {
     using namespace nb::literals;
-    const auto none = nb::none();
-    m.def("forward", &forward, "x"_a.none(), "weight"_a.none(), "bias"_a.none(),
-          "running_mean"_a.none(), "running_var"_a.none(), "training"_a, "momentum"_a.none(),
-          "eps"_a, "y"_a.none(), "mean"_a.none(), "invstd"_a.none() = none,
-          "num_batches_tracked"_a.none() = none);
-    m.def("backward", &backward, "grad_output"_a.none(), "x"_a.none(), "weight"_a.none(),
-          "mean"_a.none(), "invstd"_a.none(), "running_mean"_a.none(), "running_var"_a.none(),
-          "training"_a, "eps"_a, "grad_input"_a.none(), "grad_weight"_a.none(),
-          "grad_bias"_a.none());
-    m.def("relu_forward", &relu_forward, "x"_a.none(), "residual"_a.none(), "weight"_a.none(),
-          "bias"_a.none(), "running_mean"_a.none(), "running_var"_a.none(), "training"_a,
-          "momentum"_a, "eps"_a, "y"_a.none(), "mask"_a.none(), "mean"_a.none(), "invstd"_a.none());
-    m.def("relu_backward", &relu_backward, "grad_output"_a.none(), "x"_a.none(), "mask"_a.none(),
-          "weight"_a.none(), "bias"_a.none(), "mean"_a.none(), "invstd"_a.none(),
-          "running_mean"_a.none(), "running_var"_a.none(), "training"_a, "eps"_a,
-          "grad_input"_a.none(), "grad_residual"_a.none(), "grad_weight"_a.none(),
-          "grad_bias"_a.none());
-    m.def("jvp", &jvp, "x_tangent"_a.none(), "x"_a.none(), "weight"_a.none(),
-          "weight_tangent"_a.none(), "bias_tangent"_a.none(), "mean"_a.none(), "invstd"_a.none(),
-          "running_mean"_a.none(), "running_var"_a.none(), "training"_a, "eps"_a,
-          "y_tangent"_a.none());
-    m.def("double_backward", &double_backward, "grad_grad_input"_a.none(),
-          "grad_grad_weight"_a.none(), "grad_grad_bias"_a.none(), "grad_output"_a.none(),
-          "x"_a.none(), "weight"_a.none(), "mean"_a.none(), "invstd"_a.none(),
-          "running_mean"_a.none(), "running_var"_a.none(), "training"_a, "eps"_a,
-          "grad_grad_output"_a.none(), "grad_input"_a.none(), "grad_weight"_a.none());
-    m.def("stats", &stats, "x"_a.none(), "mean"_a.none(), "m2"_a.none());
-    m.def("merge_moments", &merge_moments, "count"_a, "mean"_a.none(), "m2"_a.none(),
-          "other_count"_a, "other_mean"_a.none(), "other_m2"_a.none(), "channels"_a);
-    m.def("finalize_moments", &finalize_moments, "count"_a, "mean"_a.none(), "m2"_a.none(),
-          "channels"_a, "momentum"_a, "eps"_a, "running_mean"_a.none(), "running_var"_a.none(),
-          "save_mean"_a.none(), "save_invstd"_a.none());
-    m.def("normalize", &normalize, "x"_a.none(), "count"_a, "mean"_a.none(), "m2"_a.none(),
-          "weight"_a.none(), "bias"_a.none(), "eps"_a, "y"_a.none());
-    m.def("backward_reduce", &backward_reduce, "grad_output"_a.none(), "x"_a.none(),
-          "mean"_a.none(), "invstd"_a.none(), "sum_dy"_a.none(), "sum_dy_xmu"_a.none(),
-          "grad_weight"_a.none(), "grad_bias"_a.none());
-    m.def("backward_elemt", &backward_elemt, "grad_output"_a.none(), "x"_a.none(), "mean"_a.none(),
-          "invstd"_a.none(), "weight"_a.none(), "sum_dy"_a.none(), "sum_dy_xmu"_a.none(), "count"_a,
-          "grad_input"_a.none());
+    add_operations(m);
+    m.attr("operations") = operations();
+    m.attr("activations") = activations();
     m.def("set_num_threads", &set_num_threads, "num_threads"_a);
     m.def("get_num_threads", &hbn_get_num_threads, "Threads that later calls use.");
     m.def(

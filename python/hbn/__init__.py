@@ -7,10 +7,11 @@ The functions here take NumPy arrays (with ml_dtypes' bfloat16, too), PyTorch te
 - `hbn.onnx`: ONNX's BatchNormalization for onnx.reference's evaluator.
 
 Tensors are (N, C, ...), of two dimensions or more, dtype float32, float64, bfloat16 or float16, with any non-negative
-strides; channels_last has kernels of its own. What there is one of for each channel, (C,), is float32 (float64 beside
-float64 tensors), or, for weight, bias and running statistics, the tensor's own dtype. Everything is checked before
-anything is written: ValueError says what is wrong, TypeError that something is no array of a known dtype. No function
-is differentiable by itself: hbn.torch is what autograd sees.
+strides; channels_last has kernels of its own. Parameters, running statistics and their gradients, (C,), are float32
+(float64 beside float64 tensors), or the tensor's own dtype; mean and invstd are float64 beside every dtype. Everything
+is checked before anything is written: ValueError says what is wrong, TypeError that something is no array of a known
+dtype, BufferError that an array does not lend its memory. No function is differentiable by itself: hbn.torch is what
+autograd sees.
 """
 
 from hbn._core import get_num_threads, instruction_set, instruction_sets, set_instruction_set
@@ -19,8 +20,8 @@ from hbn._functional import (
     BackwardSums,
     Moments,
     batch_norm,
-    batch_norm_add_relu_backward,
-    batch_norm_add_relu_forward,
+    batch_norm_activation_backward,
+    batch_norm_activation_forward,
     batch_norm_backward,
     batch_norm_backward_elemt,
     batch_norm_backward_reduce,
@@ -28,8 +29,6 @@ from hbn._functional import (
     batch_norm_forward,
     batch_norm_jvp,
     batch_norm_normalize,
-    batch_norm_relu_backward,
-    batch_norm_relu_forward,
     batch_norm_stats,
     mean_and_invstd,
     merge_moments,
@@ -43,8 +42,8 @@ __all__ = [
     "BackwardSums",
     "Moments",
     "batch_norm",
-    "batch_norm_add_relu_backward",
-    "batch_norm_add_relu_forward",
+    "batch_norm_activation_backward",
+    "batch_norm_activation_forward",
     "batch_norm_backward",
     "batch_norm_backward_elemt",
     "batch_norm_backward_reduce",
@@ -52,8 +51,6 @@ __all__ = [
     "batch_norm_forward",
     "batch_norm_jvp",
     "batch_norm_normalize",
-    "batch_norm_relu_backward",
-    "batch_norm_relu_forward",
     "batch_norm_stats",
     "get_num_threads",
     "instruction_set",

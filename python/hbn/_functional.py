@@ -1,11 +1,13 @@
 """The operations on arrays of any library."""
 
-from typing import NamedTuple
+import math
+from collections.abc import Collection
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from hbn import _core
-from hbn._arrays import Array, Maker, dtype_name, maker_for, statistic_dtype
+from hbn._arrays import Array, dtype_name, maker_for, statistic_dtype
 
 
 class Moments(NamedTuple):
@@ -41,33 +43,62 @@ def set_num_threads(num_threads: int) -> None:
     _core.set_num_threads(num_threads)
 
 
-def _channels(x: Array) -> int:
-    shape: tuple[int, ...] = getattr(x, "shape", ())
-    return int(shape[1]) if len(shape) > 1 else 0
-
-
 def uses_batch_statistics(training: bool, running_mean: Array | None, running_var: Array | None) -> bool:
     """Whether forward normalizes with the batch's statistics, and gives them for backward."""
     return training or (running_mean is None and running_var is None)
 
 
-def _statistics(maker: Maker, x: Array, dtype: str, wanted: bool) -> tuple[Array | None, Array | None]:
-    if not wanted:
-        return None, None
-    return maker.empty((_channels(x),), dtype), maker.empty((_channels(x),), dtype)
+# Of each operation: its function, what it takes, in order, and which outputs.
+_operations = {
+    operation: (
+        getattr(_core, operation),
+        [name for name, _, _, _ in arguments],
+        [(name, role, presence) for name, role, direction, presence in arguments if direction == "out"],
+    )
+    for operation, arguments in _core.operations.items()
+}
 
 
-def _result(maker: Maker, array: Array | None, out: Array | None) -> Array:
-    # The user's own array, or one that was made in its place.
-    return array if array is out else maker.finish(array)
+def _run(operation: str, given: dict[str, Any], out: Array | None = None, without: Collection[str] = ()) -> list[Any]:
+    """Outputs of an operation on tensors, in its row's order; None for those that are not wanted.
 
-
-def _parameter_gradients(
-    maker: Maker, x: Array, weight: Array | None, wanted: tuple[bool, ...]
-) -> tuple[Array | None, Array | None]:
-    dtype = statistic_dtype(x) if weight is None else dtype_name(weight)
-    grad_weight, grad_bias = (maker.empty((_channels(x),), dtype) if want else None for want in wanted)
-    return grad_weight, grad_bias
+    Args:
+        operation: Its name in runtime/operations.def.
+        given: Its inputs by name, among whatever else: a function's locals() will do.
+        out: Where the first output goes. All others are made here.
+        without: Outputs that are not wanted.
+    """
+    call, names, outputs = _operations[operation]
+    maker, x = maker_for(given["x"])
+    shape: tuple[int, ...] = getattr(x, "shape", ())
+    channels = shape[1:2] or (0,)
+    made: dict[str, Array | None] = {}
+    exchanged = []
+    parameter_dtype = ""
+    for name, role, presence in outputs:
+        array = None
+        if name in without:
+            pass
+        elif out is not None and not made:
+            array = out
+        elif role == "tensor":
+            array = maker.empty_like(x)
+        elif role == "mask":
+            array = maker.empty_like(x, "uint8")
+        elif role == "parameter":
+            weight = given.get("weight")
+            parameter_dtype = parameter_dtype or (statistic_dtype(x) if weight is None else dtype_name(weight))
+            array = maker.empty(channels, parameter_dtype)
+        elif presence == "required":
+            array = np.empty(channels)
+            exchanged.append(name)
+        elif uses_batch_statistics(given["training"], given["running_mean"], given["running_var"]):
+            array = maker.empty(channels, "float64")
+        made[name] = array
+    values = {**given, "x": x, **made}
+    call(*[values[name] for name in names])
+    # The user's own array, what machines exchange, or one of x's library.
+    return [array if array is out or name in exchanged else maker.finish(array) for name, array in made.items()]
 
 
 def batch_norm(
@@ -81,9 +112,7 @@ def batch_norm(
     eps: float = 1e-5,
 ) -> Array:
     """torch.nn.functional.batch_norm: y alone, of `batch_norm_forward`."""
-    return batch_norm_forward(
-        x, weight, bias, running_mean, running_var, training=training, momentum=momentum, eps=eps
-    )[0]
+    return _run("forward", locals(), without=("mean", "invstd"))[0]
 
 
 def batch_norm_forward(
@@ -116,19 +145,16 @@ def batch_norm_forward(
         out: Where y goes: of x's shape and dtype, x itself or no overlap with any argument.
 
     Returns:
-        y, of x's layout (or `out`), and mean and invstd = 1 / sqrt(var + eps), (C,), which backward needs: None where
-        running statistics were used.
+        y, of x's layout (or `out`), and mean and invstd = 1 / sqrt(var + eps), (C,) of float64 beside every dtype,
+        which backward needs: None where running statistics were used.
 
     Raises:
         ValueError: Shapes, dtypes, overlaps, eps or momentum that do not fit, in PyTorch's words where it has them.
         TypeError: An argument that is no array, or of a dtype that hbn does not know.
+        BufferError: An array that does not lend its memory.
     """
-    maker, x = maker_for(x)
-    y = maker.empty_like(x) if out is None else out
-    wanted = uses_batch_statistics(training, running_mean, running_var)
-    mean, invstd = _statistics(maker, x, statistic_dtype(x), wanted)
-    _core.forward(x, weight, bias, running_mean, running_var, training, momentum, eps, y, mean, invstd)
-    return _result(maker, y, out), maker.finish(mean), maker.finish(invstd)
+    y, mean, invstd = _run("forward", locals(), out)
+    return y, mean, invstd
 
 
 def batch_norm_backward(
@@ -166,169 +192,114 @@ def batch_norm_backward(
     Raises:
         ValueError: Shapes, dtypes or overlaps that do not fit, statistics that are missing.
         TypeError: An argument that is no array, or of a dtype that hbn does not know.
+        BufferError: An array that does not lend its memory.
     """
-    maker, x = maker_for(x)
-    out = out if grad_mask[0] else None
-    grad_input = maker.empty_like(x) if grad_mask[0] and out is None else out
-    grad_weight, grad_bias = _parameter_gradients(maker, x, weight, grad_mask[1:])
-    _core.backward(
-        grad_output,
-        x,
-        weight,
-        mean,
-        invstd,
-        running_mean,
-        running_var,
-        training,
-        eps,
-        grad_input,
-        grad_weight,
-        grad_bias,
-    )
-    return _result(maker, grad_input, out), maker.finish(grad_weight), maker.finish(grad_bias)
+    gradients = zip(("grad_input", "grad_weight", "grad_bias"), grad_mask, strict=True)
+    without = [name for name, wanted in gradients if not wanted]
+    grad_input, grad_weight, grad_bias = _run("backward", locals(), out, without)
+    return grad_input, grad_weight, grad_bias
 
 
-def batch_norm_relu_forward(
+def batch_norm_activation_forward(
     x: Array,
+    residual: Array | None,
     weight: Array | None,
     bias: Array | None,
     running_mean: Array | None,
     running_var: Array | None,
     *,
+    activation: str,
     training: bool,
     momentum: float = 0.1,
     eps: float = 1e-5,
+    negative_slope: float = 0.01,
+    min_val: float = -1.0,
+    max_val: float = 1.0,
     out: Array | None = None,
-) -> tuple[Array, Array | None, Array | None]:
-    """relu(batch_norm(x)) in one pass over memory.
+) -> tuple[Array, Array | None, Array | None, Array | None]:
+    """activation(batch_norm(x) + residual) in one pass over memory, as blocks of networks end.
 
-    Arguments, results and errors as of `batch_norm_forward`, but that mean and invstd are float64 whatever x's dtype:
-    with them backward finds again which elements passed.
-    """
-    maker, x = maker_for(x)
-    y = maker.empty_like(x) if out is None else out
-    wanted = uses_batch_statistics(training, running_mean, running_var)
-    mean, invstd = _statistics(maker, x, "float64", wanted)
-    _core.relu_forward(x, None, weight, bias, running_mean, running_var, training, momentum, eps, y, None, mean, invstd)
-    return _result(maker, y, out), maker.finish(mean), maker.finish(invstd)
+    All else, and errors, as of `batch_norm_forward`.
 
-
-def batch_norm_relu_backward(
-    grad_output: Array,
-    x: Array,
-    weight: Array | None,
-    bias: Array | None,
-    mean: Array | None,
-    invstd: Array | None,
-    running_mean: Array | None,
-    running_var: Array | None,
-    *,
-    training: bool,
-    eps: float = 1e-5,
-    out: Array | None = None,
-) -> tuple[Array, Array, Array]:
-    """Gradients of `batch_norm_relu_forward`'s x, weight and bias.
-
-    Arguments, results and errors as of `batch_norm_backward`; bias is needed to find what passed, and all three
-    gradients are computed.
-    """
-    maker, x = maker_for(x)
-    grad_input = maker.empty_like(x) if out is None else out
-    grad_weight, grad_bias = _parameter_gradients(maker, x, weight, (True, True))
-    _core.relu_backward(
-        grad_output,
-        x,
-        None,
-        weight,
-        bias,
-        mean,
-        invstd,
-        running_mean,
-        running_var,
-        training,
-        eps,
-        grad_input,
-        None,
-        grad_weight,
-        grad_bias,
-    )
-    return _result(maker, grad_input, out), maker.finish(grad_weight), maker.finish(grad_bias)
-
-
-def batch_norm_add_relu_forward(
-    x: Array,
-    residual: Array,
-    weight: Array | None,
-    bias: Array | None,
-    running_mean: Array | None,
-    running_var: Array | None,
-    *,
-    training: bool,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-    out: Array | None = None,
-) -> tuple[Array, Array, Array | None, Array | None]:
-    """relu(batch_norm(x) + residual) in one pass over memory, as residual networks end a block.
-
-    Arguments and errors as of `batch_norm_relu_forward`; residual is of x's shape and dtype.
+    Args:
+        x: (N, C, ...).
+        residual: Of x's shape and dtype, or None for no addition.
+        weight: (C,), or None for 1.
+        bias: (C,), or None for 0.
+        running_mean: (C,) or None, together with running_var. Written in training.
+        running_var: (C,) or None.
+        activation: "identity", "relu", "leaky_relu", "clip" (torch.nn.Hardtanh; ReLU6 with limits of 0 and 6), "silu"
+            or "hardswish".
+        training: Whether to use, and keep, the batch's statistics.
+        momentum: The share of the batch in the running statistics.
+        eps: Positive with the batch's statistics, else non-negative.
+        negative_slope: leaky_relu's.
+        min_val: clip's lower limit.
+        max_val: clip's upper limit.
+        out: Where y goes: of x's shape and dtype, without overlap with any argument; x itself where there is no mask.
 
     Returns:
-        y; mask, uint8 of x's shape and layout, 1 where an element passed, for backward; mean and invstd as there.
+        y; mask, uint8 of x's shape and layout, 1 where an element passed, for backward: of a ReLU after an addition,
+        else None; mean and invstd as of `batch_norm_forward`.
     """
-    maker, x = maker_for(x)
-    y = maker.empty_like(x) if out is None else out
-    mask = maker.empty_like(x, "uint8")
-    wanted = uses_batch_statistics(training, running_mean, running_var)
-    mean, invstd = _statistics(maker, x, "float64", wanted)
-    _core.relu_forward(
-        x, residual, weight, bias, running_mean, running_var, training, momentum, eps, y, mask, mean, invstd
-    )
-    return _result(maker, y, out), maker.finish(mask), maker.finish(mean), maker.finish(invstd)
+    without = () if activation == "relu" and residual is not None else ("mask",)
+    given = {**locals(), "activation": (activation, negative_slope, min_val, max_val)}
+    y, mask, mean, invstd = _run("activation_forward", given, out, without)
+    return y, mask, mean, invstd
 
 
-def batch_norm_add_relu_backward(
+def batch_norm_activation_backward(
     grad_output: Array,
     x: Array,
-    mask: Array,
+    residual: Array | None,
+    mask: Array | None,
     weight: Array | None,
+    bias: Array | None,
     mean: Array | None,
     invstd: Array | None,
     running_mean: Array | None,
     running_var: Array | None,
     *,
+    activation: str,
     training: bool,
     eps: float = 1e-5,
-) -> tuple[Array, Array, Array, Array]:
-    """Gradients of `batch_norm_add_relu_forward`'s x, residual, weight and bias.
+    negative_slope: float = 0.01,
+    min_val: float = -1.0,
+    max_val: float = 1.0,
+    out: Array | None = None,
+) -> tuple[Array, Array | None, Array, Array]:
+    """Gradients of `batch_norm_activation_forward`'s x, residual, weight and bias.
 
-    Arguments and errors as of `batch_norm_relu_backward`, with the mask that forward gave instead of the bias.
+    All else, and errors, as of `batch_norm_backward`.
+
+    Args:
+        grad_output: (N, C, ...), the gradient of y.
+        x: As forward had it.
+        residual: As forward had it; not needed with a mask.
+        mask: As forward gave it.
+        weight: As forward had it.
+        bias: As forward had it: with it and the above what went into the activation is computed again.
+        mean: (C,), as forward gave it; needed where it used the batch's statistics.
+        invstd: (C,), as forward gave it.
+        running_mean: (C,); needed where forward used running statistics.
+        running_var: (C,).
+        activation: As forward had it.
+        training: Whether forward used the batch's statistics.
+        eps: As forward had it.
+        negative_slope: As forward had it.
+        min_val: As forward had it.
+        max_val: As forward had it.
+        out: Where grad_input goes: of x's shape and dtype, without overlap with any argument; grad_output itself where
+            nothing was added.
+
+    Returns:
+        grad_input of x's layout; grad_residual, likewise, None where nothing was added; grad_weight and grad_bias,
+        (C,).
     """
-    maker, x = maker_for(x)
-    grad_input, grad_residual = maker.empty_like(x), maker.empty_like(x)
-    grad_weight, grad_bias = _parameter_gradients(maker, x, weight, (True, True))
-    _core.relu_backward(
-        grad_output,
-        x,
-        mask,
-        weight,
-        None,
-        mean,
-        invstd,
-        running_mean,
-        running_var,
-        training,
-        eps,
-        grad_input,
-        grad_residual,
-        grad_weight,
-        grad_bias,
-    )
-    return (
-        maker.finish(grad_input),
-        maker.finish(grad_residual),
-        maker.finish(grad_weight),
-        maker.finish(grad_bias),
-    )
+    without = ("grad_residual",) if residual is None and mask is None else ()
+    given = {**locals(), "activation": (activation, negative_slope, min_val, max_val)}
+    grad_input, grad_residual, grad_weight, grad_bias = _run("activation_backward", given, out, without)
+    return grad_input, grad_residual, grad_weight, grad_bias
 
 
 def batch_norm_jvp(
@@ -349,23 +320,7 @@ def batch_norm_jvp(
 
     x_tangent is of x's shape and dtype; all else, and errors, as of `batch_norm_backward`.
     """
-    maker, x = maker_for(x)
-    y_tangent = maker.empty_like(x)
-    _core.jvp(
-        x_tangent,
-        x,
-        weight,
-        weight_tangent,
-        bias_tangent,
-        mean,
-        invstd,
-        running_mean,
-        running_var,
-        training,
-        eps,
-        y_tangent,
-    )
-    return maker.finish(y_tangent)
+    return _run("jvp", locals())[0]
 
 
 def batch_norm_double_backward(
@@ -388,48 +343,29 @@ def batch_norm_double_backward(
     Returns:
         Gradients of grad_output and x, of x's layout, and of weight, (C,).
     """
-    maker, x = maker_for(x)
-    grad_grad_output, grad_input = maker.empty_like(x), maker.empty_like(x)
-    grad_weight, _ = _parameter_gradients(maker, x, weight, (True, False))
-    _core.double_backward(
-        grad_grad_input,
-        grad_grad_weight,
-        grad_grad_bias,
-        grad_output,
-        x,
-        weight,
-        mean,
-        invstd,
-        running_mean,
-        running_var,
-        training,
-        eps,
-        grad_grad_output,
-        grad_input,
-        grad_weight,
-    )
-    return maker.finish(grad_grad_output), maker.finish(grad_input), maker.finish(grad_weight)
+    grad_grad_output, grad_input, grad_weight = _run("double_backward", locals())
+    return grad_grad_output, grad_input, grad_weight
 
 
 def batch_norm_stats(x: Array) -> Moments:
     """The first half of forward training: this machine's moments of x, (N, C, ...)."""
-    _, x = maker_for(x)
-    mean, m2 = np.empty(_channels(x)), np.empty(_channels(x))
-    return Moments(_core.stats(x, mean, m2), mean, m2)
+    mean, m2 = _run("stats", locals())
+    n, _, *spatial = maker_for(x)[1].shape
+    return Moments(float(math.prod((n, *spatial))), mean, m2)
 
 
 def merge_moments(a: Moments, b: Moments) -> Moments:
     """Moments of both samples together. In a fixed order of merging, results are the same bit for bit."""
     mean, m2 = np.array(a.mean, dtype=np.float64), np.array(a.m2, dtype=np.float64)
-    count = _core.merge_moments(a.count, mean, m2, b.count, b.mean, b.m2, mean.size)
-    return Moments(count, mean, m2)
+    _core.merge_moments(b.mean, b.m2, mean, m2, mean.size, a.count, b.count)
+    return Moments(a.count + b.count, mean, m2)
 
 
-def mean_and_invstd(moments: Moments, *, eps: float = 1e-5, dtype: str = "float32") -> tuple[np.ndarray, np.ndarray]:
-    """What backward needs of (merged) moments, (C,); dtype is float64 beside float64 tensors, else float32."""
-    mean, invstd = np.empty(moments.mean.size, dtype), np.empty(moments.mean.size, dtype)
+def mean_and_invstd(moments: Moments, *, eps: float = 1e-5) -> tuple[np.ndarray, np.ndarray]:
+    """What backward needs of (merged) moments: (C,), float64."""
+    mean, invstd = np.empty(moments.mean.size), np.empty(moments.mean.size)
     _core.finalize_moments(
-        moments.count, moments.mean, moments.m2, moments.mean.size, 0.0, eps, None, None, mean, invstd
+        moments.mean, moments.m2, moments.mean.size, moments.count, 0.0, eps, None, None, mean, invstd
     )
     return mean, invstd
 
@@ -437,10 +373,10 @@ def mean_and_invstd(moments: Moments, *, eps: float = 1e-5, dtype: str = "float3
 def update_running_stats(moments: Moments, momentum: float, running_mean: Array, running_var: Array) -> None:
     """Moves the running statistics, (C,), towards (merged) moments, in place."""
     _core.finalize_moments(
-        moments.count,
         moments.mean,
         moments.m2,
         moments.mean.size,
+        moments.count,
         momentum,
         1.0,
         running_mean,
@@ -460,19 +396,14 @@ def batch_norm_normalize(
     out: Array | None = None,
 ) -> Array:
     """The second half of forward training: y, with the moments of all machines together."""
-    maker, x = maker_for(x)
-    y = maker.empty_like(x) if out is None else out
-    _core.normalize(x, moments.count, moments.mean, moments.m2, weight, bias, eps, y)
-    return _result(maker, y, out)
+    total_count, mean, m2 = moments
+    return _run("normalize", locals(), out)[0]
 
 
 def batch_norm_backward_reduce(grad_output: Array, x: Array, mean: Array, invstd: Array) -> BackwardSums:
     """The first half of backward training: this machine's sums, which machines add up."""
-    maker, x = maker_for(x)
-    sum_dy, sum_dy_xmu = np.empty(_channels(x)), np.empty(_channels(x))
-    grad_weight, grad_bias = _parameter_gradients(maker, x, None, (True, True))
-    _core.backward_reduce(grad_output, x, mean, invstd, sum_dy, sum_dy_xmu, grad_weight, grad_bias)
-    return BackwardSums(sum_dy, sum_dy_xmu, maker.finish(grad_weight), maker.finish(grad_bias))
+    sum_dy, sum_dy_xmu, grad_weight, grad_bias = _run("backward_reduce", locals())
+    return BackwardSums(sum_dy, sum_dy_xmu, grad_weight, grad_bias)
 
 
 def batch_norm_backward_elemt(
@@ -488,7 +419,5 @@ def batch_norm_backward_elemt(
     out: Array | None = None,
 ) -> Array:
     """The second half of backward training: grad_input, from all machines' sums over `count` values a channel."""
-    maker, x = maker_for(x)
-    grad_input = maker.empty_like(x) if out is None else out
-    _core.backward_elemt(grad_output, x, mean, invstd, weight, sum_dy, sum_dy_xmu, count, grad_input)
-    return _result(maker, grad_input, out)
+    total_count = count
+    return _run("backward_elemt", locals(), out)[0]

@@ -11,7 +11,6 @@
 
 namespace hbn {
 
-using internal::OptionalTensor;
 using internal::OptionalVector;
 using internal::or_out_of_memory;
 using internal::throw_on_error;

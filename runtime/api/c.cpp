@@ -21,8 +21,7 @@ hbn_status hbn_batch_norm_activation_forward(
     const hbn_tensor *x, const hbn_tensor *residual, const hbn_vector *weight,
     const hbn_vector *bias, const hbn_vector *running_mean, const hbn_vector *running_var,
     int training, double momentum, double eps, const hbn_activation *activation,
-    const hbn_tensor *y, const hbn_tensor *mask, const hbn_vector *mean,
-    const hbn_vector *invstd) {
+    const hbn_tensor *y, const hbn_tensor *mask, const hbn_vector *mean, const hbn_vector *invstd) {
     HBN_RUN(activation_forward, x, residual, weight, bias, running_mean, running_var, training,
             momentum, eps, activation, y, mask, mean, invstd);
 }
@@ -92,10 +91,10 @@ hbn_status hbn_batch_norm_backward_elemt(const hbn_tensor *grad_output, const hb
 }  // extern "C"
 
 extern "C" hbn_status hbn_activation_named(const char *name, hbn_activation_kind *kind) {
-#define HBN_ACTIVATION(activation, c_name, ...)   \
+#define HBN_ACTIVATION(activation, c_name, ...)        \
     if (name && std::strcmp(name, #activation) == 0) { \
-        *kind = c_name;                           \
-        return HBN_OK;                            \
+        *kind = c_name;                                \
+        return HBN_OK;                                 \
     }
 #include "runtime/operations.def"
     return fail(HBN_INVALID_ARGUMENT, text::unknown_activation_name, name ? name : "");

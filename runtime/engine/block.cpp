@@ -313,7 +313,7 @@ hbn_status solve_block(const Problem &problem, const Staging &staging, int64_t b
 
 }  // namespace
 
-hbn_status run(Operation operation, std::initializer_list<Given> given) {
+hbn_status run(Operation operation, const Given *given) {
     Problem problem;
     HBN_TRY(check(operation, given, &problem));
     if (problem.is_solved) {

@@ -172,6 +172,8 @@ private:
                 return short_lines<3>(from, to);
             case 4:
                 return short_lines<4>(from, to);
+            default:
+                break;
             }
         }
         for (int64_t j = 0; j < outer.size; j++) {

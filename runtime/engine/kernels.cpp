@@ -13,11 +13,11 @@
 // ---- kernels this library was built with
 
 extern "C" {
-#define HBN_BUILT_KERNEL(kernel, dtype, layout)                 \
-    int hbn_##kernel##_##dtype##_##layout##_argv(void **);      \
+#define HBN_BUILT_KERNEL(kernel, dtype, layout)            \
+    int hbn_##kernel##_##dtype##_##layout##_argv(void **); \
     const halide_filter_metadata_t *hbn_##kernel##_##dtype##_##layout##_metadata();
-#define HBN_BUILT_VECTOR_KERNEL(kernel, dtype)         \
-    int hbn_##kernel##_##dtype##_argv(void **);        \
+#define HBN_BUILT_VECTOR_KERNEL(kernel, dtype)  \
+    int hbn_##kernel##_##dtype##_argv(void **); \
     const halide_filter_metadata_t *hbn_##kernel##_##dtype##_metadata();
 #define HBN_BUILT_CONVERSION(from, to) int hbn_convert_##from##_##to##_argv(void **);
 #include <hbn_kernels.h>
@@ -55,10 +55,10 @@ struct Registry {
     bool complete = true;
 
     Registry() {
-#define HBN_BUILT_KERNEL(kernel, dtype, layout)                                               \
-    add(Kernel::kernel, dtype_named(#dtype), Layout::layout,                                  \
+#define HBN_BUILT_KERNEL(kernel, dtype, layout)              \
+    add(Kernel::kernel, dtype_named(#dtype), Layout::layout, \
         {hbn_##kernel##_##dtype##_##layout##_argv, hbn_##kernel##_##dtype##_##layout##_metadata});
-#define HBN_BUILT_VECTOR_KERNEL(kernel, dtype)         \
+#define HBN_BUILT_VECTOR_KERNEL(kernel, dtype)          \
     add(Kernel::kernel, dtype_named(#dtype), Layout(0), \
         {hbn_##kernel##_##dtype##_argv, hbn_##kernel##_##dtype##_metadata});
 #define HBN_BUILT_CONVERSION(from, to) \
@@ -78,7 +78,8 @@ private:
     }
 
     void find_out_whether_complete() {
-#define HBN_KERNEL(name, generator, parameters, activation, kind, layouts) require(Kernel::name, "");
+#define HBN_KERNEL(name, generator, parameters, activation, kind, layouts) \
+    require(Kernel::name, "");
 #include "runtime/operations.def"
 #define HBN_VECTOR_KERNEL(name, dtypes) require(Kernel::name, #dtypes);
 #include "runtime/operations.def"
@@ -270,8 +271,8 @@ hbn_status signature_of(Kernel kernel, hbn_dtype dtype, const Signature **signat
 
 void ArgumentList::add_view_number(Arg arg, const KernelView &view) {
     switch (arg) {
-#define HBN_ARGUMENT_view(name, ...)                                                           \
-    case Arg::name:                                                                            \
+#define HBN_ARGUMENT_view(name, ...)                                                        \
+    case Arg::name:                                                                         \
         args_[count_++] = const_cast<void *>(static_cast<const void *>(&view.__VA_ARGS__)); \
         break;
 #define HBN_ARGUMENT_tensor(...)

@@ -203,10 +203,16 @@ hbn_status check_all_vectors(const Arguments &arguments, const Problem &p) {
             for (int i = 0; i < uses.num_vectors; i++) {
                 const Use &use = uses.uses[uses.vectors[i]];
                 const Given &g = arguments.of(use);
-                if (role(use.arg) != checked || g.kind != Given::Kind::vector || !g.vector) {
+                if (role(use.arg) != checked || g.kind != Given::Kind::vector) {
                     continue;
                 }
                 const char *name = row(use.arg).name;
+                if (!g.vector) {
+                    if (use.presence == Presence::required) {
+                        return fail(HBN_INVALID_ARGUMENT, text::required, name);
+                    }
+                    continue;
+                }
                 if (pass == 0 && g.vector->size != p.channels) {
                     return fail(HBN_INVALID_ARGUMENT, text::vector_size, name,
                                 (long long)p.channels, (long long)g.vector->size);
@@ -367,7 +373,17 @@ hbn_status check_tensor_operation(const Arguments &arguments, Problem *p) {
 // On moments: of what was summed before, of tensors that are not here.
 hbn_status check_moments_operation(const Arguments &arguments, Problem *p) {
     p->has_tensors = false;
-    p->channels = int64_t(arguments.number(Arg::channels));
+    const double channels = arguments.number(Arg::channels);
+    if (!(channels >= 0 && channels < double(INT64_MAX >> 8))) {
+        return fail(HBN_INVALID_ARGUMENT, text::size_overflow, "moments");
+    }
+    p->channels = int64_t(channels);
+    for (const Arg a : {Arg::count, Arg::count_a, Arg::count_b}) {
+        const Given *count = arguments.find(a);
+        if (count && !(count->number >= 0 && std::isfinite(count->number))) {
+            return fail(HBN_INVALID_ARGUMENT, text::count_non_negative, count->number);
+        }
+    }
     const bool finalizes = arguments.find(Arg::momentum);
     if (finalizes) {
         const double count = arguments.number(Arg::count);
@@ -407,9 +423,9 @@ hbn_status check_moments_operation(const Arguments &arguments, Problem *p) {
 
 }  // namespace
 
-hbn_status check(Operation operation, std::initializer_list<Given> given, Problem *problem) {
+hbn_status check(Operation operation, const Given *given, Problem *problem) {
     problem->operation = operation;
-    const Arguments arguments(operation, given.begin());
+    const Arguments arguments(operation, given);
     return arguments.find(Arg::x) ? check_tensor_operation(arguments, problem)
                                   : check_moments_operation(arguments, problem);
 }

@@ -13,8 +13,8 @@ struct Problem {
     // What is given, used and wanted: nothing that the operation would ignore.
     Values values;
     int64_t channels = 0;
-    double count = 0;                        // of values in a channel
-    hbn_dtype tensor_dtype = HBN_FLOAT32;    // of all tensors but masks
+    double count = 0;                         // of values in a channel
+    hbn_dtype tensor_dtype = HBN_FLOAT32;     // of all tensors but masks
     hbn_dtype parameter_dtype = HBN_FLOAT32;  // that kernels take parameters in
     bool has_tensors = true;
     bool batch_statistics = false;
@@ -34,16 +34,20 @@ struct Problem {
 
 // Every check of an operation, in PyTorch's order; of what is wrong nothing has been written. Where x is empty, writes
 // what its results are.
-hbn_status check(Operation operation, std::initializer_list<Given> given, Problem *problem);
+hbn_status check(Operation operation, const Given *given, Problem *problem);
 
-// Checks and solves.
-hbn_status run(Operation operation, std::initializer_list<Given> given);
+// Checks and solves. `given` are the operation's arguments, all of them, in the order of its row.
+hbn_status run(Operation operation, const Given *given);
+inline hbn_status run(Operation operation, std::initializer_list<Given> given) {
+    return run(operation, given.begin());
+}
 
 // The whole body of an entry point: the operation and the function's parameters, whose names and order are the
 // operation's in operations.def.
 #define HBN_RUN(operation, ...)                                                              \
-    static_assert(names_match(Operation::operation, #__VA_ARGS__),                           \
-                  "these are not the arguments that operations.def has, in its order: " #__VA_ARGS__); \
+    static_assert(                                                                           \
+        names_match(Operation::operation, #__VA_ARGS__),                                     \
+        "these are not the arguments that operations.def has, in its order: " #__VA_ARGS__); \
     return run(Operation::operation, {__VA_ARGS__})
 
 }  // namespace hbn::internal

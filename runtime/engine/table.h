@@ -1,4 +1,4 @@
-// operations.def as C++: an enumeration of each kind of row, and the columns as constants.
+// operations.def and layouts.def as C++: an enumeration of each kind of row, and the columns as constants.
 #ifndef HBN_RUNTIME_ENGINE_TABLE_H
 #define HBN_RUNTIME_ENGINE_TABLE_H
 
@@ -10,10 +10,10 @@
 
 namespace hbn::internal {
 
-// How a kernel sees its tensors; schedules/pipeline.h says what each is.
+// How a kernel sees its tensors; layouts.def says what each is.
 enum class Layout : uint8_t {
 #define HBN_LAYOUT(name, purpose) name,
-#include "runtime/operations.def"
+#include "runtime/layouts.def"
     count
 };
 
@@ -52,7 +52,7 @@ constexpr int kOperations = int(Operation::count);
 
 inline constexpr const char *kLayoutNames[] = {
 #define HBN_LAYOUT(name, purpose) #name,
-#include "runtime/operations.def"
+#include "runtime/layouts.def"
 };
 
 // ---- arguments
@@ -129,7 +129,8 @@ struct KernelRow {
     KernelKind kind;
 };
 inline constexpr KernelRow kKernelRows[] = {
-#define HBN_KERNEL(name, generator, parameters, activation, kind, layouts) {#name, KernelKind::kind},
+#define HBN_KERNEL(name, generator, parameters, activation, kind, layouts) \
+    {#name, KernelKind::kind},
 #include "runtime/operations.def"
 #define HBN_VECTOR_KERNEL(name, dtypes) {#name, KernelKind::vectors},
 #include "runtime/operations.def"
@@ -176,7 +177,7 @@ struct Use {
     Direction direction = Direction::in;
     Presence presence = Presence::required;
     Arg in_place_of = Arg::none;  // the input that it may be
-    uint64_t unless = 0;          // which arguments forbid that where they are given, a bit for each
+    uint64_t unless = 0;  // which arguments forbid that where they are given, a bit for each
 };
 
 // Of names separated by spaces, or "none".
@@ -200,10 +201,10 @@ struct OperationRow {
     const char *name = "";
     int size = 0;
     Use uses[kMostUses];
-    int8_t use_of[kArguments] = {};  // 1 + its index in uses; 0 for what the operation doesn't have
+    uint8_t use_of[kArguments] = {};  // 1 + its index in uses; 0 for what the operation doesn't have
     // Its vectors, as indices in uses, in the order in which operations.def names arguments: that of checks.
     int num_vectors = 0;
-    int8_t vectors[kMostUses] = {};
+    uint8_t vectors[kMostUses] = {};
 
     constexpr const Use *begin() const {
         return uses;
@@ -238,13 +239,13 @@ struct OperationTable {
             } else {
                 OperationRow &row = rows[operation];
                 row.uses[row.size++] = line.use;
-                row.use_of[int(line.use.arg)] = int8_t(row.size);
+                row.use_of[int(line.use.arg)] = uint8_t(row.size);
             }
         }
         for (OperationRow &row : rows) {
             for (int i = kTensors; i < kTensors + kVectors; i++) {
                 if (row.use_of[i]) {
-                    row.vectors[row.num_vectors++] = int8_t(row.use_of[i] - 1);
+                    row.vectors[row.num_vectors++] = uint8_t(row.use_of[i] - 1);
                 }
             }
         }

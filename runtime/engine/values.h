@@ -17,6 +17,9 @@ struct Given {
         const hbn_activation *activation;
     };
 
+    // To be assigned.
+    Given() {
+    }
     Given(const hbn_tensor *t) : kind(Kind::tensor), tensor(t) {
     }
     Given(const hbn_vector *v) : kind(Kind::vector), vector(v) {
@@ -67,12 +70,12 @@ public:
     bool has(Arg a) const {
         return (given_ >> int(a) & 1) != 0;
     }
-    bool has_tensors() const {
-        return has_any((uint64_t(1) << kTensors) - 1);
-    }
     // Whether any of those in `bits` is given, a bit for each.
     bool has_any(uint64_t bits) const {
         return (given_ & bits) != 0;
+    }
+    bool has_tensors() const {
+        return has_any((uint64_t(1) << kTensors) - 1);
     }
     void set(Arg a, const hbn_tensor &t) {
         tensors_[int(a)] = t;

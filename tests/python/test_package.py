@@ -9,7 +9,7 @@ import sys
 import pytest
 
 import hbn
-import hbn._core
+from hbn import _core
 
 README = pathlib.Path(__file__).parents[2] / "README.md"
 
@@ -45,7 +45,7 @@ def test_version_is_the_librarys():
 
 
 def test_library_is_linked_in():
-    needed = subprocess.run(["ldd", hbn._core.__file__], capture_output=True, text=True, check=True).stdout
+    needed = subprocess.run(["ldd", _core.__file__], capture_output=True, text=True, check=True).stdout
     assert not re.search(r"hbn|halide|nanobind", needed.split("\n", 1)[-1], re.IGNORECASE)
 
 

@@ -32,7 +32,12 @@ def _follow_num_threads(get_num_threads: Callable[[], int] = torch.get_num_threa
         set_num_threads(threads)
 
 
-def _statistic_dtype(x: Tensor) -> torch.dtype:
+def _parameter_dtype(x: Tensor, weight: Tensor | None, bias: Tensor | None = None) -> torch.dtype:
+    """Of gradients of parameters, and of what stands for those that are absent."""
+    if weight is not None:
+        return weight.dtype
+    if bias is not None:
+        return bias.dtype
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
@@ -41,8 +46,11 @@ def _readable(x: Tensor) -> Tensor:
     return dense(x.resolve_neg() if x.is_neg() else x)
 
 
-def _empty(x: Tensor, size: int | tuple[int, int], dtype: torch.dtype) -> Tensor:
-    # Without a dtype to parse it takes half as long.
+# Without a dtype to parse new_empty takes half as long.
+_float64 = torch.empty(0, dtype=torch.float64, device="cpu")
+
+
+def _empty(x: Tensor, size: int, dtype: torch.dtype) -> Tensor:
     return x.new_empty(size) if x.dtype == dtype else x.new_empty(size, dtype=dtype)
 
 
@@ -71,15 +79,15 @@ def _forward(
     eps: float,
     num_batches_tracked: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """y, and mean and invstd as rows of one tensor; running statistics are written in training."""
+    """y, and mean and invstd as rows of one float64 tensor; running statistics are written in training."""
     _follow_num_threads()
     if x.is_neg():
         x = _readable(x)
     y = _empty_output(x)
     saved = None
     if uses_batch_statistics(training, running_mean, running_var):
-        saved = _empty(x, (2, x.shape[1]), _statistic_dtype(x))
-    _core.forward(
+        saved = _float64.new_empty((2, x.shape[1]))
+    _core.forward_and_count(
         x, weight, bias, running_mean, running_var, training, momentum, eps, y, saved, None, num_batches_tracked
     )
     return y, saved
@@ -187,12 +195,6 @@ def _double_backward(
         grad_weight,
     )
     return grad_grad_output, grad_input, grad_weight
-
-
-def _parameter_dtype(x: Tensor, weight: Tensor | None, bias: Tensor | None = None) -> torch.dtype:
-    if weight is not None:
-        return weight.dtype
-    return _statistic_dtype(x) if bias is None else bias.dtype
 
 
 # ---- autograd functions, for eager calls
@@ -419,7 +421,7 @@ def _forward_operator(
 def _forward_shapes(x, weight, bias, running_mean, running_var, training, momentum, eps):  # type: ignore[no-untyped-def]
     saved = _nothing(x)
     if uses_batch_statistics(training, running_mean, running_var):
-        saved = _empty(x, (2, x.shape[1]), _statistic_dtype(x))
+        saved = x.new_empty((2, x.shape[1]), dtype=torch.float64)
     running = [_nothing(x) if t is None else torch.empty_like(t) for t in (running_mean, running_var)]
     return _empty_output(x), saved, *running
 
