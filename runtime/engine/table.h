@@ -201,7 +201,8 @@ struct OperationRow {
     const char *name = "";
     int size = 0;
     Use uses[kMostUses];
-    uint8_t use_of[kArguments] = {};  // 1 + its index in uses; 0 for what the operation doesn't have
+    uint8_t use_of[kArguments] =
+        {};  // 1 + its index in uses; 0 for what the operation doesn't have
     // Its vectors, as indices in uses, in the order in which operations.def names arguments: that of checks.
     int num_vectors = 0;
     uint8_t vectors[kMostUses] = {};
