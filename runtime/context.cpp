@@ -206,9 +206,9 @@ bool CallMemory::book(int vectors, int64_t num_channels, int64_t per_channel, in
     reset_workspace(num_channels);
     const ScratchBytes scratch = scratch_bytes(num_channels, per_channel, dtype);
     num_tasks = 0;
-    if (!workspace.grow(allocator, size_t(vectors) * size_t(vector_bytes)) ||
-        (staging_bytes > 0 && !staging.grow(allocator, size_t(staging_bytes))) ||
-        !caller.book(allocator, size_t(scratch.caller))) {
+    if (!workspace.grow(allocator, uint64_t(vectors) * uint64_t(vector_bytes)) ||
+        (staging_bytes > 0 && !staging.grow(allocator, uint64_t(staging_bytes))) ||
+        !caller.book(allocator, uint64_t(scratch.caller))) {
         return false;
     }
     if (!parallel) {
@@ -247,7 +247,7 @@ bool CallMemory::book_tasks(int count, int64_t bytes) {
         most_tasks = count;
     }
     for (int i = 0; i < count; i++) {
-        if (!tasks[i].book(allocator, size_t(bytes))) {
+        if (!tasks[i].book(allocator, uint64_t(bytes))) {
             return false;
         }
     }

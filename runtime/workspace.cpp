@@ -12,7 +12,7 @@ hbn_status Workspace::begin(int vectors, int64_t channels) {
     }
     call->reset_workspace(channels);
     // Less than Call::begin() booked, but for a mistake in this library.
-    return call->workspace.grow(call->context->allocator, size_t(vectors * call->vector_bytes))
+    return call->workspace.grow(call->context->allocator, uint64_t(vectors * call->vector_bytes))
                ? HBN_OK
                : fail(HBN_OUT_OF_MEMORY, text::out_of_memory, (long long)channels);
 }

@@ -87,6 +87,12 @@ TEST(Errors, out_of_memory) {
     });
     expect_thrown<OutOfMemory, std::bad_alloc>("out of memory", HBN_OUT_OF_MEMORY,
                                                [] { Vector(DType::uint8, int64_t(1) << 60); });
+    // An expanded tensor may have more channels than memory has room for values of, or than 32 bits count.
+    float value = 0;
+    const ConstTensorView expanded(&value, DType::float32, {1, (int64_t(1) << 56) + 3, 2, 1},
+                                   {0, 0, 0, 0});
+    expect_thrown<OutOfMemory, std::bad_alloc>("out of memory", HBN_OUT_OF_MEMORY,
+                                               [&] { functional::batch_norm_stats(expanded); });
     const std::string long_text(1000, 'x');
     EXPECT_EQ(std::string(OutOfMemory(long_text.c_str()).what()), long_text.substr(0, 127));
 }

@@ -34,6 +34,14 @@ void check(const ConstTensorView &x, const char *name = "x") {
     throw_on_error(internal::check_tensors({{name, &c_x}}));
 }
 
+// For one value a channel. An expanded tensor may have more channels than addresses can count.
+void resize(std::vector<double> &values, int64_t channels) {
+    if (uint64_t(channels) > values.max_size()) {
+        throw OutOfMemory("out of memory");
+    }
+    or_out_of_memory([&] { values.resize(size_t(channels)); });
+}
+
 hbn_moments to_c(const Moments &moments) {
     if (moments.mean.size() != moments.m2.size()) {
         throw_on_error(internal::fail(HBN_INVALID_ARGUMENT, internal::text::vector_size, "m2",
@@ -270,10 +278,8 @@ DoubleGradients batch_norm_double_backward(
 Moments batch_norm_stats(const ConstTensorView &x) {
     check(x);
     Moments moments;
-    or_out_of_memory([&] {
-        moments.mean.resize(size_t(x.sizes[1]));
-        moments.m2.resize(size_t(x.sizes[1]));
-    });
+    resize(moments.mean, x.sizes[1]);
+    resize(moments.m2, x.sizes[1]);
     const hbn_tensor c_x = to_c(x);
     hbn_moments c_moments = to_c(moments);
     throw_on_error(hbn_batch_norm_stats(&c_x, &c_moments));
@@ -305,10 +311,8 @@ BackwardSums batch_norm_backward_reduce(const ConstTensorView &grad_output,
     check(grad_output, "grad_output");
     check(x);
     BackwardSums sums;
-    or_out_of_memory([&] {
-        sums.sum_dy.resize(size_t(x.sizes[1]));
-        sums.sum_dy_xmu.resize(size_t(x.sizes[1]));
-    });
+    resize(sums.sum_dy, x.sizes[1]);
+    resize(sums.sum_dy_xmu, x.sizes[1]);
     sums.grad_weight = Vector(statistic_dtype(x.dtype), x.sizes[1]);
     sums.grad_bias = Vector(statistic_dtype(x.dtype), x.sizes[1]);
     const hbn_tensor c_dy = to_c(grad_output), c_x = to_c(x);

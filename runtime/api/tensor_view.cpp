@@ -50,7 +50,8 @@ int64_t checked_bytes(DType dtype, const std::array<int64_t, rank> &sizes) {
 // every training call makes two. Where the block starts is kept just before the data.
 AlignedStorage allocate(int64_t bytes) {
     const size_t room = kAlignment + sizeof(void *);
-    void *block = ::operator new(size_t(std::max<int64_t>(bytes, 64)) + room, std::nothrow);
+    const uint64_t all = uint64_t(std::max<int64_t>(bytes, 64)) + room;
+    void *block = all <= SIZE_MAX ? ::operator new(size_t(all), std::nothrow) : nullptr;
     if (!block) {
         throw OutOfMemory("out of memory");
     }

@@ -122,7 +122,8 @@ private:
 bool elements_may_overlap(const Footprint &a, const Footprint &b) {
     // A byte of an element of a is one of b's when sum(i * stride) - sum(j * stride) + byte = b0 - a0.
     Equation equation;
-    const int64_t distance = int64_t(b.begin - a.begin);
+    // Addresses of 32 bits have no differences below 0: they are widened first.
+    const int64_t distance = int64_t(b.begin) - int64_t(a.begin);
     // Elements of one size, aligned to it, are the same or have no byte in common.
     if (a.element_bytes != b.element_bytes || distance % a.element_bytes != 0) {
         equation.add(1, 1 - b.element_bytes, a.element_bytes - 1);

@@ -68,13 +68,16 @@ void Allocator::give_back(void *data, size_t bytes, size_t alignment) const noex
     }
 }
 
-bool GrowingBlock::grow(const Allocator &allocator, size_t bytes) noexcept {
+bool GrowingBlock::grow(const Allocator &allocator, uint64_t bytes) noexcept {
     if (bytes <= capacity_) {
         return true;
     }
     release(allocator);
-    data_ = static_cast<char *>(allocator.take(bytes, kAlignment));
-    capacity_ = data_ ? bytes : 0;
+    if (bytes > SIZE_MAX) {
+        return false;
+    }
+    data_ = static_cast<char *>(allocator.take(size_t(bytes), kAlignment));
+    capacity_ = data_ ? size_t(bytes) : 0;
     return data_ != nullptr;
 }
 

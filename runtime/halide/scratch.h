@@ -26,8 +26,8 @@ class GrowingBlock {
 public:
     static constexpr size_t kAlignment = 128;
 
-    // Room for so many bytes. False where there is no memory; then it has none.
-    bool grow(const Allocator &allocator, size_t bytes) noexcept;
+    // Room for so many bytes. False where there is no memory, or no address has so many bits; then it has none.
+    bool grow(const Allocator &allocator, uint64_t bytes) noexcept;
     void release(const Allocator &allocator) noexcept;
 
     char *data() const {
@@ -49,8 +49,8 @@ public:
     static constexpr size_t kOverhead = 4096 + 2 * 128;
 
     // Empties it and gives it room for so many bytes.
-    bool book(const Allocator &allocator, size_t bytes) noexcept {
-        booked_ = bytes;
+    bool book(const Allocator &allocator, uint64_t bytes) noexcept {
+        booked_ = size_t(bytes);
         used_ = peak_ = 0;
         depth_ = 0;
         top_ = nullptr;
