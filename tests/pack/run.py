@@ -11,12 +11,12 @@ from typing import NamedTuple
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "cmake"))
-import pack as packs  # noqa: E402
+import packs  # noqa: E402
 
 CMAKE = pathlib.Path(sys.executable).parent / "cmake"
 
-FORWARD_BACKWARD = ",".join(name for name in packs.OPERATIONS if "fold" not in name)
-ALL = ",".join(packs.OPERATIONS)
+FORWARD_BACKWARD = ",".join(name for name in packs.FUNCTIONS if "fold" not in name)
+ALL = ",".join(packs.FUNCTIONS)
 FOLDED = "fold,forward_folded"
 
 EMULATORS = {
