@@ -163,6 +163,11 @@ protected:
         }
     }
 
+    // Where there is one.
+    Expr plus_residual(const Expr &z) const {
+        return residual ? z + Halide::cast(z.type(), (*residual)(Base::element())) : z;
+    }
+
     // y, before it is rounded.
     Expr activated(const Expr &z) const {
         return definition_of(activation).value(z, scalars(), Base::dtype);
@@ -210,14 +215,10 @@ private:
     Expr z_of(const TensorInput &x, const std::vector<Expr> &coefficients) const {
         const auto at = Base::element();
         const Expr z = normalize_in_exact_order(x(at), coefficients, Base::arithmetic());
-        if (!residual) {
-            return z;
-        }
-        const Expr sum = z + Halide::cast(z.type(), (*residual)(at));
         // After an addition, relu's backward has a mask and computes nothing again.
         const bool computed_again =
             activation != Activation::none && activation != Activation::relu;
-        return computed_again ? exact_order(sum) : sum;
+        return residual && computed_again ? exact_order(plus_residual(z)) : plus_residual(z);
     }
 
     void declare_output(Output<Func> &output, const std::vector<Type> &types) const {
