@@ -1,6 +1,7 @@
 """The C functions that users call: checks, then the kernel."""
 
-from packs.binding import C_TYPES, Argument, Bound
+from packs.binding import C_TYPES, Bound
+from packs.functions import Argument
 
 
 def wrapper(bound: Bound) -> str:
