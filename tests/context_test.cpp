@@ -384,7 +384,8 @@ TEST(Forks, leave_the_child_contexts_that_work) {
 #if defined(__SANITIZE_THREAD__)
     GTEST_SKIP() << "ThreadSanitizer lets no child start threads";
 #elif defined(HBN_TEST_EMULATED)
-    GTEST_SKIP() << "qemu-user has no child of a process with threads start threads: it stops with an assertion";
+    GTEST_SKIP() << "qemu-user has no child of a process with threads start threads: it stops with "
+                    "an assertion";
 #endif
     const Context context = context_of(3);
     const UseContext use(context);

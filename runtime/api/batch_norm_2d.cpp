@@ -143,7 +143,7 @@ BatchNorm2d::BatchNorm2d(int64_t num_features, const BatchNorm2dOptions &options
     const TensorView like(nullptr, options.dtype, Shape{}, MemoryFormat::contiguous,
                           options.device);
     const hbn_tensor c_like = to_c(like);
-    throw_on_error(internal::check_tensors({{"BatchNorm2d", &c_like}}));
+    throw_on_error(internal::check_supported_tensor({"BatchNorm2d", &c_like}));
     Vector checks_size(options.dtype, num_features);
     if (options.affine) {
         weight_ = std::move(checks_size);
@@ -195,7 +195,7 @@ bool BatchNorm2d::is_training() const {
 Tensor BatchNorm2d::forward(const ConstTensorView &x) {
     check_present();
     const hbn_tensor c_x = to_c(x);
-    throw_on_error(internal::check_tensors({{"x", &c_x}}));
+    throw_on_error(internal::check_supported_tensor({"x", &c_x}));
     Tensor y = Tensor::like(x);
     forward_into(x, nullptr, y);
     return y;
@@ -209,7 +209,7 @@ void BatchNorm2d::forward(const ConstTensorView &x, const TensorView &out) {
 Tensor BatchNorm2d::forward_add(const ConstTensorView &x, const ConstTensorView &residual) {
     check_present();
     const hbn_tensor c_x = to_c(x);
-    throw_on_error(internal::check_tensors({{"x", &c_x}}));
+    throw_on_error(internal::check_supported_tensor({"x", &c_x}));
     Tensor y = Tensor::like(x);
     forward_into(x, &residual, y);
     return y;
@@ -224,7 +224,7 @@ void BatchNorm2d::forward_add(const ConstTensorView &x, const ConstTensorView &r
 void BatchNorm2d::forward_into(const ConstTensorView &x, const ConstTensorView *residual,
                                const TensorView &out) {
     const hbn_tensor c_x = to_c(x), c_y = to_c(out);
-    throw_on_error(internal::check_tensors({{"x", &c_x}}));
+    throw_on_error(internal::check_supported_tensor({"x", &c_x}));
     const bool batch_statistics = training_ || !running_mean_;
     const bool tracks = training_ && running_mean_;
     int64_t *batches = num_batches_tracked_.data<int64_t>();
@@ -293,7 +293,7 @@ void BatchNorm2d::check_last_forward(LastForward::Operation operation,
                                : "backward_add() needs a forward_add() before it");
     }
     const hbn_tensor c_x = to_c(x);
-    throw_on_error(internal::check_tensors({{"x", &c_x}}));
+    throw_on_error(internal::check_supported_tensor({"x", &c_x}));
     if (x.sizes != last.sizes) {
         throw InvalidArgument("x should have the shape that it had in forward, " +
                               shape_text(last.sizes) + ", not " + shape_text(x.sizes));

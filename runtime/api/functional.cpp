@@ -31,7 +31,7 @@ DType statistic_dtype(DType tensor) {
 // What is allocated for an operation takes its shape from x, so x must be sound first.
 void check(const ConstTensorView &x, const char *name = "x") {
     const hbn_tensor c_x = to_c(x);
-    throw_on_error(internal::check_tensors({{name, &c_x}}));
+    throw_on_error(internal::check_supported_tensor({name, &c_x}));
 }
 
 // For one value a channel. An expanded tensor may have more channels than addresses can count.

@@ -141,27 +141,31 @@ hbn_status check_mask(const NamedTensor &mask, const hbn_tensor &x) {
     return check_same_device(t, x);
 }
 
-hbn_status check_tensors(std::initializer_list<NamedTensor> tensors) {
-    const NamedTensor &first = *tensors.begin();
-    for (const NamedTensor &named : tensors) {
-        HBN_TRY(check_tensor(named));
-        const hbn_tensor &t = *named.tensor, &model = *first.tensor;
-        HBN_TRY(check_same_shape(named.name, t, first.name, model));
-        if (t.dtype != model.dtype) {
-            return fail(HBN_INVALID_ARGUMENT, text::dtypes_differ, named.name, first.name,
-                        dtype_name(model.dtype), dtype_name(t.dtype));
-        }
-        HBN_TRY(check_same_device(t, model));
+hbn_status check_tensor_like(const NamedTensor &named, const NamedTensor &model_named) {
+    HBN_TRY(check_tensor(named));
+    const hbn_tensor &t = *named.tensor, &model = *model_named.tensor;
+    HBN_TRY(check_same_shape(named.name, t, model_named.name, model));
+    if (t.dtype != model.dtype) {
+        return fail(HBN_INVALID_ARGUMENT, text::dtypes_differ, named.name, model_named.name,
+                    dtype_name(model.dtype), dtype_name(t.dtype));
     }
-    const hbn_device device = first.tensor->device;
-    if (device != HBN_CPU) {
+    return check_same_device(t, model);
+}
+
+hbn_status check_device_supported(const hbn_device &device) {
+    if (device == HBN_CPU) {
+        return HBN_OK;
+    }
 #ifdef HBN_DEVICE_RUNTIME
-        return fail(HBN_UNSUPPORTED, text::device_memory, device_name(device));
+    return fail(HBN_UNSUPPORTED, text::device_memory, device_name(device));
 #else
-        return fail(HBN_UNSUPPORTED, text::device_unsupported, device_name(device));
+    return fail(HBN_UNSUPPORTED, text::device_unsupported, device_name(device));
 #endif
-    }
-    return HBN_OK;
+}
+
+hbn_status check_supported_tensor(const NamedTensor &t) {
+    HBN_TRY(check_tensor(t));
+    return check_device_supported(t.tensor->device);
 }
 
 hbn_status check_batch_size(const hbn_tensor &x) {
@@ -172,44 +176,33 @@ hbn_status check_batch_size(const hbn_tensor &x) {
     return HBN_OK;
 }
 
-hbn_status check_vectors(std::initializer_list<NamedVector> vectors, int64_t channels,
-                         hbn_dtype tensor_dtype, VectorDType kind,
-                         const hbn_device &tensor_device) {
-    for (const NamedVector &v : vectors) {
-        if (v.vector && v.vector->size != channels) {
-            return fail(HBN_INVALID_ARGUMENT, text::vector_size, v.name, Long(channels),
-                        Long(v.vector->size));
-        }
-    }
+hbn_status check_vector_size(const char *name, const hbn_vector &v, int64_t channels) {
+    return v.size == channels
+               ? HBN_OK
+               : fail(HBN_INVALID_ARGUMENT, text::vector_size, name, Long(channels), Long(v.size));
+}
+
+hbn_status check_vector(const char *name, const hbn_vector &v, hbn_dtype tensor_dtype,
+                        VectorDType kind, const hbn_device &tensor_device) {
     const hbn_dtype statistic =
         kind == VectorDType::float64 ? HBN_FLOAT64 : statistic_dtype(tensor_dtype);
     const bool own = kind == VectorDType::parameter && statistic != tensor_dtype;
-    for (const NamedVector &v : vectors) {
-        if (!v.vector) {
-            continue;
-        }
-        if (!is_dtype(v.vector->dtype) ||
-            (v.vector->dtype != statistic && !(own && v.vector->dtype == tensor_dtype))) {
-            const char *dtype = dtype_name(v.vector->dtype);
-            return own ? fail(HBN_INVALID_ARGUMENT, text::vector_dtype_or, v.name,
-                              dtype_name(statistic), dtype_name(tensor_dtype), dtype)
-                       : fail(HBN_INVALID_ARGUMENT, text::vector_dtype, v.name,
-                              dtype_name(statistic), dtype);
-        }
-        HBN_TRY(check_device(v.name, v.vector->device));
-        if (v.vector->device != HBN_CPU && v.vector->device != tensor_device) {
-            return fail(HBN_INVALID_ARGUMENT, text::devices_differ, device_name(tensor_device),
-                        device_name(v.vector->device));
-        }
-        if (v.vector->stride < 0 && v.vector->size > 1) {
-            return fail(HBN_INVALID_ARGUMENT, text::negative_strides, v.name);
-        }
-        if (v.vector->size > 0) {
-            HBN_TRY(check_addresses(v.name, v.vector->data, v.vector->dtype, &v.vector->size,
-                                    &v.vector->stride, 1));
-        }
+    if (!is_dtype(v.dtype) || (v.dtype != statistic && !(own && v.dtype == tensor_dtype))) {
+        const char *dtype = dtype_name(v.dtype);
+        return own ? fail(HBN_INVALID_ARGUMENT, text::vector_dtype_or, name, dtype_name(statistic),
+                          dtype_name(tensor_dtype), dtype)
+                   : fail(HBN_INVALID_ARGUMENT, text::vector_dtype, name, dtype_name(statistic),
+                          dtype);
     }
-    return HBN_OK;
+    HBN_TRY(check_device(name, v.device));
+    if (v.device != HBN_CPU && v.device != tensor_device) {
+        return fail(HBN_INVALID_ARGUMENT, text::devices_differ, device_name(tensor_device),
+                    device_name(v.device));
+    }
+    if (v.stride < 0 && v.size > 1) {
+        return fail(HBN_INVALID_ARGUMENT, text::negative_strides, name);
+    }
+    return v.size > 0 ? check_addresses(name, v.data, v.dtype, &v.size, &v.stride, 1) : HBN_OK;
 }
 
 hbn_status check_array(const char *name, const double *values, int64_t channels) {

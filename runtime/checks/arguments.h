@@ -5,8 +5,6 @@
 
 #include <hbn/hbn.h>
 
-#include <initializer_list>
-
 namespace hbn::internal {
 
 inline bool is_empty(const hbn_tensor &t) {
@@ -35,9 +33,14 @@ hbn_status check_float(const char *name, const hbn_dtype &dtype);
 // element can be counted, and its data is there and aligned.
 hbn_status check_tensor(const NamedTensor &t);
 
-// The first as above, the rest of the same shape, dtype and device, which is one that this library
-// can work on.
-hbn_status check_tensors(std::initializer_list<NamedTensor> tensors);
+// As above, on a device that this library can work on.
+hbn_status check_supported_tensor(const NamedTensor &t);
+
+// As above, of the same shape, dtype and device as `model`, which has passed.
+hbn_status check_tensor_like(const NamedTensor &t, const NamedTensor &model);
+
+// That this library can work on tensors there.
+hbn_status check_device_supported(const hbn_device &device);
 
 // A uint8 tensor of x's shape and device; x has passed.
 hbn_status check_mask(const NamedTensor &mask, const hbn_tensor &x);
@@ -48,18 +51,17 @@ hbn_status check_array(const char *name, const double *values, int64_t channels)
 // More than one value per channel, unless empty.
 hbn_status check_batch_size(const hbn_tensor &x);
 
+hbn_status check_vector_size(const char *name, const hbn_vector &v, int64_t channels);
+
 enum class VectorDType {
     parameter,  // float32 (float64 beside float64 tensors), or the tensor's own
-    statistic,  // float32 (float64 beside float64 tensors)
     float64,
 };
 
-// Sizes of all vectors, then their dtypes, devices, strides, memory and alignment; absent ones pass.
-// They must be on the CPU. Where the tensors are elsewhere, vectors may be there as well, since
-// check_tensors() has refused such tensors, or will.
-hbn_status check_vectors(std::initializer_list<NamedVector> vectors, int64_t channels,
-                         hbn_dtype tensor_dtype, VectorDType kind,
-                         const hbn_device &tensor_device = HBN_CPU);
+// Dtype, device, stride, memory and alignment of a vector whose size has passed. It must be on the CPU. Where the
+// tensors are elsewhere it may be there as well, since check_device_supported() has refused them, or will.
+hbn_status check_vector(const char *name, const hbn_vector &v, hbn_dtype tensor_dtype,
+                        VectorDType kind, const hbn_device &tensor_device);
 
 // That a vector is there which training, or evaluation, can't do without.
 hbn_status check_defined(const NamedVector &v, bool training);

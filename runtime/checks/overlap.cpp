@@ -5,7 +5,6 @@
 #include "texts.h"
 
 #include <algorithm>
-#include <cstring>
 #include <numeric>
 
 namespace hbn::internal {
@@ -119,6 +118,8 @@ private:
     int64_t low_[kMost + 1], high_[kMost + 1], divisor_[kMost + 1];
 };
 
+}  // namespace
+
 bool elements_may_overlap(const Footprint &a, const Footprint &b) {
     // A byte of an element of a is one of b's when sum(i * stride) - sum(j * stride) + byte = b0 - a0.
     Equation equation;
@@ -141,6 +142,8 @@ bool elements_may_overlap(const Footprint &a, const Footprint &b) {
     return equation.may_have_solution(distance);
 }
 
+namespace {
+
 bool same_view(const Footprint &a, const Footprint &b) {
     if (a.data != b.data || a.element_bytes != b.element_bytes || a.dimensions != b.dimensions) {
         return false;
@@ -153,18 +156,10 @@ bool same_view(const Footprint &a, const Footprint &b) {
     return true;
 }
 
-bool same_name(const char *a, const char *b) {
-    return a && b && std::strcmp(a, b) == 0;
-}
-
 }  // namespace
 
-bool may_overlap(const Footprint &a, const Footprint &b) {
-    return a.data && b.data && a.begin < b.end && b.begin < a.end && elements_may_overlap(a, b);
-}
-
 bool may_overlap_itself(const Footprint &f) {
-    if (!f.data) {
+    if (!f.data || (f.dimensions == 1 && f.strides[0] > 0)) {
         return false;
     }
     int order[4] = {0, 1, 2, 3};
@@ -213,9 +208,8 @@ hbn_status check_overlap(const Footprints &inputs, const Footprints &outputs, co
             return fail(HBN_INVALID_ARGUMENT, text::self_overlap, out->name);
         }
         for (const Footprint &in : inputs) {
-            const bool in_place_allowed =
-                same_name(out->name, in_place) && same_name(in.name, in_place_of);
-            if (!(in_place_allowed && same_view(*out, in)) && may_overlap(in, *out)) {
+            if (may_overlap(in, *out) &&
+                !(out->name == in_place && in.name == in_place_of && same_view(*out, in))) {
                 return fail(HBN_INVALID_ARGUMENT, text::overlap, in.name, out->name);
             }
         }

@@ -56,13 +56,16 @@ private:
 // Whether two arguments have a byte in common, or two elements of one have. Both may say so where it is not true: when
 // an answer would take more than some microseconds. That happens only where strides don't nest, that is where the smaller
 // strides of the arguments reach further than several steps of a larger one.
-bool may_overlap(const Footprint &a, const Footprint &b);
+bool elements_may_overlap(const Footprint &a, const Footprint &b);
+inline bool may_overlap(const Footprint &a, const Footprint &b) {
+    return a.data && b.data && a.begin < b.end && b.begin < a.end && elements_may_overlap(a, b);
+}
 bool may_overlap_itself(const Footprint &f);
 
 // Refuses outputs that may overlap themselves, each other or an input. The only exception: the output
-// `in_place` may be the very same view as the input `in_place_of` (names, or null).
-hbn_status check_overlap(const Footprints &inputs, const Footprints &outputs,
-                         const char *in_place = nullptr, const char *in_place_of = nullptr);
+// `in_place` may be the very same view as the input `in_place_of` (null, or the names that the footprints have).
+hbn_status check_overlap(const Footprints &inputs, const Footprints &outputs, const char *in_place,
+                         const char *in_place_of);
 
 }  // namespace hbn::internal
 

@@ -197,19 +197,29 @@ hbn_status Block::rehearse(Kernel kernel, const Signature &signature) const {
     return HBN_OK;
 }
 
-hbn_status Block::call(Kernel kernel) {
-    const bool on_tensors = row(kernel).kind != KernelKind::vectors;
-    const hbn_dtype dtype = dtype_for(kernel);
-    const Signature *signature;
-    HBN_TRY(signature_of(kernel, dtype, &signature));
-    if (rehearses()) {
-        HBN_TRY(rehearse(kernel, *signature));
+struct Block::KernelCall {
+    KernelCall(Kernel kernel, hbn_dtype dtype) : kernel(kernel), dtype(dtype) {
     }
-    const hbn_tensor *tensors[kMostTensors];
+
+    Kernel kernel;
+    hbn_dtype dtype;
+    const Signature *signature = nullptr;
     int num_tensors = 0;
-    std::bitset<kMostTensors> streamable, is_output;
-    int64_t elements = channels_;
-    for (const Signature::Argument &argument : *signature) {
+    const hbn_tensor *tensors[kMostTensors];  // what is not counted is not initialized
+    std::bitset<kMostTensors> is_output, streamable;
+
+    bool on_tensors() const {
+        return row(kernel).kind != KernelKind::vectors;
+    }
+};
+
+hbn_status Block::call(Kernel kernel) {
+    KernelCall c(kernel, dtype_for(kernel));
+    HBN_TRY(signature_of(kernel, c.dtype, &c.signature));
+    if (rehearses()) {
+        HBN_TRY(rehearse(kernel, *c.signature));
+    }
+    for (const Signature::Argument &argument : *c.signature) {
         const Arg a = argument.arg;
         if (argument.role == Role::parameter || argument.role == Role::statistic) {
             HBN_TRY(argument.is_output ? prepare_output(a, argument.dtype)
@@ -220,46 +230,53 @@ hbn_status Block::call(Kernel kernel) {
                             row(a).name, row(problem_.operation).name);
             }
             const hbn_tensor &t = values_.tensor(a);
-            streamable.set(num_tensors, argument.is_output && t.dtype != HBN_UINT8);
-            is_output.set(num_tensors, argument.is_output);
-            tensors[num_tensors++] = &t;
+            c.streamable[c.num_tensors] = argument.is_output && t.dtype != HBN_UINT8;
+            c.is_output[c.num_tensors] = argument.is_output;
+            c.tensors[c.num_tensors++] = &t;
         }
     }
     if (rehearses()) {
         return HBN_OK;
     }
-    KernelView view;
-    std::optional<Staged> staged;
+    const bool copies = c.on_tensors() && staging_ && staging_->scratch_bytes() > 0 &&
+                        !suit_kernels(c.tensors, c.num_tensors, layouts_of(kernel, c.dtype));
+    return copies ? run_on_copies(c) : run(c, false);
+}
+
+hbn_status Block::run_on_copies(KernelCall &c) {
+    Staged staged(*staging_, staging_memory());
     hbn_tensor copies[kMostTensors];
-    if (on_tensors) {
-        const Layouts available = layouts_of(kernel, dtype);
-        if (staging_ && staging_->scratch_bytes() > 0 &&
-            !suit_kernels(tensors, num_tensors, available)) {
-            staged.emplace(*staging_, staging_memory());
-            for (const bool outputs : {false, true}) {
-                for (int i = 0; i < num_tensors; i++) {
-                    if (is_output[i] == outputs) {
-                        HBN_TRY(staged->add(*tensors[i], outputs, &copies[i]));
-                        tensors[i] = &copies[i];
-                    }
-                }
+    for (const bool outputs : {false, true}) {
+        for (int i = 0; i < c.num_tensors; i++) {
+            if (c.is_output[i] == outputs) {
+                HBN_TRY(staged.add(*c.tensors[i], outputs, &copies[i]));
+                c.tensors[i] = &copies[i];
             }
         }
-        const int64_t *sizes = tensors[0]->sizes;
+    }
+    HBN_TRY(run(c, staged.any()));
+    return staged.store_outputs();
+}
+
+hbn_status Block::run(const KernelCall &c, bool on_copies) {
+    const bool on_tensors = c.on_tensors();
+    KernelView view;
+    int64_t elements = channels_;
+    if (on_tensors) {
+        const int64_t *sizes = c.tensors[0]->sizes;
         elements = sizes[0] * sizes[1] * sizes[2] * sizes[3];
-        choose_view(tensors, num_tensors, streamable, row(kernel).kind == KernelKind::sums,
-                    available, &view);
-        record_staging((staged && staged->any()) || (staged_ && staged_->any()) ||
-                       is_staged_in_outputs_);
+        choose_view(c.tensors, c.num_tensors, c.streamable, row(c.kernel).kind == KernelKind::sums,
+                    layouts_of(c.kernel, c.dtype), &view);
+        record_staging(on_copies || (staged_ && staged_->any()) || is_staged_in_outputs_);
     }
     ArgumentList list;
     int tensor = 0;
-    for (const Signature::Argument &argument : *signature) {
+    for (const Signature::Argument &argument : *c.signature) {
         const Arg a = argument.arg;
         switch (argument.role) {
         case Role::tensor:
         case Role::mask:
-            list.add_tensor(*tensors[tensor], view, tensor, argument.is_output);
+            list.add_tensor(*c.tensors[tensor], view, tensor, argument.is_output);
             tensor++;
             break;
         case Role::parameter:
@@ -270,11 +287,10 @@ hbn_status Block::call(Kernel kernel) {
             list.add_number(values_.number(a), argument.type);
             break;
         default:
-            list.add_view_number(a, view);
+            list.add_view_number(argument.view_offset, view);
         }
     }
-    HBN_TRY(list.run(kernel, dtype, on_tensors ? view.layout : Layout(0), elements, view.stream));
-    return staged ? staged->store_outputs() : HBN_OK;
+    return list.run(c.kernel, c.dtype, on_tensors ? view.layout : Layout(0), elements, view.stream);
 }
 
 hbn_status Block::store_outputs() {
@@ -314,6 +330,7 @@ hbn_status solve_block(const Problem &problem, const Staging &staging, int64_t b
 }  // namespace
 
 hbn_status run(Operation operation, const Given *given) {
+    HBN_TRY(check_context());
     Problem problem;
     HBN_TRY(check(operation, given, &problem));
     if (problem.is_solved) {

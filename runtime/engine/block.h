@@ -104,6 +104,10 @@ private:
     hbn_status prepare_input(Arg a, hbn_dtype dtype);
     hbn_status rehearse(Kernel kernel, const Signature &signature) const;
 
+    struct KernelCall;
+    hbn_status run_on_copies(KernelCall &call);
+    hbn_status run(const KernelCall &call, bool on_copies);
+
     const Problem &problem_;
     Mode mode_;
     int64_t channels_;

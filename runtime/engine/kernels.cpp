@@ -6,6 +6,7 @@
 #include "runtime/halide/threads.h"
 
 #include <atomic>
+#include <cstddef>
 #include <cstring>
 #include <mutex>
 #include <string_view>
@@ -146,6 +147,25 @@ hbn_dtype dtype_of(halide_type_t type) {
                                            : HBN_FLOAT64;
 }
 
+// Where KernelView has it, in bytes; 0 for what is not the view's.
+int view_offset(Arg arg) {
+    switch (arg) {
+#define HBN_ARGUMENT_view(name, member) \
+    case Arg::name:                     \
+        return offsetof(KernelView, member);
+#define HBN_ARGUMENT_tensor(...)
+#define HBN_ARGUMENT_mask(...)
+#define HBN_ARGUMENT_parameter(...)
+#define HBN_ARGUMENT_statistic(...)
+#define HBN_ARGUMENT_activation(...)
+#define HBN_ARGUMENT_number(...)
+#define HBN_ARGUMENT(role, ...) HBN_ARGUMENT_##role(__VA_ARGS__)
+#include "runtime/operations.def"
+    default:
+        return 0;
+    }
+}
+
 hbn_status read_signature(const halide_filter_metadata_t &metadata, Signature *signature) {
     int buffers = 0, tensors = 0;
     for (int i = 0; i < metadata.num_arguments; i++) {
@@ -163,8 +183,12 @@ hbn_status read_signature(const halide_filter_metadata_t &metadata, Signature *s
             return fail(HBN_UNSUPPORTED, text::too_many_kernel_arguments, metadata.name);
         }
         signature->arguments[signature->size++] = {
-            arg, role(arg), argument.kind == halide_argument_kind_output_buffer,
-            dtype_of(argument.type), argument.type};
+            arg,
+            role(arg),
+            argument.kind == halide_argument_kind_output_buffer,
+            dtype_of(argument.type),
+            argument.type,
+            view_offset(arg)};
     }
     return HBN_OK;
 }
@@ -202,21 +226,6 @@ hbn_status read_signature(const Variants &variants, Signature *signature) {
 thread_local char halide_message[256] = "";
 
 }  // namespace
-
-halide_type_t halide_type(hbn_dtype dtype) {
-    switch (dtype) {
-    case HBN_FLOAT32:
-        return halide_type_t(halide_type_float, 32);
-    case HBN_BFLOAT16:
-        return halide_type_t(halide_type_bfloat, 16);
-    case HBN_FLOAT16:
-        return halide_type_t(halide_type_float, 16);
-    case HBN_UINT8:
-        return halide_type_t(halide_type_uint, 8);
-    default:
-        return halide_type_t(halide_type_float, 64);
-    }
-}
 
 bool has_kernel(Kernel kernel, hbn_dtype dtype) {
     const Variants *variants = variants_of(kernel, dtype);
@@ -268,25 +277,6 @@ hbn_status signature_of(Kernel kernel, hbn_dtype dtype, const Signature **signat
 }
 
 // ---- calls
-
-void ArgumentList::add_view_number(Arg arg, const KernelView &view) {
-    switch (arg) {
-#define HBN_ARGUMENT_view(name, ...)                                                        \
-    case Arg::name:                                                                         \
-        args_[count_++] = const_cast<void *>(static_cast<const void *>(&view.__VA_ARGS__)); \
-        break;
-#define HBN_ARGUMENT_tensor(...)
-#define HBN_ARGUMENT_mask(...)
-#define HBN_ARGUMENT_parameter(...)
-#define HBN_ARGUMENT_statistic(...)
-#define HBN_ARGUMENT_activation(...)
-#define HBN_ARGUMENT_number(...)
-#define HBN_ARGUMENT(role, name, ...) HBN_ARGUMENT_##role(name, __VA_ARGS__)
-#include "runtime/operations.def"
-    default:
-        break;
-    }
-}
 
 hbn_status ArgumentList::run(int (*kernel)(void **), const char *name, int64_t elements,
                              bool streams) {

@@ -27,6 +27,7 @@ struct Signature {
         bool is_output;
         hbn_dtype dtype;  // of a vector
         halide_type_t type;
+        int view_offset;  // of a view number: where KernelView has it, in bytes
     };
     int size = 0;
     Argument arguments[kMostKernelArguments];
@@ -57,7 +58,20 @@ std::bitset<kLayouts> layouts_of(Kernel kernel, hbn_dtype dtype);
 // Those that there is any kernel on tensors for. `dtype`: one that has kernels.
 std::bitset<kLayouts> layouts_of(hbn_dtype dtype);
 
-halide_type_t halide_type(hbn_dtype dtype);
+inline halide_type_t halide_type(hbn_dtype dtype) {
+    switch (dtype) {
+    case HBN_FLOAT32:
+        return halide_type_t(halide_type_float, 32);
+    case HBN_BFLOAT16:
+        return halide_type_t(halide_type_bfloat, 16);
+    case HBN_FLOAT16:
+        return halide_type_t(halide_type_float, 16);
+    case HBN_UINT8:
+        return halide_type_t(halide_type_uint, 8);
+    default:
+        return halide_type_t(halide_type_float, 64);
+    }
+}
 
 // A call's arguments in the form that every kernel takes them. Add them in the order of the kernel's signature.
 class ArgumentList {
@@ -95,7 +109,10 @@ public:
         }
         args_[count_++] = &scalar;
     }
-    void add_view_number(Arg arg, const KernelView &view);
+    void add_view_number(int view_offset, const KernelView &view) {
+        const char *number = reinterpret_cast<const char *>(&view) + view_offset;
+        args_[count_++] = const_cast<char *>(number);
+    }
 
     // The one way into a kernel. `elements` and `streams` tell how to run its parallel loops.
     hbn_status run(Kernel kernel, hbn_dtype dtype, Layout layout, int64_t elements, bool streams);

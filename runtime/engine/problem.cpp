@@ -70,7 +70,8 @@ hbn_status check_inputs(const Arguments &arguments) {
             first = mine;
             HBN_TRY(check_tensor(mine));
         } else {
-            HBN_TRY(check_tensors({first, mine}));
+            HBN_TRY(check_tensor_like(mine, first));
+            HBN_TRY(check_device_supported(first.tensor->device));
         }
     }
     return HBN_OK;
@@ -78,7 +79,7 @@ hbn_status check_inputs(const Arguments &arguments) {
 
 // Tensors that come after vectors in the order of checks: outputs, and what may be absent.
 hbn_status check_other_tensors(const Arguments &arguments, const hbn_tensor &x) {
-    HBN_TRY(check_tensors({{"x", &x}}));
+    HBN_TRY(check_device_supported(x.device));
     for (const Use &use : arguments.uses()) {
         const bool may_be_absent = use.presence != Presence::required;
         if (!is_tensor(use.arg) || is_required_input(use) ||
@@ -87,7 +88,7 @@ hbn_status check_other_tensors(const Arguments &arguments, const hbn_tensor &x) 
         }
         const NamedTensor mine = named(arguments, use.arg);
         HBN_TRY(role(use.arg) == Role::mask ? check_mask(mine, x)
-                                            : check_tensors({{"x", &x}, mine}));
+                                            : check_tensor_like(mine, {"x", &x}));
     }
     return HBN_OK;
 }
@@ -194,39 +195,42 @@ hbn_dtype dtype_beside(const hbn_vector &v, const Problem &p) {
     return !p.has_tensors && p.parameter_dtype == HBN_FLOAT32 && narrow ? v.dtype : p.tensor_dtype;
 }
 
-// All sizes first, then what else vectors must be; parameters before statistics.
-hbn_status check_all_vectors(const Arguments &arguments, const Problem &p) {
+// Of the vectors from the first to the last: all sizes, then what else they must be.
+hbn_status check_vectors(const Arguments &arguments, const Problem &p, int first, int last,
+                         VectorDType kind) {
     const OperationRow &uses = arguments.uses();
     const hbn_tensor *x = arguments.tensor(Arg::x);
-    for (const Role checked : {Role::parameter, Role::statistic}) {
-        for (int pass = 0; pass < 2; pass++) {
-            for (int i = 0; i < uses.num_vectors; i++) {
-                const Use &use = uses.uses[uses.vectors[i]];
-                const Given &g = arguments.of(use);
-                if (role(use.arg) != checked || g.kind != Given::Kind::vector) {
-                    continue;
-                }
-                const char *name = row(use.arg).name;
-                if (!g.vector) {
-                    if (use.presence == Presence::required) {
-                        return fail(HBN_INVALID_ARGUMENT, text::required, name);
-                    }
-                    continue;
-                }
-                if (pass == 0 && g.vector->size != p.channels) {
-                    return fail(HBN_INVALID_ARGUMENT, text::vector_size, name,
-                                (long long)p.channels, (long long)g.vector->size);
-                }
-                if (pass == 1) {
-                    HBN_TRY(check_vectors(
-                        {{name, g.vector}}, p.channels, dtype_beside(*g.vector, p),
-                        checked == Role::parameter ? VectorDType::parameter : VectorDType::float64,
-                        x ? x->device : HBN_CPU));
-                }
-            }
+    const hbn_device device = x ? x->device : HBN_CPU;
+    for (int i = first; i < last; i++) {
+        const Use &use = uses.uses[uses.vectors[i]];
+        const Given &g = arguments.of(use);
+        if (g.kind != Given::Kind::vector) {
+            continue;
+        }
+        if (g.vector) {
+            HBN_TRY(check_vector_size(row(use.arg).name, *g.vector, p.channels));
+        } else if (use.presence == Presence::required) {
+            return fail(HBN_INVALID_ARGUMENT, text::required, row(use.arg).name);
         }
     }
-    for (const Use &use : uses) {
+    for (int i = first; i < last; i++) {
+        const Use &use = uses.uses[uses.vectors[i]];
+        const Given &g = arguments.of(use);
+        if (g.kind == Given::Kind::vector && g.vector) {
+            HBN_TRY(check_vector(row(use.arg).name, *g.vector, dtype_beside(*g.vector, p), kind,
+                                 device));
+        }
+    }
+    return HBN_OK;
+}
+
+hbn_status check_all_vectors(const Arguments &arguments, const Problem &p) {
+    const OperationRow &uses = arguments.uses();
+    HBN_TRY(check_vectors(arguments, p, 0, uses.num_parameters, VectorDType::parameter));
+    HBN_TRY(
+        check_vectors(arguments, p, uses.num_parameters, uses.num_vectors, VectorDType::float64));
+    for (int i = uses.num_parameters; i < uses.num_vectors; i++) {
+        const Use &use = uses.uses[uses.vectors[i]];
         const Given &g = arguments.of(use);
         if (g.kind == Given::Kind::array) {
             HBN_TRY(check_array(row(use.arg).name, g.array, p.channels));

@@ -203,8 +203,9 @@ struct OperationRow {
     Use uses[kMostUses];
     uint8_t use_of[kArguments] =
         {};  // 1 + its index in uses; 0 for what the operation doesn't have
-    // Its vectors, as indices in uses, in the order in which operations.def names arguments: that of checks.
-    int num_vectors = 0;
+    // Its vectors, as indices in uses, in the order in which operations.def names arguments: that of checks. The
+    // first are parameters, the others statistics.
+    int num_vectors = 0, num_parameters = 0;
     uint8_t vectors[kMostUses] = {};
 
     constexpr const Use *begin() const {
@@ -247,6 +248,7 @@ struct OperationTable {
             for (int i = kTensors; i < kTensors + kVectors; i++) {
                 if (row.use_of[i]) {
                     row.vectors[row.num_vectors++] = uint8_t(row.use_of[i] - 1);
+                    row.num_parameters += role(Arg(i)) == Role::parameter;
                 }
             }
         }
