@@ -29,7 +29,7 @@ public:
     template<typename T>
     using Output = typename Base::template Output<T>;
 
-    Halide::GeneratorParam<Activation> activation{"activation", Activation::none, activation_names};
+    Halide::GeneratorParam<std::string> activation{"activation", "none"};
     Halide::GeneratorParam<bool> add{"add", false};
     Halide::GeneratorParam<bool> with_mask{"with_mask", false};
     // Scalars of the activation that are compiled in, the others being inputs: "low:0,high:infinity".
@@ -57,7 +57,7 @@ protected:
         const auto at = Base::element();
         const auto coefficients = Base::once_a_channel(
             normalization_coefficients(mean, invstd, weight, bias, Base::arithmetic()));
-        if (activation == Activation::none && !add) {
+        if (is("none") && !add) {
             y(at) = Base::rounded(normalize(x(at), coefficients, Base::arithmetic()));
             return;
         }
@@ -76,9 +76,9 @@ protected:
     // Call in configure().
     void declare_backward(Output<Func> &grad_input) {
         check_parameters();
-        if (activation == Activation::relu && add) {
+        if (is("relu") && add) {
             mask = Base::add_tensor("mask", Halide::UInt(8));
-        } else if (activation != Activation::none) {
+        } else if (!is("none")) {
             if (add) {
                 residual = Base::add_tensor("residual", Base::dtype);
             }
@@ -105,7 +105,7 @@ protected:
             f(at) = value;
             return f;
         };
-        if (activation == Activation::none) {
+        if (is("none")) {
             const Func all = gradient(grad_output(at));
             return {all, all};
         }
@@ -117,8 +117,8 @@ protected:
             mean, invstd, weight, (*bias)(Base::channel()), Base::arithmetic()));
         z_coefficients = Base::read_at_element(coefficients);
         const auto of_z = [&](const std::vector<Expr> &z_coefficients) {
-            return gradient(definition_of(activation)
-                                .gradient(wide, z_of(x, z_coefficients), scalars(), Base::dtype));
+            return gradient(
+                definition().gradient(wide, z_of(x, z_coefficients), scalars(), Base::dtype));
         };
         return {of_z(Base::read_in_sums(coefficients)), of_z(z_coefficients)};
     }
@@ -141,10 +141,9 @@ protected:
                          const TensorInput &grad_output) {
         const auto at = Base::element();
         if (add) {
-            const Expr grad_residual = mask ? zero_where((*mask)(at) == 0, grad_output(at))
-                                       : activation == Activation::none
-                                           ? Expr(grad_output(at))
-                                           : Base::rounded(dz.at_element(at));
+            const Expr grad_residual = mask         ? zero_where((*mask)(at) == 0, grad_output(at))
+                                       : is("none") ? Expr(grad_output(at))
+                                                    : Base::rounded(dz.at_element(at));
             grad_input(at) = Halide::Tuple(Base::rounded(value), grad_residual);
         } else {
             grad_input(at) = Base::rounded(value);
@@ -170,18 +169,24 @@ protected:
 
     // y, before it is rounded.
     Expr activated(const Expr &z) const {
-        return definition_of(activation).value(z, scalars(), Base::dtype);
+        return definition().value(z, scalars(), Base::dtype);
     }
 
 private:
+    bool is(const char *name) const {
+        return activation.value() == name;
+    }
+    const ActivationDefinition &definition() const {
+        return activation_named(activation.value());
+    }
+
     void check_parameters() const {
-        _halide_user_assert(!with_mask || activation == Activation::relu)
-            << "only relu has a mask\n";
+        _halide_user_assert(!with_mask || is("relu")) << "only relu has a mask\n";
     }
 
     void declare_scalars() {
         const std::map<std::string, double> compiled_in = constant_scalars();
-        for (const std::string &name : definition_of(activation).parameter_names) {
+        for (const std::string &name : definition().parameter_names) {
             const auto constant = compiled_in.find(name);
             const bool is_constant = constant != compiled_in.end();
             scalar_parameters.push_back(
@@ -216,8 +221,7 @@ private:
         const auto at = Base::element();
         const Expr z = normalize_in_exact_order(x(at), coefficients, Base::arithmetic());
         // After an addition, relu's backward has a mask and computes nothing again.
-        const bool computed_again =
-            activation != Activation::none && activation != Activation::relu;
+        const bool computed_again = !is("none") && !is("relu");
         return residual && computed_again ? exact_order(plus_residual(z)) : plus_residual(z);
     }
 
