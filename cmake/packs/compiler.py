@@ -17,6 +17,7 @@ class Compiler:
     """Makes objects in a folder."""
 
     def __init__(self, request: Request, folder: pathlib.Path, generators: str, halide_include: str) -> None:
+        """`generators` is the program that emits kernels."""
         self.request = request
         self.target = request.target()
         self.folder = folder

@@ -86,7 +86,8 @@ Batch normalization of {request.dtype} tensors, {request.layout.upper()}. Made b
 `hbn.h` says what there is. {use}
 
 The library calls memcpy and memset{', what libgcc has of __aeabi_*' * target.halide.startswith('arm-32')}{
-    ', the hbn_parallel_for() that you define' * request.parallel()}, and nothing else. It takes no memory but the stack.
+    ', the hbn_parallel_for() that you define' * request.parallel()}, and nothing else. It takes no memory
+but the stack.
 
 ## Sizes, in bytes
 

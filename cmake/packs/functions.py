@@ -1,6 +1,7 @@
 """What functions packs may have: each operation alone, with each activation, and with an addition before that."""
 
 import re
+import sys
 from typing import NamedTuple
 
 from packs import table
@@ -87,8 +88,8 @@ def read_operations() -> list[Operation]:
     for row in table.ROWS:
         columns = row.columns
         if row.kind == "HBN_PACK_FUNCTION":
-            operations.append(Operation(columns["name"], columns["generator"], columns["activations"], columns["kernel"],
-                                        tuple(columns["dtypes"].split()), []))
+            operations.append(Operation(columns["name"], columns["generator"], columns["activations"],
+                                        columns["kernel"], tuple(columns["dtypes"].split()), []))
         elif match := re.fullmatch("HBN_PACK_(IN|INOUT|OUT)", row.kind):
             names = tuple(columns["generator_names"].split())
             operations[-1].arguments.append(Argument(columns["name"], names, match[1].lower(), table.ROLES[names[0]]))
@@ -97,16 +98,20 @@ def read_operations() -> list[Operation]:
 
 def read_activations() -> list[Activation]:
     """From the rows HBN_ACTIVATION, where alpha and beta are the caller's numbers, and from C's documentation."""
-    formulas = dict(re.findall(r"^ *(HBN_\w+) = \d+,? */\*\*< (.*?) \*/", (table.ROOT / "include/hbn/hbn.h").read_text(),
-                               flags=re.M))
+    header = (table.ROOT / "include" / "hbn" / "hbn.h").read_text()
+    formulas = dict(re.findall(r"^ *(HBN_\w+) = \d+,? */\*\*< (.*?) \*/", header, flags=re.M))
     activations = []
     for row in table.rows("HBN_ACTIVATION"):
         numbers = {name: value for name, value in row.items() if table.ROLES.get(name) == "number"}
         callers = {value: name for name, value in numbers.items() if value in ("alpha", "beta")}
-        formula = re.sub(r"\b(alpha|beta)\b", lambda match, names=callers: names[match[1]], formulas[row["c_name"]])
+        if row["c_name"] not in formulas:
+            sys.exit(f"include/hbn/hbn.h has no line '{row['c_name']} = NUMBER, /**< FORMULA */'")
+        formula = formulas[row["c_name"]]
+        for value, name in callers.items():
+            formula = re.sub(rf"\b{value}\b", name, formula)
         constants = {name: value for name, value in numbers.items() if value not in callers}
-        activations.append(Activation(row["name"], row["compiled"], tuple(callers[c] for c in sorted(callers)), constants,
-                                      formula))
+        given = tuple(callers[value] for value in sorted(callers))
+        activations.append(Activation(row["name"], row["compiled"], given, constants, formula))
     return activations
 
 

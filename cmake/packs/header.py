@@ -53,13 +53,18 @@ def declaration(bound: Bound, prose: str) -> str:
         "SUFFIX": function.suffix(),
     })
     wrap = functools.partial(textwrap.fill, width=110, break_long_words=False, break_on_hyphens=False)
-    # Lines break between parameters only.
-    parameters = ", ".join(bound.parameters()).replace(" ", "\0").replace(",\0", ", ")
-    head = wrap(f"hbn_status\0hbn_{function.name()}({parameters});", subsequent_indent="    ").replace("\0", " ")
     # No line of the comment begins with an operator.
     comment = re.sub(r" ([-+*/=]) ", "\0\\1 ", " ".join(prose.split()))
     comment = wrap(comment, initial_indent="/** ", subsequent_indent=" *  ").replace("\0", " ")
-    return f"{comment} */\n{head}\n\n"
+    return f"{comment} */\n{prototype(bound)};\n\n"
+
+
+def prototype(bound: Bound) -> str:
+    """As declarations and definitions have it."""
+    # Lines break between parameters only.
+    parameters = ", ".join(bound.parameters()).replace(" ", "\0").replace(",\0", ", ")
+    return textwrap.fill(f"hbn_status\0hbn_{bound.function.name()}({parameters})", width=110, break_long_words=False,
+                         break_on_hyphens=False, subsequent_indent="    ").replace("\0", " ")
 
 
 def filled(text: str, values: dict[str, str]) -> str:

@@ -1,19 +1,20 @@
 """The C functions that users call: checks, then the kernel."""
 
-from packs.binding import C_TYPES, Argument, Bound
+from packs.binding import C_TYPES, Bound
+from packs.functions import Argument
+from packs.header import prototype
 
 
 def wrapper(bound: Bound) -> str:
     """A function's source. pack.h has what it calls."""
     function = bound.function
-    parameters = ", ".join(bound.parameters())
     buffers = bound.buffers()
     kinds = ",\n        ".join(kind(argument, bound) for argument in buffers)
-    hosts = "\n    ".join(f"b[{i}].host = (uint8_t *){argument.name};" for i, argument in enumerate(buffers))
-    places = {argument.name: f"&b[{i}]" for i, argument in enumerate(buffers)}
-    passed = ", ".join(places.get(name, name) for name in bound.kernel_arguments)
+    hosts = "\n    ".join(f"buffers[{i}].host = (uint8_t *){argument.name};" for i, argument in enumerate(buffers))
+    places = {argument.name: f"&buffers[{i}]" for i, argument in enumerate(buffers)}
+    passed = ",\n        ".join(places.get(name, name) for name in bound.kernel_arguments)
     begin = "hbn_pack_begin(shape" if function.operation.has_tensors() else "hbn_pack_begin_vectors(num_features"
-    checks = [f"HBN_TRY({begin}, kinds, {len(buffers)}, &sizes, b));"]
+    checks = [f"HBN_TRY({begin}, kinds, {len(buffers)}, &sizes, buffers));"]
     if any(argument.direction == "inout" for argument in buffers):
         checks.append("HBN_TRY(hbn_pack_check_batch(shape));")
     checks += [f"HBN_TRY({check});" for check in map(number_check, bound.numbers()) if check]
@@ -21,14 +22,15 @@ def wrapper(bound: Bound) -> str:
     return f"""#include "{bound.kernel()}.h"
 #include "pack.h"
 
-hbn_status hbn_{function.name()}({parameters}) {{
+{prototype(bound)} {{
     static const uint8_t kinds[{len(buffers)}] = {{
         {kinds}}};
     hbn_pack_sizes sizes;
-    halide_buffer_t b[{len(buffers)}];
+    halide_buffer_t buffers[{len(buffers)}];
     {hosts}
     {lines}
-    {bound.kernel()}({passed});
+    {bound.kernel()}(
+        {passed});
     return HBN_OK;
 }}
 """
