@@ -81,6 +81,7 @@ set(HBN_GENERATOR_SOURCES
     generators/per_channel.cpp
     schedules/schedule.cpp
     schedules/vectorized.cpp
+    schedules/passes/passes.cpp
     schedules/passes/streaming.cpp
     schedules/passes/prefetching.cpp
     schedules/passes/lanes.cpp

@@ -38,7 +38,7 @@ public:
     // How many partial sums run side by side where planes are summed; 0 for what suits the target's vectors.
     Halide::GeneratorParam<int> lanes{"lanes", 0};
 
-    // Passes of schedules/passes/ to leave out: some of streaming, prefetching, tails, bfloat16_pairs.
+    // Which of schedules/passes/passes.h to leave out, separated by commas.
     Halide::GeneratorParam<std::string> without{"without", ""};
 
     // For packs: kernels of dense tensors, whose tiles are not chosen at run time. There are none of float64.
@@ -272,7 +272,7 @@ protected:
         work.element_type = dtype;
         work.stream = standalone ? Halide::Internal::const_false() : Expr(*shared.stream);
         work.standalone = standalone;
-        work.without = std::string(without);
+        work.without = passes_named(without);
         work.parallel = parallel || !standalone;
         work.row_elements = extents[0];
         work.num_features = channels;

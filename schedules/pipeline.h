@@ -6,9 +6,11 @@
 #ifndef HBN_SCHEDULES_PIPELINE_H
 #define HBN_SCHEDULES_PIPELINE_H
 
+#include "schedules/passes/passes.h"
+
 #include <Halide.h>
 
-#include <string>
+#include <set>
 #include <vector>
 
 namespace hbn {
@@ -114,11 +116,10 @@ struct ChannelPipeline {
     Halide::Expr num_features;
     bool standalone = false;  // little code, and no memory but the stack
     bool parallel = true;
-    // Passes of schedules/passes/ to leave out, by name, separated by commas: results stay the same bits.
-    std::string without;
+    std::set<Pass> without;  // passes to leave out
 
-    bool uses(const std::string &pass) const {
-        return ("," + without + ",").find("," + pass + ",") == std::string::npos;
+    bool uses(Pass pass) const {
+        return without.count(pass) == 0;
     }
 };
 

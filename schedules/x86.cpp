@@ -46,19 +46,19 @@ void schedule_for_x86(ChannelPipeline pipeline, const Halide::Target &target) {
     if (pipeline.standalone) {
         return;
     }
-    if (!target.has_feature(Halide::Target::AVX512_Skylake) && pipeline.uses("tails")) {
+    if (!target.has_feature(Halide::Target::AVX512_Skylake) && pipeline.uses(Pass::tails)) {
         store_tails_by_halves(pipeline.pipeline);
     }
     if (pipeline.element_type.is_bfloat() && pairs_bfloat16(target) &&
-        pipeline.uses("bfloat16_pairs")) {
+        pipeline.uses(Pass::bfloat16_pairs)) {
         compute_bfloat16_in_pairs(pipeline.pipeline);
     }
-    if (pipeline.uses("streaming")) {
+    if (pipeline.uses(Pass::streaming)) {
         for (const Halide::Func &f : pipeline.elementwise) {
             stream_stores(pipeline.pipeline, target, f, pipeline.element_type, pipeline.stream);
         }
     }
-    if (pipeline.uses("prefetching")) {
+    if (pipeline.uses(Pass::prefetching)) {
         prefetch(pipeline, target);
     }
 }

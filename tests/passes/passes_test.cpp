@@ -14,6 +14,7 @@
 
 #include "generators/rounding.h"
 #include "schedules/passes/lanes.h"
+#include "schedules/passes/passes.h"
 #include "schedules/passes/prefetching.h"
 #include "schedules/passes/streaming.h"
 
@@ -167,6 +168,23 @@ TEST(Prefetching, IsOfWhatLoopsReadAndWrite) {
     EXPECT_GT(inputs, 0);
     EXPECT_GT(both, inputs);
     map.expect_same_results(pass(2048, 2048));
+}
+
+TEST(Names, AreOfPassesAlone) {
+    using hbn::passes_named;
+    EXPECT_TRUE(passes_named("").empty());
+    EXPECT_EQ(passes_named("tails,prefetching"),
+              (std::set<hbn::Pass>{hbn::Pass::tails, hbn::Pass::prefetching}));
+    for (const char *names : {"tail", ",tails", "tails, prefetching", "Tails", "streaming;tails"}) {
+        try {
+            passes_named(names);
+            ADD_FAILURE() << "'" << names << "' was taken";
+        } catch (const Halide::Error &e) {
+            EXPECT_NE(std::string(e.what()).find("there is no pass '"), std::string::npos);
+            EXPECT_NE(std::string(e.what()).find("bfloat16_pairs prefetching streaming tails"),
+                      std::string::npos);
+        }
+    }
 }
 
 int main(int argc, char **argv) {
