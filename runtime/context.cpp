@@ -283,7 +283,6 @@ void CallMemory::reset_workspace(int64_t num_channels) {
 // ---- Call
 
 hbn_status Call::begin(int vectors, int64_t channels, const hbn_tensor *x, int64_t staging_bytes) {
-    HBN_TRY(check_context());
     ThreadState &mine = thread_state;
     hbn_context &context = current_context();
     const int64_t per_channel = x ? x->sizes[0] * x->sizes[2] * x->sizes[3] : 0;

@@ -117,7 +117,7 @@ public:
     // Books all memory that the call will use: the workspace, `vectors` vectors of `channels` values of any dtype
     // (a block of channels, see pieces.h), and what kernels need over that many channels of x's other sizes (null:
     // kernels over (C) alone). And `staging_bytes` for copies of tensors.
-    // @return HBN_OUT_OF_MEMORY, or what check_context() says
+    // check_context() has passed. @return HBN_OUT_OF_MEMORY
     hbn_status begin(int vectors, int64_t channels, const hbn_tensor *x, int64_t staging_bytes = 0);
 
 private:
@@ -134,7 +134,7 @@ inline char *staging_memory() {
 }
 
 // Whether this thread's context can be used. It can't where it depends on HBN_INSTRUCTION_SET or HBN_NUM_THREADS and
-// what that says makes no sense.
+// what that says makes no sense. What each operation asks first, so that it holds for empty tensors, too.
 hbn_status check_context();
 
 // Whether this call's parallel loops have all been run: asked after each kernel, which can't say so itself.

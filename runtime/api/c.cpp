@@ -1,5 +1,6 @@
 // The operations of hbn.h. What each takes, in which order and under which names, is runtime/operations.def's.
 #include "runtime/checks.h"
+#include "runtime/context.h"
 #include "runtime/engine/problem.h"
 
 #include <cstring>
@@ -142,6 +143,7 @@ hbn_status run_finalize(const double *mean, const double *m2, double channels, d
 extern "C" {
 
 hbn_status hbn_batch_norm_stats(const hbn_tensor *x, hbn_moments *moments) {
+    HBN_TRY(check_context());
     HBN_TRY(check_tensor({"x", x}));
     if (!moments) {
         return fail(HBN_INVALID_ARGUMENT, text::required, "moments");
@@ -157,12 +159,14 @@ hbn_status hbn_batch_norm_stats(const hbn_tensor *x, hbn_moments *moments) {
 hbn_status hbn_batch_norm_normalize(const hbn_tensor *x, const hbn_moments *moments,
                                     const hbn_vector *weight, const hbn_vector *bias, double eps,
                                     const hbn_tensor *y) {
+    HBN_TRY(check_context());
     HBN_TRY(check_tensor({"x", x}));
     HBN_TRY(check_moments_of(moments, x, is_empty(*x)));
     return run_normalize(x, moments->mean, moments->m2, moments->count, weight, bias, eps, y);
 }
 
 hbn_status hbn_merge_moments(hbn_moments *into, const hbn_moments *other) {
+    HBN_TRY(check_context());
     HBN_TRY(check_moments(into, "into", true));
     HBN_TRY(check_moments(other, "other", true));
     if (other->channels != into->channels) {
@@ -178,6 +182,7 @@ hbn_status hbn_merge_moments(hbn_moments *into, const hbn_moments *other) {
 hbn_status hbn_finalize_moments(const hbn_moments *moments, double momentum, double eps,
                                 const hbn_vector *running_mean, const hbn_vector *running_var,
                                 const hbn_vector *save_mean, const hbn_vector *invstd) {
+    HBN_TRY(check_context());
     HBN_TRY(check_moments(moments, "moments", true));
     return run_finalize(moments->mean, moments->m2, double(moments->channels), moments->count,
                         momentum, eps, running_mean, running_var, save_mean, invstd);

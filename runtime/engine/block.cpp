@@ -330,6 +330,7 @@ hbn_status solve_block(const Problem &problem, const Staging &staging, int64_t b
 }  // namespace
 
 hbn_status run(Operation operation, const Given *given) {
+    HBN_TRY(check_context());
     Problem problem;
     HBN_TRY(check(operation, given, &problem));
     if (problem.is_solved) {
