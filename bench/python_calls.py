@@ -72,7 +72,9 @@ def large_calls(threads: int, rounds: int) -> tuple[list[str], list[Ratio]]:
         prepared = cpp.library.prepare(ctypes.byref(problem))
 
         def arguments(convert: Callable[[object], object]) -> Callable[[], object]:
-            weight, bias, mean, invstd, running_mean, running_var = map(convert, vectors.values())
+            # Statistics that forward saves are float64, whatever the tensors are.
+            given = [v.astype("float64") if name in ("mean", "invstd") else v for name, v in vectors.items()]
+            weight, bias, mean, invstd, running_mean, running_var = map(convert, given)
             tensors = [convert(t) for t in (x, grad_output, out)]
             if operation == "backward":
                 return lambda: hbn.batch_norm_backward(tensors[1], tensors[0], weight, mean, invstd, None, None,
