@@ -84,6 +84,10 @@ $(venv)/.installed-python: $(venv)/.installed
 	@$(pip) torch jax ml_dtypes onnx scikit-learn pytest expecttest hypothesis mypy pdoc
 	@touch $@
 
+$(venv)/.installed-coverage: $(venv)/.installed
+	@$(pip) gcovr
+	@touch $@
+
 $(venv)/.installed-format: $(venv)/.installed
 	@$(pip) clang-format ruff
 	@touch $@
@@ -253,8 +257,18 @@ fuzz: build test-packages ## The property tests of test-x86 by libFuzzer, each f
 	        -print_final_stats=1 -artifact_prefix=build/fuzz/ build/fuzz/corpus/$${fuzzer##*/}; \
 	done
 
+# Programs add to what earlier ones counted, so each run begins at none. Packs are built apart: test-pack has their tests.
+.PHONY: coverage
+coverage: build test-packages $(venv)/.installed-coverage ## Which lines of runtime/ the tests run: build/coverage/index.html; fails below 95 %
+	@mkdir -p build/coverage
+	@find build/coverage -name '*.gcda' -delete
+	$(call suite,coverage,,-LE giant)
+	@$(venv)/bin/gcovr --root . --object-directory build/coverage --filter runtime/ --merge-lines -j $(jobs) \
+	    --txt --html-details build/coverage/index.html --html-single-page static --fail-under-line 95
+	@echo "build/coverage/index.html"
+
 .PHONY: test-tsan
-test-tsan: build test-packages ## Wrapper and conformance under ThreadSanitizer
+test-tsan: build test-packages ## Everything by clang; wrapper and conformance under its ThreadSanitizer
 	$(call suite,tsan,,-L 'conformance|wrapper')
 
 .PHONY: test-portable
