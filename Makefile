@@ -268,7 +268,7 @@ coverage: build test-packages $(venv)/.installed-coverage ## Which lines of runt
 	@echo "build/coverage/index.html"
 
 .PHONY: test-tsan
-test-tsan: build test-packages ## Wrapper and conformance under ThreadSanitizer
+test-tsan: build test-packages ## Everything by clang; wrapper and conformance under its ThreadSanitizer
 	$(call suite,tsan,,-L 'conformance|wrapper')
 
 .PHONY: test-portable

@@ -252,7 +252,7 @@ TEST_P(NotFinite, stays_in_its_channel) {
 TEST_P(NotFinite, momentum_zero_keeps_running_statistics) {
     const auto [dtype, layout, value] = GetParam();
     TestTensor x(dtype, {2, 5, 3, 3}, layout);
-    x.fill([&](int64_t) { return value; });
+    x.fill([number = value](int64_t) { return number; });
     TestVector mean(statistic_dtype(dtype), {1, -0.0, 3, 1e-40, 5});
     TestVector var(statistic_dtype(dtype), {1, 2, 3, 4, 1e-40});
     const TestVector old_mean = mean, old_var = var;
@@ -297,7 +297,8 @@ using FarMean = std::tuple<double, Layout, Shape>;
 class FarFromZero : public ::testing::TestWithParam<FarMean> {};
 
 TEST_P(FarFromZero, gradients_and_running_statistics) {
-    const auto &[distance, layout, sizes] = GetParam();
+    const auto &[mean_distance, layout, sizes] = GetParam();
+    const double distance = mean_distance;
     const int64_t channels = sizes[1];
     const Real u = unit_roundoff(DType::float32), count = Real(sizes[0] * sizes[2] * sizes[3]);
     Normal normal{17};

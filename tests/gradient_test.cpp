@@ -7,8 +7,8 @@ namespace {
 class FiniteDifferences : public ::testing::TestWithParam<std::tuple<Layout, bool>> {};
 
 TEST_P(FiniteDifferences, agree) {
-    const auto [layout, training] = GetParam();
-    const bool in_training = training;
+    const Layout layout = std::get<0>(GetParam());
+    const bool in_training = std::get<1>(GetParam());
     const Shape sizes{3, 2, 3, 2};
     const double eps = 1e-3, step = 1e-5;
     Normal normal{21};
