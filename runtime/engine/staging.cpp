@@ -34,6 +34,13 @@ constexpr int64_t kPage = 4096;
 // Copies begin at different places of a page: see runtime/scratch.cpp.
 constexpr int64_t kPlace = 320;
 
+// Tensors go to a device as they are, and what is fast there is another question.
+#ifdef HBN_DEVICE_RUNTIME
+constexpr bool kOnDevice = true;
+#else
+constexpr bool kOnDevice = false;
+#endif
+
 constexpr int kReduced[3] = {0, 2, 3};  // N, H, W
 constexpr int kChannel = 1;
 
@@ -169,8 +176,7 @@ Order dimension_order(const int64_t *sizes, const int64_t *strides) {
 }
 
 Staging::Staging(const Problem &problem) {
-#ifndef HBN_DEVICE_RUNTIME
-    if (!problem.has_tensors) {
+    if (kOnDevice || !problem.has_tensors) {
         return;
     }
     const hbn_tensor &x = problem.values.tensor(Arg::x);
@@ -223,9 +229,6 @@ Staging::Staging(const Problem &problem) {
                            (all_bytes <= double(kCachedBytes) || slow_copies || is_fused);
     const int64_t bytes = channels_ * piece_[0] * piece_[1] * piece_[2] * element_bytes;
     slot_bytes_ = (bytes + kPage - 1) / kPage * kPage + kPlace;
-#else
-    (void)problem;
-#endif
 }
 
 // That of most tensors, which then need no copies; outputs' before others, since they can hold copies of inputs.
