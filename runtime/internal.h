@@ -10,7 +10,6 @@ namespace hbn::internal {
 // elements (and whose strides reach no further). Tests lower it to cut small ones; 0 restores the
 // default. Not thread-safe.
 void set_max_elements_per_kernel(int64_t elements);
-int64_t max_elements_per_kernel();
 
 // Of one tensor's copy (runtime/engine/staging.h). Tests lower it to cut small tensors; 0 restores the default. Not
 // thread-safe.

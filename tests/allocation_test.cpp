@@ -15,7 +15,7 @@
 #include <thread>
 
 // Sanitizers have an allocator of their own in the place of this one.
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#if defined(HBN_TEST_SANITIZED)
 #define HBN_TEST_COUNTS_ALLOCATIONS 0
 #elif defined(__GLIBC__)
 #define HBN_TEST_COUNTS_ALLOCATIONS 1

@@ -432,6 +432,29 @@ TEST_F(Module, entries_of_any_dtype_load_or_are_named) {
     }
 }
 
+TEST_F(Module, a_states_prefix_tells_modules_apart) {
+    BatchNorm2d first(3), second(3);
+    static_cast<float *>(first.weight().data)[0] = 5;
+    static_cast<float *>(second.weight().data)[0] = 7;
+    ConstStateDict state;
+    for (const auto &[module, prefix] : {std::pair(&first, "bn1."), std::pair(&second, "bn2.")}) {
+        for (const auto &[name, entry] : std::as_const(*module).state_dict(prefix)) {
+            state[name] = entry;
+        }
+    }
+    const bool strict = true;
+    BatchNorm2d loaded(3);
+    loaded.load_state_dict(state, strict, "bn2.");
+    EXPECT_EQ(get(loaded.weight(), 0), 7);
+    EXPECT_EQ(std::as_const(loaded).num_features(), 3);
+    EXPECT_EQ(std::as_const(loaded).options().eps, 1e-5);
+    EXPECT_EQ(get(std::as_const(loaded).weight(), 0), 7);
+    EXPECT_EQ(get(std::as_const(loaded).bias(), 0), 0);
+    // Another module's entries are not this one's.
+    EXPECT_THROW(loaded.load_state_dict(state, strict, "bn3."), InvalidArgument);
+    EXPECT_EQ(get(loaded.weight(), 0), 7);
+}
+
 TEST_F(Module, entries_without_data_are_named) {
     BatchNorm2d bn(3), empty(0);
     for (const auto &[name, mine] : BatchNorm2d(3).state_dict()) {

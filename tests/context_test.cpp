@@ -17,6 +17,10 @@
 #include <unistd.h>
 #endif
 
+#ifdef HBN_TEST_COVERAGE
+extern "C" void __gcov_dump();
+#endif
+
 namespace hbn::test {
 namespace {
 
@@ -381,7 +385,7 @@ TEST(Executors, may_run_other_calls_within_a_task) {
 
 #ifdef __unix__
 TEST(Forks, leave_the_child_contexts_that_work) {
-#if defined(__SANITIZE_THREAD__)
+#if defined(HBN_TEST_THREAD_SANITIZED)
     GTEST_SKIP() << "ThreadSanitizer lets no child start threads";
 #elif defined(HBN_TEST_EMULATED)
     GTEST_SKIP() << "qemu-user has no child of a process with threads start threads: it stops with "
@@ -397,6 +401,9 @@ TEST(Forks, leave_the_child_contexts_that_work) {
         hbn_use_context(nullptr);
         std::atomic<int> runs{0};
         works = works && run_loop(8, [&](int) { runs++; }) == HBN_OK && runs == 8;
+#ifdef HBN_TEST_COVERAGE
+        __gcov_dump();
+#endif
         _exit(works ? 0 : 1);
     }
     int status = 0;

@@ -79,7 +79,7 @@ TEST(Errors, device) {
 }
 
 TEST(Errors, out_of_memory) {
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#if defined(HBN_TEST_SANITIZED)
     GTEST_SKIP() << "a sanitizer's allocator stops the program";
 #endif
     expect_thrown<OutOfMemory, std::bad_alloc>("out of memory", HBN_OUT_OF_MEMORY, [] {

@@ -55,6 +55,7 @@ void PrintTo(const Case &p, std::ostream *out) {
 
 std::vector<Case> cases() {
     const Shape s{4, 48, 7, 9}, wide{2, 300, 5, 7}, few{3, 3, 33, 35}, small{24, 40, 5, 5};
+    const Shape pairs{3, 2, 33, 35}, fours{3, 4, 33, 35};
     const auto crop = [](const char *name, const Shape &sizes, const Dimensions &order,
                          const Shape &more, bool staged) {
         return Case{name, sizes, strides_in(sizes, order, more), strides_in(sizes, order), staged};
@@ -83,6 +84,8 @@ std::vector<Case> cases() {
         crop("last_edges_of_many_channels", wide, kNhwc, edges, true),
         crop("last_edges_of_few_channels", few, kNhwc, edges, true),
         maps_directly(crop("last_of_four_channels", few, kNhwc, {0, 1, 0, 0}, true)),
+        maps_directly(crop("two_of_three_channels", pairs, kNhwc, {0, 1, 0, 0}, true)),
+        maps_directly(crop("four_of_five_channels", fours, kNhwc, {0, 1, 0, 0}, true)),
         Case{"last_every_other_column", s, strides_in(s, kNhwc, {}, 2), strides_in(s, kNhwc),
              false},
         maps_directly({"last_every_other_column_of_few", few, strides_in(few, kNhwc, {}, 2),

@@ -1,5 +1,6 @@
 // An allocation that fails gives HBN_OUT_OF_MEMORY and changes nothing, whichever of a call's allocations it is.
 #include "every_operation.h"
+#include "runtime/context.h"
 #include "tensors.h"
 
 #include <hbn/context.h>
@@ -12,6 +13,7 @@
 #include <map>
 #include <mutex>
 #include <new>
+#include <stdexcept>
 
 namespace hbn::test {
 namespace {
@@ -179,6 +181,72 @@ TEST(OutOfMemoryInCpp, is_bad_alloc) {
     allocator.fail_at(0);
     EXPECT_THROW(functional::batch_norm_stats(x), std::bad_alloc);
     EXPECT_NO_THROW(functional::batch_norm_stats(x));
+}
+
+TEST(Deallocators, that_throw_stop_nothing) {
+    ContextOptions options;
+    options.allocate = [](void *, size_t size, size_t alignment) {
+        return std::aligned_alloc(alignment, (size + alignment - 1) / alignment * alignment);
+    };
+    options.deallocate = [](void *, void *data, size_t, size_t) {
+        std::free(data);
+        throw std::runtime_error("freed already");
+    };
+    Context context(options);
+    const UseContext use(context);
+    TestTensor x(DType::float32, {2, 3, 4, 5});
+    x.fill([](int64_t c) { return double(c); });
+    EXPECT_NO_THROW(functional::batch_norm_stats(x));
+    EXPECT_NO_THROW(context.release_scratch());
+    EXPECT_NO_THROW(functional::batch_norm_stats(x));
+}
+
+// What no kernel does: scratch_bytes() bounds what they ask for. In a process of its own, since every test's main()
+// fails where it happened; GoogleTest runs suites of this name first, before there are threads.
+TEST(ScratchDeathTest, beyond_what_was_booked_is_memory_still) {
+    const auto run = [] {
+        Allocator allocator;
+        hbn_context_options options{};
+        options.allocate = Allocator::allocate;
+        options.deallocate = Allocator::deallocate;
+        options.allocator_context = &allocator;
+        options.num_threads = 1;
+        hbn_context *own = nullptr;
+        bool works = hbn_context_create(&options, &own) == HBN_OK;
+        hbn_use_context(own);
+        {
+            internal::Call call;
+            works = works && call.begin(1, 1, nullptr) == HBN_OK;
+            const size_t bytes = 10 << 20;
+            for (const int64_t failing : {-1, 0}) {
+                // Where the context's allocator has none, the C library does.
+                allocator.fail_at(failing);
+                const size_t live = allocator.live();
+                void *data = internal::allocate_scratch(bytes);
+                allocator.fail_at(-1);
+                works = works && reinterpret_cast<uintptr_t>(data) % 128 == 0 &&
+                        allocator.live() == live + (failing < 0);
+                std::memset(data, 1, bytes);
+                internal::free_scratch(data);
+                works = works && allocator.live() == live;
+            }
+            works = works && internal::scratch_overflows() == 2;
+        }
+        hbn_use_context(nullptr);
+        hbn_context_destroy(own);
+        works = works && allocator.live() == 0;
+        std::exit(works ? 0 : 1);
+    };
+    EXPECT_EXIT(run(), ::testing::ExitedWithCode(0), "");
+}
+
+TEST(Scratch, of_no_call_is_the_c_librarys) {
+    void *data = internal::allocate_scratch(1000);
+    EXPECT_EQ(reinterpret_cast<uintptr_t>(data) % 128, 0u);
+    std::memset(data, 1, 1000);
+    internal::free_scratch(data);
+    internal::free_scratch(nullptr);
+    EXPECT_EQ(internal::scratch_overflows(), 0);
 }
 
 }  // namespace

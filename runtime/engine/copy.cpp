@@ -164,8 +164,6 @@ private:
         if (inner.from == 1 && inner.to == 1) {
             // Pixels of few channels.
             switch (inner.size) {
-            case 1:
-                return short_lines<1>(from, to);
             case 2:
                 return short_lines<2>(from, to);
             case 3:

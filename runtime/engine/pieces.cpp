@@ -32,10 +32,6 @@ void set_max_elements_per_kernel(int64_t elements) {
     limit = elements > 0 ? std::min(elements, kDefaultLimit) : kDefaultLimit;
 }
 
-int64_t max_elements_per_kernel() {
-    return limit;
-}
-
 // Half of the reach is the channels', half is left to the pieces.
 int64_t channels_per_block(const Values &values, int64_t channels) {
     int64_t stride = largest_stride(values, 1);

@@ -503,10 +503,6 @@ int run_parallel(void *user_context, Task task, int min, int size, uint8_t *clos
 
 extern "C" {
 
-int halide_do_task(void *user_context, halide_task_t f, int index, uint8_t *closure) {
-    return f(user_context, index, closure);
-}
-
 int halide_do_par_for(void *user_context, halide_task_t task, int min, int size, uint8_t *closure) {
     return hbn::internal::run_parallel(user_context, task, min, size, closure);
 }
