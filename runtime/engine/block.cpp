@@ -246,18 +246,19 @@ hbn_status Block::call(Kernel kernel) {
     return copies ? run_on_copies(c) : run(c, false);
 }
 
-hbn_status Block::run_on_copies(KernelCall &c) {
+hbn_status Block::run_on_copies(const KernelCall &c) {
     Staged staged(*staging_, staging_memory());
     hbn_tensor copies[kMostTensors];
+    KernelCall on_copies = c;
     for (const bool outputs : {false, true}) {
         for (int i = 0; i < c.num_tensors; i++) {
             if (c.is_output[i] == outputs) {
                 HBN_TRY(staged.add(*c.tensors[i], outputs, &copies[i]));
-                c.tensors[i] = &copies[i];
+                on_copies.tensors[i] = &copies[i];
             }
         }
     }
-    HBN_TRY(run(c, staged.any()));
+    HBN_TRY(run(on_copies, staged.any()));
     return staged.store_outputs();
 }
 

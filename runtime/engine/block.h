@@ -105,7 +105,7 @@ private:
     hbn_status rehearse(Kernel kernel, const Signature &signature) const;
 
     struct KernelCall;
-    hbn_status run_on_copies(KernelCall &call);
+    hbn_status run_on_copies(const KernelCall &call);
     hbn_status run(const KernelCall &call, bool on_copies);
 
     const Problem &problem_;
