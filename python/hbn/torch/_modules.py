@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.fx import Proxy
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -88,8 +89,10 @@ class _HbnBatchNorm(_BatchNorm):
             self.num_batches_tracked.add_(1)
             if self.momentum is None:
                 momentum = 1.0 / float(self.num_batches_tracked)
-        # A compiler sees no transforms: it traces through them.
-        transformed = not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+        # A compiler sees no transforms: it traces through them. Operators have no forward-mode derivative.
+        transformed = not torch.compiler.is_compiling() and (
+            torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+        )
         batch_norm = batch_norm_transformed if transformed else batch_norm_traced
         return batch_norm(
             input,

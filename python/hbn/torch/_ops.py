@@ -12,11 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C import _functorch
 from torch._prims_common import suggest_memory_format
 from torch.autograd import forward_ad
 
 from hbn import _core
 from hbn._functional import set_num_threads, uses_batch_statistics
+from hbn.torch import _composite
 
 # ---- kernels
 
@@ -197,6 +199,119 @@ def _double_backward(
     return grad_grad_output, grad_input, grad_weight
 
 
+# ---- what kernels have no derivative for, and what transforms look into: PyTorch's own operations (_composite.py)
+
+
+def _transforms() -> list[_functorch.TransformType]:
+    """functorch's transforms that are active, outermost first."""
+    return [interpreter.key() for interpreter in _functorch.get_interpreter_stack() or ()]
+
+
+def _is_traced() -> bool:
+    """Whether a mode, such as make_fx's, looks for PyTorch's operations."""
+    return torch._C._len_torch_dispatch_stack() > 0
+
+
+def _are_batched(*tensors: Tensor | None) -> bool:
+    """Whether any is of the vmap that torch.autograd has for itself, in is_grads_batched and vectorize."""
+    for t in tensors:
+        if t is not None and _functorch.is_legacy_batchedtensor(t):
+            return True
+    return False
+
+
+def _is_transformed_further(*gradients: Tensor | None) -> bool:
+    """Whether a derivative, that of these, is itself looked into, by more than one torch.func.grad."""
+    if forward_ad._current_level >= 0:
+        return True
+    if torch._C._are_functorch_transforms_active() and _transforms() != [_functorch.TransformType.Grad]:
+        return True
+    return _are_batched(*gradients)
+
+
+def _composed_backward(
+    grad_output: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    saved: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    eps: float,
+    mask: tuple[bool, bool, bool],
+    parameter_dtype: torch.dtype,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """As _backward."""
+    return _composite.backward(grad_output, x, weight, running_mean, running_var, training, eps, mask, parameter_dtype)
+
+
+def _composed_jvp(
+    x_tangent: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    weight_tangent: Tensor | None,
+    bias_tangent: Tensor | None,
+    saved: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    eps: float,
+) -> Tensor:
+    """As _jvp."""
+    return _composite.jvp(x_tangent, x, weight, weight_tangent, bias_tangent, running_mean, running_var, training, eps)
+
+
+class _UpdateRunningStats(torch.autograd.Function):
+    """Writes running statistics, which no derivative sees, beneath all transforms."""
+
+    @staticmethod
+    def forward(x, running_mean, running_var, momentum, num_batches_tracked):  # type: ignore[no-untyped-def]
+        _forward(x, None, None, running_mean, running_var, True, momentum, 1.0, num_batches_tracked)
+        return _nothing(x)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
+        ctx.mark_non_differentiable(output)
+
+    @staticmethod
+    def backward(ctx, _):  # type: ignore[no-untyped-def]
+        return (None,) * 5
+
+    @staticmethod
+    def jvp(ctx, *_):  # type: ignore[no-untyped-def]
+        return None
+
+    @staticmethod
+    def vmap(info, in_dims, *_):  # type: ignore[no-untyped-def]
+        raise RuntimeError(
+            "hbn: batch normalization in training can't write one set of running statistics for every sample of "
+            "vmap: use track_running_stats=False, or eval()"
+        )
+
+
+def _composed(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    momentum: float | None,
+    eps: float,
+    num_batches_tracked: Tensor | None = None,
+) -> Tensor:
+    """y, differentiable any number of times, in either mode, and by every transform."""
+    batch_statistics = uses_batch_statistics(training, running_mean, running_var)
+    y = _composite.forward(x, weight, bias, running_mean, running_var, batch_statistics, eps)
+    if training and running_mean is not None and running_var is not None:
+        if _is_traced() or _functorch.TransformType.Functionalize in _transforms():
+            assert momentum is not None, "eager calls alone leave it to num_batches_tracked, and are not traced"
+            _composite.update_running_stats(x, running_mean, running_var, momentum)
+        else:
+            _UpdateRunningStats.apply(x, running_mean, running_var, momentum, num_batches_tracked)
+    return y
+
+
 # ---- autograd functions, for eager calls
 
 
@@ -209,7 +324,6 @@ class _Backward(torch.autograd.Function):
         return _backward(*args)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, grad_grad_input, grad_grad_weight, grad_grad_bias):  # type: ignore[no-untyped-def]
         return _differentiate_backward(ctx, grad_grad_input, grad_grad_weight, grad_grad_bias)
 
@@ -225,12 +339,16 @@ class _BatchNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_output):  # type: ignore[no-untyped-def]
-        gradients = _gradients(ctx, grad_output, _Backward.apply if torch.is_grad_enabled() else _backward)
-        return (*gradients, None)
+        if _is_transformed_further(grad_output):
+            differentiate = _composed_backward
+        else:
+            differentiate = _Backward.apply if torch.is_grad_enabled() else _backward
+        return (*_gradients(ctx, grad_output, differentiate), None)
 
     @staticmethod
     def jvp(ctx, x_tangent, weight_tangent, bias_tangent, *_):  # type: ignore[no-untyped-def]
-        return _tangent(ctx, x_tangent, weight_tangent, bias_tangent)
+        differentiate = _composed_jvp if _are_batched(x_tangent, weight_tangent, bias_tangent) else _jvp
+        return _tangent(ctx, x_tangent, weight_tangent, bias_tangent, differentiate)
 
 
 def _save(ctx, x, weight, bias, saved, running_mean, running_var, eps):  # type: ignore[no-untyped-def]
@@ -316,8 +434,8 @@ class _TransformedBatchNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_output, _):  # type: ignore[no-untyped-def]
-        gradients = _gradients(ctx, grad_output, _TransformedBackward.apply)
-        return (*gradients, None, None, None, None, None)
+        differentiate = _composed_backward if _is_transformed_further(grad_output) else _TransformedBackward.apply
+        return (*_gradients(ctx, grad_output, differentiate), None, None, None, None, None)
 
     @staticmethod
     def jvp(ctx, x_tangent, weight_tangent, bias_tangent, *_):  # type: ignore[no-untyped-def]
@@ -345,17 +463,25 @@ def batch_norm_eager(
 
     Not under functorch's transforms.
     """
-    if forward_ad._current_level >= 0 or (
-        torch.is_grad_enabled()
-        and (
-            x.requires_grad
-            or (weight is not None and weight.requires_grad)
-            or (bias is not None and bias.requires_grad)
-        )
-    ):
+    requires_grad = torch.is_grad_enabled() and (
+        x.requires_grad or (weight is not None and weight.requires_grad) or (bias is not None and bias.requires_grad)
+    )
+    is_dual = forward_ad._current_level >= 0
+    if requires_grad and is_dual:
+        return _composed(x, weight, bias, running_mean, running_var, training, momentum, eps, num_batches_tracked)
+    if requires_grad or is_dual:
         constants = (running_mean, running_var, training, momentum, eps, num_batches_tracked)
         return _apply(x, weight, bias, constants)  # type: ignore[no-any-return]
     return _forward(x, weight, bias, running_mean, running_var, training, momentum, eps, num_batches_tracked)[0]
+
+
+def _require_grad(*tensors: Tensor | None) -> bool:
+    """Whether autograd watches any of them beneath functorch's transforms."""
+
+    def requires_grad(t: Tensor) -> bool:
+        return (_functorch.get_unwrapped(t) if _functorch.is_functorch_wrapped_tensor(t) else t).requires_grad
+
+    return torch.is_grad_enabled() and any(requires_grad(t) for t in tensors if t is not None)
 
 
 def batch_norm_transformed(
@@ -368,7 +494,13 @@ def batch_norm_transformed(
     momentum: float,
     eps: float,
 ) -> Tensor:
-    """y, under functorch's transforms: torch.func.grad, jvp, and what is made of them."""
+    """y, under functorch's transforms: by kernels under one torch.func.grad, vjp or jvp."""
+    transforms = _transforms()
+    one = len(transforms) == 1
+    reverse = one and transforms[0] == _functorch.TransformType.Grad and forward_ad._current_level < 0
+    forward = one and transforms[0] == _functorch.TransformType.Jvp and not _require_grad(x, weight, bias)
+    if not (reverse or forward) or _is_traced():
+        return _composed(x, weight, bias, running_mean, running_var, training, momentum, eps)
     return _TransformedBatchNorm.apply(  # type: ignore[no-any-return]
         x, weight, bias, running_mean, running_var, training, momentum, eps
     )[0]
@@ -461,6 +593,20 @@ def _save_for_double_backward(ctx, inputs, output):  # type: ignore[no-untyped-d
 
 def _differentiate_backward(ctx, grad_grad_input, grad_grad_weight, grad_grad_bias):  # type: ignore[no-untyped-def]
     grad_output, x, weight, saved, running_mean, running_var = ctx.saved_tensors
+    if torch.is_grad_enabled() or _is_transformed_further(grad_grad_input, grad_grad_weight, grad_grad_bias):
+        gradients = _composite.double_backward(
+            grad_grad_input,
+            grad_grad_weight,
+            grad_grad_bias,
+            grad_output,
+            x,
+            weight,
+            running_mean,
+            running_var,
+            ctx.training,
+            ctx.eps,
+        )
+        return (*gradients, *(None,) * 7)
     if grad_grad_input is None:
         grad_grad_input = torch.zeros_like(x)
     gradients = torch.ops.hbn.batch_norm_double_backward(
@@ -493,6 +639,17 @@ torch.library.register_autograd(
 torch.library.register_autograd(
     "hbn::batch_norm_backward", _differentiate_backward, setup_context=_save_for_double_backward, lib=_library
 )
+
+
+def _has_no_derivative(ctx, *_):  # type: ignore[no-untyped-def]
+    raise NotImplementedError(
+        "hbn: torch.ops.hbn's batch_norm_jvp and batch_norm_double_backward have no derivatives; "
+        "hbn.torch's modules have them, of every order"
+    )
+
+
+for _operator in ("batch_norm_jvp", "batch_norm_double_backward"):
+    torch.library.register_autograd(f"hbn::{_operator}", _has_no_derivative, lib=_library)
 
 
 def batch_norm_traced(
