@@ -3,8 +3,8 @@
     import hbn.torch
     model = hbn.torch.convert(model)   # every BatchNorm1d, 2d, 3d; train and save as before
 
-The modules are subclasses of torch.nn's with the same state; autograd and torch.func (derivatives of every order and mode),
-torch.compile, torch.export, autocast, deepcopy and pickle work as with those. Threads are as many as PyTorch's
+The modules are subclasses of torch.nn's with the same state; autograd and torch.func (derivatives of every order and
+mode), torch.compile, torch.export, autocast, deepcopy and pickle work as with those. Threads are as many as PyTorch's
 (torch.set_num_threads).
 """
 
