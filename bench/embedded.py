@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "cmake"))
-import pack as packs  # noqa: E402
+import packs  # noqa: E402
 import report  # noqa: E402
 
 SIZED_TARGETS = ["baremetal-arm64", "linux-armv7", "baremetal-cortex-m7", "baremetal-cortex-m", "wasm"]
@@ -53,6 +53,7 @@ class Measurer:
     """Makes packs and programs in a folder."""
 
     def __init__(self, arguments: argparse.Namespace, folder: pathlib.Path) -> None:
+        """`arguments` are those of packs.make() that are the same for all."""
         self.arguments = arguments
         self.folder = folder
 
@@ -66,7 +67,7 @@ class Measurer:
         folder = self.folder / "cost"
         folder.mkdir(exist_ok=True)
         sources = ROOT / "bench/embedded"
-        defines = [f"-DCOST_{axis}={size}" for axis, size in zip("NCHW", COST_SHAPE)]
+        defines = [f"-DCOST_{axis}={size}" for axis, size in zip("NCHW", COST_SHAPE, strict=True)]
         defines += [f"-DCOST_{operation}", f"-DCOST_{dtype.upper()}", f"-I{self.folder / 'pack'}", f"-I{sources}"]
         program = folder / "program"
         if flags is None:
@@ -79,8 +80,10 @@ class Measurer:
         listing = disassemble(program, function)
         first, last = min(listing), max(listing)
         log = folder / "log"
-        packs.run("qemu-aarch64", "-singlestep", "-d", "exec,nochain", "-dfilter", f"{first:#x}..{last:#x}", "-D", log, program)
-        counts = collections.Counter(int(pc, 16) for pc in re.findall(r"^Trace \d+: \S+ \[\w+/(\w+)/", log.read_text(), re.M))
+        packs.run("qemu-aarch64", "-singlestep", "-d", "exec,nochain", "-dfilter", f"{first:#x}..{last:#x}", "-D", log,
+                  program)
+        addresses = re.findall(r"^Trace \d+: \S+ \[\w+/(\w+)/", log.read_text(), re.M)
+        counts = collections.Counter(int(address, 16) for address in addresses)
         return blocks_of(listing, counts)
 
 
@@ -144,7 +147,8 @@ def cost_table(measurer: Measurer) -> tuple[list[str], list[str]]:
             blocks = measurer.blocks(operation, dtype, flags)
             executed = sum(block.times * len(block.instructions) for block in blocks) / elements
             figures[variant] = [executed, *(cycles(blocks, processor, elements) for processor in PROCESSORS)]
-            lines.append(f"| {operation} {dtype}, {variant} | " + " | ".join(f"{f:.2f}" for f in figures[variant]) + " |")
+            cells = " | ".join(f"{figure:.2f}" for figure in figures[variant])
+            lines.append(f"| {operation} {dtype}, {variant} | {cells} |")
         ours, vector, scalar = figures.values()
         for i, processor in enumerate(PROCESSORS, 1):
             where = f"{operation} {dtype} on {processor}"

@@ -28,9 +28,8 @@ public:
             return;
         }
         set_shape(grad_output, *mean);
-        const Expr gradient = definition_of(activation)
-                                  .gradient(Halide::cast(statistics(), grad_output(at)),
-                                            preactivation(), parameters(), dtype);
+        const Expr gradient = definition().gradient(Halide::cast(statistics(), grad_output(at)),
+                                                    preactivation(), parameters(), dtype);
         grad_z(at) = rounded(gradient);
     }
 

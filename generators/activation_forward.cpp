@@ -20,7 +20,7 @@ public:
     void generate() {
         set_shape(*x, *mean);
         const Expr z = preactivation();
-        const Expr value = rounded(definition_of(activation).value(z, parameters(), dtype));
+        const Expr value = rounded(definition().value(z, parameters(), dtype));
         if (with_mask) {
             const Expr stops = relu_stops(z, dtype);
             y(element()) = Halide::Tuple(value, select(stops, Expr(uint8_t(0)), Expr(uint8_t(1))));

@@ -1,6 +1,7 @@
 #include "generators/activations.h"
 
 #include <cmath>
+#include <map>
 #include <utility>
 
 namespace hbn {
@@ -46,7 +47,8 @@ const ActivationDefinition relu = {
     },
 };
 
-// As PyTorch's leaky_relu and hardtanh: a gradient passes whole between low and high, both excluded, and takes slope
+// low + slope * (z - low) up to low, z, then high: LeakyReLU (low 0, high inf) and clip (slope 0). As in PyTorch's
+// leaky_relu and hardtanh a gradient passes whole between low and high, both excluded, and takes slope
 // for NaN.
 const ActivationDefinition piecewise = {
     {"slope", "low", "high"},
@@ -98,19 +100,14 @@ const ActivationDefinition hardswish = {
 
 }  // namespace
 
-const ActivationDefinition &definition_of(Activation activation) {
-    switch (activation) {
-    case Activation::relu:
-        return relu;
-    case Activation::piecewise:
-        return piecewise;
-    case Activation::silu:
-        return silu;
-    case Activation::hardswish:
-        return hardswish;
-    default:
-        return none;
-    }
+const ActivationDefinition &activation_named(const std::string &name) {
+    static const std::map<std::string, const ActivationDefinition *> all = {
+        {"none", &none}, {"relu", &relu},           {"piecewise", &piecewise},
+        {"silu", &silu}, {"hardswish", &hardswish},
+    };
+    const auto found = all.find(name);
+    _halide_user_assert(found != all.end()) << "no activation is named " << name << "\n";
+    return *found->second;
 }
 
 Expr relu_stops(const Expr &z, Type tensor) {

@@ -6,27 +6,12 @@
 #include <Halide.h>
 
 #include <functional>
-#include <map>
 #include <string>
 #include <vector>
 
 #include "generators/rounding.h"
 
 namespace hbn {
-
-enum class Activation {
-    none,
-    relu,
-    piecewise,  // low + slope * (z - low) up to low, z, then high: LeakyReLU (low 0, high inf), clip (slope 0)
-    silu,
-    hardswish,
-};
-
-const std::map<std::string, Activation> activation_names = {
-    {"none", Activation::none},           {"relu", Activation::relu},
-    {"piecewise", Activation::piecewise}, {"silu", Activation::silu},
-    {"hardswish", Activation::hardswish},
-};
 
 struct ActivationDefinition {
     // Names of the scalars that it takes beside z, in the order of `parameters`, which are in z's type.
@@ -40,7 +25,8 @@ struct ActivationDefinition {
         gradient;
 };
 
-const ActivationDefinition &definition_of(Activation activation);
+// Fails where there is none of this name, which is one of those in the third column of operations.def's activations.
+const ActivationDefinition &activation_named(const std::string &name);
 
 // Whether relu(z), rounded to the `tensor` type, is zero; not so for NaN, which passes. Forward and backward decide
 // alike, bit for bit, where they compute z in the same order.

@@ -33,7 +33,7 @@ public:
         grad_bias(ch) = Halide::cast(statistics(), sums[0]);
 
         const auto gain = once_a_channel({Halide::cast(statistics(), f64(weight(ch)) * invstd)});
-        define_backward(grad_input, Halide::cast(statistics(), dz.at_element(at)) * gain[0],
+        define_backward(grad_input, Halide::cast(statistics(), dz.at_element(at)) * gain[0], dz,
                         grad_output);
     }
 

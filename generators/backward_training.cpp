@@ -32,7 +32,7 @@ public:
         const auto coefficients = gradient_coefficients(input_gradient_coefficients(
             mean(ch), invstd(ch), weight(ch), sums[0], sums[1], count(), arithmetic()));
         define_backward(grad_input,
-                        input_gradient(dz.at_element(at), x(at), coefficients, arithmetic()),
+                        input_gradient(dz.at_element(at), x(at), coefficients, arithmetic()), dz,
                         grad_output);
     }
 

@@ -35,15 +35,14 @@ public:
     void generate() {
         set_shape(x, scale);
         const auto k = once_a_channel({scale(channel()), shift(channel())});
-        Expr z = Halide::cast<float>(x(element())) * k[0] + k[1];
-        if (activation != Activation::none) {
-            z = Halide::select(z < 0, 0.0f, z);
-        }
-        y(element()) = Type(dtype).is_int() ? rounded_to_int8(z) : rounded(z);
+        const Expr z = Halide::cast<float>(x(element())) * k[0] + k[1];
+        const Expr value = activated(plus_residual(z));
+        y(element()) = Type(dtype).is_int() ? rounded_to_int8(value) : rounded(value);
     }
 
     void schedule() {
         promise_tensors(x, y);
+        promise_activation();
         promise_vectors(scale, shift);
         work.elementwise = {y};
         schedule_work();

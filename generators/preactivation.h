@@ -16,16 +16,22 @@ class PreactivationGenerator : public TensorGenerator<Derived> {
 public:
     using Base = TensorGenerator<Derived>;
 
-    Halide::GeneratorParam<Activation> activation{"activation", Activation::relu, activation_names};
+    Halide::GeneratorParam<std::string> activation{"activation", "relu"};
     // Only relu has a mask: a byte an element, 1 where the gradient passes.
     Halide::GeneratorParam<bool> with_mask{"with_mask", false};
 
 protected:
     using BufferInput = typename Base::template Input<Halide::Buffer<>>;
 
+    bool is(const char *name) const {
+        return activation.value() == name;
+    }
+    const ActivationDefinition &definition() const {
+        return activation_named(activation.value());
+    }
+
     void check_mask() const {
-        _halide_user_assert(!with_mask || activation == Activation::relu)
-            << "only relu has a mask\n";
+        _halide_user_assert(!with_mask || is("relu")) << "only relu has a mask\n";
     }
 
     // Call in configure(). Without add_residual, residual is any memory of x's shape, and
@@ -38,7 +44,7 @@ protected:
         weight = Base::add_vector("weight", Base::statistics());
         bias = Base::add_vector("bias", Base::statistics());
         add_residual = Base::template add_input<bool>("add_residual");
-        for (const std::string &name : definition_of(activation).parameter_names) {
+        for (const std::string &name : definition().parameter_names) {
             scalars.push_back(Base::template add_input<double>(name));
         }
     }

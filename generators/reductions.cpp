@@ -199,7 +199,7 @@ std::vector<Expr> sum_tile(const PlaneTiling &tiling, Type tensor, const PlaneTe
     if (!guarded) {
         return {sums[0], sums[1]};
     }
-    Func use_float64("again");
+    Func use_float64("use_float64");
     use_float64(at) = out_of_range(sums);
     r.per_tile.push_back(use_float64);
     r.sweeps.push_back(sweep_tile(tiling, false, false, use_float64(at), terms));
@@ -343,7 +343,7 @@ std::vector<Expr> sum_rows(const ColumnTiling &tiling, bool in_groups, Type tens
     }
     // Where one channel needs it, all of the tile's columns are summed in float64, but only that channel's sums change.
     const RDom channels(0, tiling.channels, "channels");
-    r.use_float64 = Func("again");
+    r.use_float64 = Func("use_float64");
     r.use_float64(channel_block, tile) = cast<uint32_t>(0);
     r.use_float64(channel_block, tile) = max(
         r.use_float64(channel_block, tile),

@@ -218,7 +218,7 @@ protected:
             return coefficients;
         }
         const ColumnTiling tiling = column_tiling();
-        const Func by_column = tiling.by_column(coefficients, "spread_coefficients");
+        const Func by_column = tiling.by_column(coefficients, "coefficients_by_column");
         work.all_columns = tiling.all_columns;
         work.column_coefficients.push_back(by_column);
         return by_column;

@@ -76,11 +76,11 @@ ColumnTiling::ColumnTiling(const Expr &columns, const Expr &rows, const Expr &pl
       repeats(repeats),
       tile_rows(sizes.w_units * row_group),
       tiles(0, sizes.tiles_w, "tiles"),
-      all_columns(0, plane, 0, channels, 0, repeats, "members") {
+      all_columns(0, plane, 0, channels, 0, repeats, "all_columns") {
 }
 
 RDom ColumnTiling::tile_row() const {
-    RDom row(0, tile_rows, "inside");
+    RDom row(0, tile_rows, "tile_row");
     row.where(likely(first_row(tile) + row.x < rows));
     return row;
 }

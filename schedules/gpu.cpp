@@ -2,7 +2,8 @@
 //
 // A first schedule: one thread reduces one tile of one channel, one thread merges a channel's tiles in
 // order, one thread maps one element.
-// Neighbouring threads take neighbouring elements of whichever dimension is dense.
+// Neighbouring threads take neighbouring elements of whichever dimension is dense. Blocks are numbered along one
+// dimension: CUDA's grids have at most 65,535 along the other two.
 #include "schedules/pipeline.h"
 
 namespace hbn {
@@ -20,14 +21,15 @@ void one_thread_a_channel(Func &f, const Var &c) {
 }
 
 void schedule_reduction(Reduction &r) {
-    Var tile("tile"), group("group"), thread("thread");
+    Var tile("tile"), group("group"), thread("thread"), block("block");
     r.tile.compute_root()
         .fuse(r.tw, r.th, tile)
         .fuse(tile, r.tn, tile)
         .split(r.c, group, thread, threads_per_block, guarded)
         .reorder(thread, group, tile)
+        .fuse(group, tile, block)
         .gpu_threads(thread)
-        .gpu_blocks(group, tile);
+        .gpu_blocks(block);
     for (Reduction::Sweep &sweep : r.sweeps) {
         sweep.sums.compute_at(r.tile, thread);
         sweep.by_lane.compute_at(r.tile, thread);
@@ -46,7 +48,7 @@ void schedule_reduction(Reduction &r) {
 
 void schedule_map(Func &f, const std::vector<Var> &element, Layout layout) {
     const Var &w = element[0], &h = element[1], &c = element[2], &n = element[3];
-    Var group("group"), thread("thread"), rest("rest"), plane("plane");
+    Var group("group"), thread("thread"), rest("rest"), block("block");
     const bool dense_channels = layout == Layout::nhwc;
     const Var inner = dense_channels ? c : w, outer = dense_channels ? w : c;
     f.compute_root()
@@ -55,8 +57,9 @@ void schedule_map(Func &f, const std::vector<Var> &element, Layout layout) {
         .fuse(rest, n, rest)
         .split(inner, group, thread, threads_per_block, guarded)
         .reorder(thread, group, rest)
+        .fuse(group, rest, block)
         .gpu_threads(thread)
-        .gpu_blocks(group, rest);
+        .gpu_blocks(block);
 }
 
 }  // namespace

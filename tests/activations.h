@@ -22,56 +22,32 @@ struct ActivationOracle {
     std::vector<double> jumps;
 };
 
-inline long double logistic(long double z) {
-    return 1 / (1 + std::exp(-z));
-}
-
 inline std::vector<ActivationOracle> activation_oracles() {
-    using A = hbn_activation;
-    const auto leaky = [](long double z, const A &a) { return z > 0 ? z : a.alpha * z; };
-    const auto leaky_slope = [](long double z, const A &a) { return z > 0 ? 1 : a.alpha + 0.0L; };
-    const auto clip = [](long double z, const A &a) {
-        return std::fmin(std::fmax(z, (long double)a.alpha), (long double)a.beta);
+    using std::exp, std::fmax, std::fmin;
+    std::vector<ActivationOracle> oracles;
+    const auto add = [&](const char *name, const hbn_activation &activation, auto value,
+                         auto derivative, double slope, double curvature,
+                         const std::vector<double> &jumps) {
+        oracles.push_back({name, activation, value, derivative, slope, curvature, {}});
+        for (const double jump : jumps) {
+            if (std::isfinite(jump)) {
+                oracles.back().jumps.push_back(jump);
+            }
+        }
     };
-    const auto clip_slope = [](long double z, const A &a) {
-        return z <= a.alpha || z >= a.beta ? 0.0L : 1.0L;
-    };
-    return {
-        {"identity",
-         {HBN_IDENTITY, 0, 0},
-         [](long double z, const A &) { return z; },
-         [](long double, const A &) { return 1.0L; },
-         1,
-         0,
-         {}},
-        {"relu",
-         {HBN_RELU, 0, 0},
-         [](long double z, const A &) { return std::fmax(z, 0.0L); },
-         [](long double z, const A &) { return z > 0 ? 1.0L : 0.0L; },
-         1,
-         0,
-         {0}},
-        {"leaky_relu", {HBN_LEAKY_RELU, 0.01, 0}, leaky, leaky_slope, 1, 0, {0}},
-        {"steep_leaky_relu", {HBN_LEAKY_RELU, -1.5, 0}, leaky, leaky_slope, 1.5, 0, {0}},
-        {"relu6", {HBN_CLIP, 0, 6}, clip, clip_slope, 1, 0, {0, 6}},
-        {"clip", {HBN_CLIP, -0.7, 0.9}, clip, clip_slope, 1, 0, {-0.7, 0.9}},
-        {"silu",
-         {HBN_SILU, 0, 0},
-         [](long double z, const A &) { return z * logistic(z); },
-         [](long double z, const A &) { return logistic(z) * (1 + z * (1 - logistic(z))); },
-         1.1,
-         0.5,
-         {}},
-        {"hardswish",
-         {HBN_HARDSWISH, 0, 0},
-         [](long double z, const A &) { return z * std::fmin(std::fmax(z + 3, 0.0L), 6.0L) / 6; },
-         [](long double z, const A &) { return z < -3   ? 0
-                                               : z <= 3 ? z / 3 + 0.5L
-                                                        : 1.0L; },
-         1.5,
-         1.0 / 3,
-         {-3, 3}},
-    };
+#define HBN_TEST_FUNCTION(formula)                                         \
+    [](long double z, const hbn_activation &a) {                           \
+        [[maybe_unused]] const long double alpha = a.alpha, beta = a.beta; \
+        (void)z;                                                           \
+        return static_cast<long double>(formula);                          \
+    }
+#define HBN_TEST_ACTIVATION(name, activation, c_name, alpha, beta, value, derivative, slope,   \
+                            curvature, ...)                                                    \
+    add(#name, {c_name, alpha, beta}, HBN_TEST_FUNCTION(value), HBN_TEST_FUNCTION(derivative), \
+        slope, curvature, {__VA_ARGS__});
+#include "activations.def"
+#undef HBN_TEST_FUNCTION
+    return oracles;
 }
 
 }  // namespace hbn::test

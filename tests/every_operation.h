@@ -2,11 +2,14 @@
 #ifndef HBN_TESTS_EVERY_OPERATION_H
 #define HBN_TESTS_EVERY_OPERATION_H
 
+#include "runtime/engine/table.h"
+
 #include <hbn/hbn.h>
 
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <numeric>
 #include <string>
 #include <vector>
 
@@ -85,14 +88,18 @@ struct Operation {
     std::function<hbn_status()> call;
 };
 
+inline std::vector<int> all_activations() {
+    std::vector<int> kinds(internal::kActivations);
+    std::iota(kinds.begin(), kinds.end(), 0);
+    return kinds;
+}
+
 class EveryOperation {
 public:
     // Parameters and statistics are of `vectors`, which the tensors' dtype must allow beside it.
     // Of the activations, each by itself and after an addition, those of `kinds`.
     EveryOperation(hbn_dtype dtype, const int64_t (&sizes)[4], const int64_t (&strides)[4],
-                   hbn_dtype vectors,
-                   const std::vector<int> &kinds = {HBN_IDENTITY, HBN_RELU, HBN_LEAKY_RELU,
-                                                    HBN_CLIP, HBN_SILU, HBN_HARDSWISH})
+                   hbn_dtype vectors, const std::vector<int> &kinds = all_activations())
         : x(dtype, sizes, strides),
           dy(dtype, sizes, strides),
           ddx(dtype, sizes, strides),

@@ -42,6 +42,7 @@ struct Case {
     Shape view;   // strides of inputs
     Shape other;  // of the other input and of outputs: a dense tensor's, or the view's
     bool staged;
+    bool maps_staged = staged;  // of 32 bits and more, where there are no sums to take
 
     int64_t elements() const {
         return sizes[0] * sizes[1] * sizes[2] * sizes[3];
@@ -66,6 +67,10 @@ std::vector<Case> cases() {
                                const Dimensions &other, bool staged) {
         return Case{name, sizes, strides_in(sizes, order), strides_in(sizes, other), staged};
     };
+    const auto maps_directly = [](Case p) {
+        p.maps_staged = false;
+        return p;
+    };
     const auto everywhere = [](const char *name, Case p) {
         p.name = name;
         p.other = p.view;
@@ -78,13 +83,13 @@ std::vector<Case> cases() {
         crop("last_channels", s, kNhwc, channels, false),
         crop("last_edges_of_many_channels", wide, kNhwc, edges, true),
         crop("last_edges_of_few_channels", few, kNhwc, edges, true),
-        crop("last_of_four_channels", few, kNhwc, {0, 1, 0, 0}, true),
-        crop("two_of_three_channels", pairs, kNhwc, {0, 1, 0, 0}, true),
-        crop("four_of_five_channels", fours, kNhwc, {0, 1, 0, 0}, true),
+        maps_directly(crop("last_of_four_channels", few, kNhwc, {0, 1, 0, 0}, true)),
+        maps_directly(crop("two_of_three_channels", pairs, kNhwc, {0, 1, 0, 0}, true)),
+        maps_directly(crop("four_of_five_channels", fours, kNhwc, {0, 1, 0, 0}, true)),
         Case{"last_every_other_column", s, strides_in(s, kNhwc, {}, 2), strides_in(s, kNhwc),
              false},
-        Case{"last_every_other_column_of_few", few, strides_in(few, kNhwc, {}, 2),
-             strides_in(few, kNhwc), true},
+        maps_directly({"last_every_other_column_of_few", few, strides_in(few, kNhwc, {}, 2),
+                       strides_in(few, kNhwc), true}),
         // (N, L, C), transposed.
         Case{"nlc", {5, 48, 59, 1}, {48 * 59, 1, 48, 1}, {48 * 59, 1, 48, 48}, false},
         Case{"nlc_every_other", {5, 48, 59, 1}, {48 * 118, 1, 96, 1}, {48 * 59, 1, 48, 1}, false},
@@ -99,14 +104,14 @@ std::vector<Case> cases() {
         reordered("nchw_and_nhwc", s, kNchw, kNhwc, true),
         reordered("hwcn_and_nchw", s, hwcn, kNchw, true),
         crop("rows", s, kNchw, rows, false),
-        crop("columns_of_small_planes", small, kNchw, columns, true),
+        maps_directly(crop("columns_of_small_planes", small, kNchw, columns, true)),
         crop("channels", s, kNchw, channels, false),
         Case{"every_other_column", s, strides_in(s, kNchw, {}, 2), strides_in(s, kNchw), true},
         Case{"every_other_column_of_few", few, strides_in(few, kNchw, {}, 2),
              strides_in(few, kNchw), true},
         everywhere("last_edges_everywhere", crop("", s, kNhwc, edges, true)),
         everywhere("every_other_column_everywhere",
-                   Case{"", s, strides_in(s, kNchw, {}, 2), {}, true}),
+                   maps_directly({"", s, strides_in(s, kNchw, {}, 2), {}, true})),
         everywhere("gaps_everywhere", Case{"", s, strides_of(s, Layout::strided), {}, true}),
     };
 }
@@ -184,9 +189,9 @@ protected:
                                                wanted, to);
     }
     // Of the last kernel: some of several pieces may be dense.
-    void expect_way() const {
+    void expect_way(bool reduces) const {
         if (std::get<1>(GetParam()) == 0) {
-            EXPECT_EQ(last_view().staged, p.staged);
+            EXPECT_EQ(last_view().staged, reduces || size_of(dtype) < 4 ? p.staged : p.maps_staged);
         }
     }
 };
@@ -196,7 +201,7 @@ TEST_P(NearDense, forward) {
         SCOPED_TRACE(training ? "training" : "inference");
         TestTensor y = output(), in_place = x;
         forward(training, x.view(), y.view());
-        expect_way();
+        expect_way(training);
         forward(training, in_place.view(), in_place.view());
         for (int64_t c = 0; c < channels; c++) {
             expect_normalized(x, y, c, oracle(c, training), weight[c], bias[c]);
@@ -259,11 +264,11 @@ TEST_P(NearDense, parts) {
     const auto [mean, invstd] = functional::mean_and_invstd(moments, kEps);
     TestTensor y = output(), dx = output();
     functional::batch_norm_normalize(x.view(), moments, weight, bias, kEps, y.view());
-    expect_way();
+    expect_way(false);
     const auto sums = functional::batch_norm_backward_reduce(dy.view(), x.view(), mean, invstd);
     functional::batch_norm_backward_elemt(dy.view(), x.view(), mean, invstd, weight, sums,
                                           moments.count, dx.view());
-    expect_way();
+    expect_way(false);
     for (int64_t c = 0; c < channels; c++) {
         const ChannelOracle of_x = oracle(c, true);
         expect_normalized(x, y, c, of_x, weight[c], bias[c]);
@@ -330,11 +335,17 @@ TEST_P(NearDense, results_do_not_depend_on_threads) {
     EXPECT_EQ(vectors[0], vectors[1]);
 }
 
+// Copies depend on an element's size, not on the processor: under qemu, where all would take minutes, some will do.
+#ifdef HBN_TEST_EMULATED
+const auto dtypes = ::testing::Values(DType::float32, DType::bfloat16);
+const auto most_bytes = ::testing::Values(16384);
+#else
+const auto dtypes =
+    ::testing::Values(DType::float32, DType::float64, DType::bfloat16, DType::float16);
+const auto most_bytes = ::testing::Values(0, 16384);
+#endif
 INSTANTIATE_TEST_SUITE_P(, NearDense,
-                         ::testing::Combine(::testing::Values(DType::float32, DType::float64,
-                                                              DType::bfloat16, DType::float16),
-                                            ::testing::Values(0, 16384),
-                                            ::testing::ValuesIn(cases())),
+                         ::testing::Combine(dtypes, most_bytes, ::testing::ValuesIn(cases())),
                          [](const auto &info) {
                              return std::string(name_of(std::get<0>(info.param))) +
                                     (std::get<1>(info.param) ? "_pieces_" : "_") +

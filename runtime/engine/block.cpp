@@ -85,7 +85,8 @@ hbn_status Block::stage() {
     for (const bool outputs : {false, true}) {
         for (const Use &use : row(problem_.operation)) {
             if (is_tensor(use.arg) && values_.has(use.arg) &&
-                outputs == (use.direction != Direction::in)) {
+                outputs == (use.direction != Direction::in) &&
+                (use.arg != Arg::x || reads_x(problem_))) {
                 hbn_tensor used;
                 HBN_TRY(staged_->add(values_.tensor(use.arg), outputs, &used));
                 values_.set(use.arg, used);
@@ -238,23 +239,26 @@ hbn_status Block::call(Kernel kernel) {
     if (rehearses()) {
         return HBN_OK;
     }
-    const bool copies = c.on_tensors() && staging_ && staging_->scratch_bytes() > 0 &&
-                        !suit_kernels(c.tensors, c.num_tensors, layouts_of(kernel, c.dtype));
+    const bool copies =
+        c.on_tensors() && staging_ && staging_->scratch_bytes() > 0 &&
+        !suit_kernels(c.tensors, c.num_tensors, row(kernel).kind == KernelKind::sums,
+                      layouts_of(kernel, c.dtype));
     return copies ? run_on_copies(c) : run(c, false);
 }
 
-hbn_status Block::run_on_copies(KernelCall &c) {
+hbn_status Block::run_on_copies(const KernelCall &c) {
     Staged staged(*staging_, staging_memory());
     hbn_tensor copies[kMostTensors];
+    KernelCall on_copies = c;
     for (const bool outputs : {false, true}) {
         for (int i = 0; i < c.num_tensors; i++) {
             if (c.is_output[i] == outputs) {
                 HBN_TRY(staged.add(*c.tensors[i], outputs, &copies[i]));
-                c.tensors[i] = &copies[i];
+                on_copies.tensors[i] = &copies[i];
             }
         }
     }
-    HBN_TRY(run(c, staged.any()));
+    HBN_TRY(run(on_copies, staged.any()));
     return staged.store_outputs();
 }
 

@@ -105,7 +105,7 @@ private:
     hbn_status rehearse(Kernel kernel, const Signature &signature) const;
 
     struct KernelCall;
-    hbn_status run_on_copies(KernelCall &call);
+    hbn_status run_on_copies(const KernelCall &call);
     hbn_status run(const KernelCall &call, bool on_copies);
 
     const Problem &problem_;
@@ -130,6 +130,11 @@ void store(const hbn_vector &v, int64_t c, double value);
 
 // How an operation comes about from kernels (recipes.cpp).
 hbn_status solve(Block &block);
+
+// Whether the problem takes sums over channels, or maps elements alone.
+bool takes_sums(const Problem &problem);
+// Whether any of its kernels reads x.
+bool reads_x(const Problem &problem);
 
 // Whether an activation's operation by batch statistics is one kernel's, on a block of one piece.
 bool has_fused_kernel(const Problem &problem);

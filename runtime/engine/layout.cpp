@@ -61,6 +61,20 @@ struct Geometry {
         return true;
     }
 
+    // Whether `d` is the innermost dimension of every tensor, with gaps between elements.
+    bool none_is_dense_along(const Dimension &d) const {
+        for (int i = 0; i < tensors; i++) {
+            const auto is_outer = [&](const Dimension &other) {
+                return other.size == 1 || other.strides[i] >= d.strides[i];
+            };
+            if (d.strides[i] < 2 || !is_outer(channels) ||
+                !std::all_of(reduced, reduced + num_reduced, is_outer)) {
+                return false;
+            }
+        }
+        return true;
+    }
+
 private:
     void simplify() {
         num_reduced = int(
@@ -321,11 +335,14 @@ void choose_view(const hbn_tensor *const *tensors, int count, std::bitset<kMostT
     last = {view->layout, view->stream, false};
 }
 
-bool suit_kernels(const hbn_tensor *const *tensors, int count, Layouts available) {
+bool suit_kernels(const hbn_tensor *const *tensors, int count, bool reduces, Layouts available) {
     const Geometry g(tensors, count);
     const bool dense_channels = g.channels.size > 1 && g.unit_stride(g.channels);
+    // Those of 16 bits gain more from copies.
+    const bool maps_any_row = !reduces && g.element_bytes >= 4;
     if (dense_channels && g.num_reduced <= 1 && available[size_t(Layout::rows)]) {
-        return g.num_reduced == 0 || g.channels.size * g.element_bytes >= kWideRow ||
+        return maps_any_row || g.num_reduced == 0 ||
+               g.channels.size * g.element_bytes >= kWideRow ||
                g.continues(g.reduced[0], g.channels);
     }
     if (dense_channels && available[size_t(Layout::nhwc)]) {
@@ -334,10 +351,14 @@ bool suit_kernels(const hbn_tensor *const *tensors, int count, Layouts available
     if (!available[size_t(Layout::nchw)]) {
         return true;  // copies would be served no better
     }
-    if (g.num_reduced == 0 || !g.unit_stride(g.reduced[0])) {
+    if (g.num_reduced == 0) {
         return false;
     }
-    return g.reduced[0].size * g.element_bytes >= kWideRow ||
+    if (!g.unit_stride(g.reduced[0])) {
+        // Copies of all, the output too, cost more than the kernel for any strides.
+        return maps_any_row && g.none_is_dense_along(g.reduced[0]);
+    }
+    return maps_any_row || g.reduced[0].size * g.element_bytes >= kWideRow ||
            (g.num_reduced <= 2 && g.continues(g.channels, g.reduced[0]));
 }
 

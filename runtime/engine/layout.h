@@ -50,8 +50,9 @@ constexpr int64_t kWideRow = 96;
 // Tensors of more bytes than this, together, outgrow most caches.
 constexpr int64_t kCachedBytes = 24 << 20;
 
-// Whether kernels are about as fast on these tensors, of one shape, as on dense ones.
-bool suit_kernels(const hbn_tensor *const *tensors, int count, Layouts available);
+// Whether kernels are about as fast on these tensors, of one shape, as on dense ones, or faster than they and copies are
+// together. `reduces`: whether there are sums to take, which short rows slow down more than they do maps.
+bool suit_kernels(const hbn_tensor *const *tensors, int count, bool reduces, Layouts available);
 
 // What this thread chose last, for tests.
 struct Choice {

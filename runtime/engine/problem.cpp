@@ -66,12 +66,12 @@ hbn_status check_inputs(const Arguments &arguments) {
             continue;
         }
         const NamedTensor mine = named(arguments, use.arg);
-        if (!first.name) {
-            first = mine;
-            HBN_TRY(check_tensor(mine));
-        } else {
+        if (first.tensor) {
             HBN_TRY(check_tensor_like(mine, first));
             HBN_TRY(check_device_supported(first.tensor->device));
+        } else {
+            HBN_TRY(check_tensor(mine));
+            first = mine;
         }
     }
     return HBN_OK;

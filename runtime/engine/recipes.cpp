@@ -396,6 +396,30 @@ hbn_status finalize_given_moments(Block &b) {
 
 }  // namespace
 
+bool takes_sums(const Problem &p) {
+    switch (p.operation) {
+    case Operation::forward:
+    case Operation::activation_forward:
+    case Operation::jvp:
+        return p.batch_statistics;
+    case Operation::backward:
+    case Operation::activation_backward:
+        return p.batch_statistics || p.wants(Arg::grad_weight) || p.wants(Arg::grad_bias);
+    case Operation::normalize:
+    case Operation::backward_elemt:
+        return false;
+    default:
+        return true;
+    }
+}
+
+// Backward by running statistics needs it for sums and activations alone.
+bool reads_x(const Problem &p) {
+    const bool is_backward =
+        p.operation == Operation::backward || p.operation == Operation::activation_backward;
+    return !is_backward || takes_sums(p) || !p.is_plain();
+}
+
 bool has_fused_kernel(const Problem &p) {
     const bool mask = p.values.has(Arg::mask);
     const Kernel fused = p.operation == Operation::activation_forward

@@ -34,6 +34,13 @@ constexpr int64_t kPage = 4096;
 // Copies begin at different places of a page: see runtime/scratch.cpp.
 constexpr int64_t kPlace = 320;
 
+// Tensors go to a device as they are, and what is fast there is another question.
+#ifdef HBN_DEVICE_RUNTIME
+constexpr bool kOnDevice = true;
+#else
+constexpr bool kOnDevice = false;
+#endif
+
 constexpr int kReduced[3] = {0, 2, 3};  // N, H, W
 constexpr int kChannel = 1;
 
@@ -117,20 +124,21 @@ void for_each_view(const Values &values, Visit visit) {
 }
 
 // Whether kernels are fast on these tensors, all of a problem, where they are.
-bool all_suit_kernels(const Values &values) {
-    const Layouts available = layouts_of(values.tensor(Arg::x).dtype);
+bool all_suit_kernels(const Values &values, const Problem &problem) {
+    const bool reduces = takes_sums(problem);
+    const Layouts available = layouts_of(problem.tensor_dtype);
     const hbn_tensor *tensors[kMostTensors];
     int count = 0;
     bool suit = true;
     for_each_view(values, [&](const hbn_tensor &t) {
         // More than any kernel takes are looked at in groups, each with the first.
         if (count == kMostTensors) {
-            suit = suit && suit_kernels(tensors, count, available);
+            suit = suit && suit_kernels(tensors, count, reduces, available);
             count = 1;
         }
         tensors[count++] = &t;
     });
-    return suit && suit_kernels(tensors, count, available);
+    return suit && suit_kernels(tensors, count, reduces, available);
 }
 
 }  // namespace
@@ -168,27 +176,30 @@ Order dimension_order(const int64_t *sizes, const int64_t *strides) {
 }
 
 Staging::Staging(const Problem &problem) {
-#ifndef HBN_DEVICE_RUNTIME
-    if (!problem.has_tensors) {
+    if (kOnDevice || !problem.has_tensors) {
         return;
     }
-    const Values &values = problem.values;
-    const hbn_tensor &x = values.tensor(Arg::x);
-    if (elements_of(x) < kFewestElements || all_suit_kernels(values)) {
+    const hbn_tensor &x = problem.values.tensor(Arg::x);
+    if (elements_of(x) < kFewestElements) {
         return;
     }
+    Values values = problem.values;
+    if (!reads_x(problem)) {
+        values.remove(Arg::x);
+    }
+    if (all_suit_kernels(values, problem)) {
+        return;
+    }
+    const bool reduces = takes_sums(problem);
     used_ = true;
-    choose_order(problem);
+    choose_order(problem.operation, values);
     for (int d = 0; d < 3; d++) {
         piece_[d] = x.sizes[kReduced[d]];
     }
     channels_ = x.sizes[kChannel];
-    const OperationRow &uses = row(problem.operation);
-    const bool maps_only = uses.use_of[int(Arg::total_count)] ||
-                           (uses.use_of[int(Arg::momentum)] && !problem.batch_statistics);
     // Kernels with an activation that take sums are for one piece.
-    const bool is_fused = !problem.is_plain() && !maps_only;
-    if (!is_fused && single_steps_suit(values, x.sizes)) {
+    const bool is_fused = !problem.is_plain() && reduces;
+    if (!is_fused && single_steps_suit(values, problem)) {
         return;
     }
     const int64_t element_bytes = element_size(x.dtype);
@@ -214,21 +225,17 @@ Staging::Staging(const Problem &problem) {
     }
     // Tensors that outgrow caches had better be read twice than written and read again, unless copies cost more.
     // By running statistics kernels may write the output before they read all of the input.
-    outputs_hold_inputs_ = problem.batch_statistics && !maps_only &&
+    outputs_hold_inputs_ = problem.batch_statistics && reduces &&
                            (all_bytes <= double(kCachedBytes) || slow_copies || is_fused);
     const int64_t bytes = channels_ * piece_[0] * piece_[1] * piece_[2] * element_bytes;
     slot_bytes_ = (bytes + kPage - 1) / kPage * kPage + kPlace;
-#else
-    (void)problem;
-#endif
 }
 
 // That of most tensors, which then need no copies; outputs' before others, since they can hold copies of inputs.
-void Staging::choose_order(const Problem &problem) {
-    const Values &values = problem.values;
+void Staging::choose_order(Operation operation, const Values &values) {
     int most = -1;
     for (const bool outputs : {true, false}) {
-        for (const Use &use : row(problem.operation)) {
+        for (const Use &use : row(operation)) {
             if (!is_tensor(use.arg) || !values.has(use.arg) ||
                 outputs != (use.direction != Direction::in)) {
                 continue;
@@ -278,7 +285,8 @@ void Staging::choose_pieces(const int64_t *sizes, int64_t most) {
 }
 
 // Whether pieces of one step each along the outermost dimensions need no copies, and are worth calls of kernels.
-bool Staging::single_steps_suit(const Values &values, const int64_t *sizes) {
+bool Staging::single_steps_suit(const Values &values, const Problem &problem) {
+    const int64_t *sizes = problem.values.tensor(Arg::x).sizes;
     int64_t elements = channels_ * sizes[0] * sizes[2] * sizes[3];
     if (elements < kFewestInStep) {
         return false;
@@ -296,7 +304,7 @@ bool Staging::single_steps_suit(const Values &values, const int64_t *sizes) {
         }
         piece[d == 0 ? 0 : size_t(d - 1)] = 1;
         values.for_each_tensor([&](Arg a) { steps.set(a, slice(steps.tensor(a), d, 0, 1)); });
-        if (all_suit_kernels(steps)) {
+        if (all_suit_kernels(steps, problem)) {
             piece_ = piece;
             return true;
         }

@@ -51,11 +51,11 @@ public:
     hbn_tensor dense_like(const hbn_tensor &t, char *scratch, int slot) const;
 
 private:
-    void choose_order(const Problem &problem);
+    void choose_order(Operation operation, const Values &values);
     // Whether blocks of channels will do.
     bool choose_blocks(const Values &values, const int64_t *sizes, int64_t element_bytes);
     void choose_pieces(const int64_t *sizes, int64_t most);
-    bool single_steps_suit(const Values &values, const int64_t *sizes);
+    bool single_steps_suit(const Values &values, const Problem &problem);
 
     bool used_ = false;
     bool outputs_hold_inputs_ = false;

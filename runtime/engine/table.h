@@ -162,6 +162,11 @@ inline constexpr ActivationRow kActivationRows[] = {
 #include "runtime/operations.def"
 };
 
+#define HBN_ACTIVATION(name, c_name, ...)          \
+    static_assert(int(Activation::name) == c_name, \
+                  "operations.def: activations stand in the order of hbn.h's");
+#include "runtime/operations.def"
+
 constexpr const ActivationRow &row(Activation a) {
     return kActivationRows[int(a)];
 }

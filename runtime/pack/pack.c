@@ -15,30 +15,31 @@ static hbn_status check_shape(hbn_shape shape) {
     return HBN_OK;
 }
 
-static int may_share(const span *a, const span *b) {
-    return a->data == b->data && a->shares && b->shares && !(a->written && b->written);
+static size_t bytes(hbn_shape shape, uint8_t kind) {
+    const uint32_t others =
+        kind & HBN_PACK_TENSOR ? (uint32_t)shape.n * (uint32_t)shape.h * (uint32_t)shape.w : 1;
+    return (size_t)others * (uint32_t)shape.c * (kind & HBN_PACK_SIZE);
 }
 
-static int overlap(const span *a, const span *b) {
-    const uintptr_t first = (uintptr_t)a->data, second = (uintptr_t)b->data;
-    return first < second + b->bytes && second < first + a->bytes;
-}
-
-hbn_status hbn_pack_check(hbn_shape shape, const span *spans, int count) {
+static hbn_status check_memory(hbn_shape shape, const uint8_t *kinds, int count,
+                               const halide_buffer_t *buffers) {
     int i, j;
-    HBN_TRY(check_shape(shape));
     for (i = 0; i < count; i++) {
-        if (!spans[i].data) {
+        if (!buffers[i].host) {
             return HBN_NULL_POINTER;
         }
-        if ((uintptr_t)spans[i].data % spans[i].alignment) {
+        if ((uintptr_t)buffers[i].host % (kinds[i] & HBN_PACK_SIZE)) {
             return HBN_MISALIGNED;
         }
     }
     for (i = 0; i < count; i++) {
         for (j = 0; j < i; j++) {
-            if ((spans[i].written || spans[j].written) && overlap(&spans[i], &spans[j]) &&
-                !may_share(&spans[i], &spans[j])) {
+            const uintptr_t a = (uintptr_t)buffers[i].host, b = (uintptr_t)buffers[j].host;
+            const int overlap = a < b + bytes(shape, kinds[j]) && b < a + bytes(shape, kinds[i]);
+            const int written = (kinds[i] | kinds[j]) & HBN_PACK_WRITTEN;
+            const int in_place = a == b && kinds[i] & kinds[j] & HBN_PACK_IN_PLACE &&
+                                 !(kinds[i] & kinds[j] & HBN_PACK_WRITTEN);
+            if (overlap && written && !in_place) {
                 return HBN_OVERLAP;
             }
         }
@@ -46,75 +47,68 @@ hbn_status hbn_pack_check(hbn_shape shape, const span *spans, int count) {
     return HBN_OK;
 }
 
-int hbn_pack_is_momentum(double momentum) {
-    return momentum - momentum == 0;
+static void set_dimension(halide_dimension_t *dimension, int32_t extent, int32_t stride) {
+    dimension->min = 0;
+    dimension->extent = extent;
+    dimension->stride = stride;
+    dimension->flags = 0;
 }
 
-int hbn_pack_is_eps(double eps) {
-    return eps > 0 && eps - eps == 0;
-}
-
-static span values(const void *data, uint32_t count, size_t value_bytes, int written) {
-    span s;
-    s.data = data;
-    s.bytes = count * value_bytes;
-    s.alignment = (uint8_t)value_bytes;
-    s.written = (uint8_t)written;
-    s.is_tensor = 0;
-    s.shares = 0;
-    return s;
-}
-
-/* Of a shape that check_shape() refuses, any number will do. */
-static uint32_t elements(hbn_shape shape) {
-    return (uint32_t)shape.n * (uint32_t)shape.c * (uint32_t)shape.h * (uint32_t)shape.w;
-}
-
-span hbn_pack_tensor(const hbn_element *data, hbn_shape shape, int written) {
-    span s = values(data, elements(shape), sizeof(hbn_element), written);
-    s.is_tensor = 1;
-    s.shares = 1;
-    return s;
-}
-
-span hbn_pack_mask(const uint8_t *data, hbn_shape shape, int written) {
-    span s = values(data, elements(shape), 1, written);
-    s.is_tensor = 1;
-    return s;
-}
-
-span hbn_pack_vector(const void *data, int32_t channels, size_t value_bytes, int written) {
-    return values(data, (uint32_t)channels, value_bytes, written);
-}
-
-void hbn_pack_start(call *c, hbn_shape shape, const span *spans, int count) {
+hbn_status hbn_pack_begin(hbn_shape shape, const uint8_t *kinds, int count, hbn_pack_sizes *sizes,
+                          halide_buffer_t *buffers) {
     int i;
+    HBN_TRY(check_shape(shape));
+    HBN_TRY(check_memory(shape, kinds, count, buffers));
 #if HBN_PACK_ANY_FREE
-    /* Kernels take H and W as one. */
-    const int32_t plane = shape.h * shape.w;
-    const int32_t sizes[4] = {plane, 1, shape.c, shape.n};
-    const int32_t strides[4] = {HBN_PACK_NHWC ? shape.c : 1, plane, HBN_PACK_NHWC ? 1 : plane,
-                                plane * shape.c};
-    for (i = 0; i < 4; i++) {
-        c->tensor_dims[i].min = 0;
-        c->tensor_dims[i].extent = sizes[i];
-        c->tensor_dims[i].stride = strides[i];
-        c->tensor_dims[i].flags = 0;
+    {
+        /* Kernels take H and W as one. */
+        const int32_t plane = shape.h * shape.w;
+        set_dimension(&sizes->tensor[0], plane, HBN_PACK_NHWC ? shape.c : 1);
+        set_dimension(&sizes->tensor[1], 1, plane);
+        set_dimension(&sizes->tensor[2], shape.c, HBN_PACK_NHWC ? 1 : plane);
+        set_dimension(&sizes->tensor[3], shape.n, plane * shape.c);
+        set_dimension(&sizes->vector, shape.c, 1);
     }
-    c->vector_dims[0] = c->tensor_dims[2];
-    c->vector_dims[0].stride = 1;
-#else
-    (void)shape;
 #endif
+    (void)sizes;
     for (i = 0; i < count; i++) {
-        halide_buffer_t *buffer = &c->buffers[i];
-        buffer->device = 0;
-        buffer->device_interface = NULL;
-        buffer->host = (uint8_t *)spans[i].data;
-        buffer->flags = 0;
+        buffers[i].device = 0;
+        buffers[i].device_interface = NULL;
+        buffers[i].flags = 0;
 #if HBN_PACK_ANY_FREE
-        buffer->dimensions = spans[i].is_tensor ? 4 : 1;
-        buffer->dim = spans[i].is_tensor ? c->tensor_dims : c->vector_dims;
+        buffers[i].dimensions = kinds[i] & HBN_PACK_TENSOR ? 4 : 1;
+        buffers[i].dim = kinds[i] & HBN_PACK_TENSOR ? sizes->tensor : &sizes->vector;
 #endif
     }
+    return HBN_OK;
+}
+
+hbn_status hbn_pack_begin_vectors(int32_t num_features, const uint8_t *kinds, int count,
+                                  hbn_pack_sizes *sizes, halide_buffer_t *buffers) {
+    const hbn_shape shape = {HBN_PACK_N ? HBN_PACK_N : 1, num_features, HBN_PACK_H ? HBN_PACK_H : 1,
+                             HBN_PACK_W ? HBN_PACK_W : 1};
+    int i;
+    HBN_TRY(hbn_pack_begin(shape, kinds, count, sizes, buffers));
+    set_dimension(&sizes->vector, num_features, 1);
+    for (i = 0; i < count; i++) {
+        buffers[i].dimensions = 1;
+        buffers[i].dim = &sizes->vector;
+    }
+    return HBN_OK;
+}
+
+hbn_status hbn_pack_check_batch(hbn_shape shape) {
+    return shape.n == 1 && shape.h == 1 && shape.w == 1 ? HBN_INVALID_SHAPE : HBN_OK;
+}
+
+hbn_status hbn_pack_check_finite(double number) {
+    return number - number == 0 ? HBN_OK : HBN_INVALID_NUMBER;
+}
+
+hbn_status hbn_pack_check_positive(double number) {
+    return number > 0 ? hbn_pack_check_finite(number) : HBN_INVALID_NUMBER;
+}
+
+hbn_status hbn_pack_check_order(double low, double high) {
+    return low <= high ? HBN_OK : HBN_INVALID_NUMBER;
 }

@@ -1,5 +1,5 @@
-/* What the functions of a pack share: checks, and what kernels are handed. hbn_pack.h, made by cmake/pack.py, says
-   which sizes are fixed. Freestanding: nothing of a C library but memcpy and memset. */
+/* What the functions of a pack share: checks, and what kernels are handed. cmake/packs writes those functions, and
+   hbn_pack.h, which says which sizes are fixed. Freestanding: nothing of a C library but memcpy and memset. */
 #ifndef HBN_RUNTIME_PACK_H
 #define HBN_RUNTIME_PACK_H
 
@@ -9,34 +9,37 @@
 #include <HalideRuntime.h>
 #include <stddef.h>
 
-/* Memory that an argument names. */
-typedef struct span {
-    const void *data;
-    size_t bytes;
-    uint8_t alignment;
-    uint8_t written;
-    uint8_t is_tensor; /* not a vector */
-    uint8_t shares;    /* an output may be the memory of an input */
-} span;
+/* What a function says of a tensor or vector: its element's size in bytes, which is also its alignment, and some of
+   these. */
+enum {
+    HBN_PACK_SIZE = 15,
+    HBN_PACK_TENSOR = 16, /* not a vector */
+    HBN_PACK_WRITTEN = 32,
+    HBN_PACK_IN_PLACE = 64 /* an output that may be the memory of an input, or such an input */
+};
 
-span hbn_pack_tensor(const hbn_element *data, hbn_shape shape, int written);
-span hbn_pack_mask(const uint8_t *data, hbn_shape shape, int written);
-span hbn_pack_vector(const void *data, int32_t channels, size_t value_bytes, int written);
-
-hbn_status hbn_pack_check(hbn_shape shape, const span *spans, int count);
-/* eps is positive and finite; momentum finite. */
-int hbn_pack_is_eps(double eps);
-int hbn_pack_is_momentum(double momentum);
-
-/* What kernels read of their arguments: pointers, and the sizes that are not fixed. */
-typedef struct call {
-    halide_buffer_t buffers[10];
+/* The extents and strides that are not fixed, as kernels read them. */
+typedef struct hbn_pack_sizes {
 #if HBN_PACK_ANY_FREE
-    halide_dimension_t tensor_dims[4], vector_dims[1];
+    halide_dimension_t tensor[4];
 #endif
-} call;
+    halide_dimension_t vector;
+} hbn_pack_sizes;
 
-void hbn_pack_start(call *c, hbn_shape shape, const span *spans, int count);
+/* Checks `count` buffers, of which `host` is set and `kinds` has what they are, and sets the rest of each. They point
+   to `sizes`. */
+hbn_status hbn_pack_begin(hbn_shape shape, const uint8_t *kinds, int count, hbn_pack_sizes *sizes,
+                          halide_buffer_t *buffers);
+/* The same where all are vectors, whose kernels take sizes from their buffers, whatever is fixed. */
+hbn_status hbn_pack_begin_vectors(int32_t num_features, const uint8_t *kinds, int count,
+                                  hbn_pack_sizes *sizes, halide_buffer_t *buffers);
+
+/* More than one value a channel. */
+hbn_status hbn_pack_check_batch(hbn_shape shape);
+/* Numbers: finite, finite and positive, low <= high. */
+hbn_status hbn_pack_check_finite(double number);
+hbn_status hbn_pack_check_positive(double number);
+hbn_status hbn_pack_check_order(double low, double high);
 
 #define HBN_TRY(expression)                   \
     do {                                      \
@@ -45,7 +48,5 @@ void hbn_pack_start(call *c, hbn_shape shape, const span *spans, int count);
             return status;                    \
         }                                     \
     } while (0)
-
-#define HBN_COUNT(array) ((int)(sizeof(array) / sizeof((array)[0])))
 
 #endif

@@ -326,7 +326,8 @@ Verdict judge(const Slot &s, int64_t channels, bool ignores_count) {
     case Kind::array:
         return judge_array(s.array, channels);
     case Kind::activation:
-        return internal::raw(s.activation.kind) <= HBN_HARDSWISH ? Verdict::fine : Verdict::refused;
+        return internal::raw(s.activation.kind) < internal::kActivations ? Verdict::fine
+                                                                         : Verdict::refused;
     case Kind::number:
     case Kind::integer:
         break;

@@ -1,7 +1,9 @@
-"""Makes packs and tests each: on this machine, under qemu's user emulation, and as firmware under its emulation of
-whole boards. Run by `make test-pack`."""
+"""Makes packs and tests each: on this machine, under qemu's user emulation, and on boards, of which it emulates all.
+Run by `make test-pack`."""
 
 import argparse
+import concurrent.futures
+import os
 import pathlib
 import re
 import struct
@@ -11,15 +13,19 @@ from typing import NamedTuple
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "cmake"))
-import pack as packs  # noqa: E402
+import packs  # noqa: E402
+from calls import calls  # noqa: E402
 
 CMAKE = pathlib.Path(sys.executable).parent / "cmake"
 
-FORWARD_BACKWARD = ",".join(name for name in packs.OPERATIONS if "fold" not in name)
-ALL = ",".join(packs.OPERATIONS)
-FOLDED = "fold,forward_folded"
 
-EMULATORS = {
+def names(dtype: str, pattern: str = "", activations: str = "") -> str:
+    """As OPS takes them: functions for a dtype whose names match, and those of their activations."""
+    return ",".join(name for name, function in packs.FUNCTIONS.items() if function.has_dtype(dtype)
+                    and re.match(pattern, name) and re.fullmatch(activations or ".*", function.activation.name))
+
+
+EMULATORS: dict[str, list[object]] = {
     "linux-x86-64": [],
     "portable": [],
     "linux-arm64": ["qemu-aarch64", "-cpu", "cortex-a53", "-L", "/usr/aarch64-linux-gnu"],
@@ -27,6 +33,29 @@ EMULATORS = {
     "linux-armv7": ["qemu-arm", "-L", "/usr/arm-linux-gnueabihf"],
     "wasm": [sys.executable, ROOT / "tests" / "pack" / "run_wasm.py"],
 }
+
+
+SEMIHOSTING = ["-nographic", "-semihosting-config", "enable=on,target=native", "-kernel"]
+
+
+class Board(NamedTuple):
+    """A target without an operating system: files of examples/firmware, and the emulator."""
+
+    start: str
+    script: str
+    emulator: list[str]
+
+
+BOARDS = {
+    "baremetal-arm64": Board("start_arm64.S", "arm64.ld",
+                             ["qemu-system-aarch64", "-machine", "virt", "-cpu", "cortex-a53", *SEMIHOSTING]),
+    "baremetal-cortex-m": Board("start_cortex_m.c", "cortex_m.ld",
+                                ["qemu-system-arm", "-machine", "mps2-an386", *SEMIHOSTING]),
+    "baremetal-cortex-m7": Board("start_cortex_m.c", "cortex_m.ld",
+                                 ["qemu-system-arm", "-machine", "mps2-an500", *SEMIHOSTING]),
+}
+# Those whose tools have a C library, for pack_test.c.
+TESTED_BOARDS = ("baremetal-cortex-m", "baremetal-cortex-m7")
 
 
 class Case(NamedTuple):
@@ -47,22 +76,31 @@ class Case(NamedTuple):
 
 
 def cases() -> list[Case]:
-    """Every dtype and layout, fixed and free, on each processor."""
+    """Every dtype and layout, fixed and free. This machine has every function in each case, others in some."""
     every = []
     fixed, odd = (3, 8, 5, 7), (2, 19, 12, 11)
+    unfolded, folded = "(?!fold|forward_folded)", "fold|forward_folded"
     for target in EMULATORS:
+        few = "" if target == "linux-x86-64" else "identity|relu"
         for layout in ("nchw", "nhwc"):
-            every.append(Case(target, ALL, "float32", layout, written(fixed), fixed))
-            every.append(Case(target, ALL, "float32", layout, "", odd))
-            every.append(Case(target, FORWARD_BACKWARD, "float16", layout, written(odd), odd))
-            every.append(Case(target, FORWARD_BACKWARD, "float16", layout, "", odd))
-            every.append(Case(target, FOLDED, "int8", layout, written(odd), odd))
-            if not packs.TARGETS[target].c_source:
-                every.append(Case(target, FORWARD_BACKWARD, "float32", layout, written(odd), odd, "hook"))
-        every.append(Case(target, ALL, "float32", "nchw", ",16,,", (5, 16, 30, 40)))
-        every.append(Case(target, FORWARD_BACKWARD, "bfloat16", "nchw", "1,3,224,224", (1, 3, 224, 224)))
-        every.append(Case(target, FOLDED, "float16", "nchw", written(fixed), fixed))
-    return [case for case in every if not packs.TARGETS[case.target].c_source or not re.search("16", case.dtype)]
+            all_if_nhwc, all_if_nchw = ("", few) if layout == "nhwc" else (few, "")
+            every.append(Case(target, names("float32", "", all_if_nchw), "float32", layout, written(fixed), fixed))
+            every.append(Case(target, names("float32", "", few), "float32", layout, "", odd))
+            every.append(Case(target, names("float16", unfolded, few), "float16", layout, written(odd), odd))
+            every.append(Case(target, names("float16", unfolded, all_if_nhwc), "float16", layout, "", odd))
+            every.append(Case(target, names("int8"), "int8", layout, written(odd), odd))
+            every.append(Case(target, names("float32", unfolded, few), "float32", layout, written(odd), odd, "hook"))
+        every.append(Case(target, names("float32", "", few), "float32", "nchw", ",16,,", (5, 16, 30, 40)))
+        large = (1, 3, 224, 224)
+        every.append(Case(target, names("bfloat16", unfolded, few), "bfloat16", "nchw", written(large), large))
+        every.append(Case(target, names("float16", folded, few), "float16", "nchw", written(fixed), fixed))
+    every.append(Case("linux-arm64", names("bfloat16"), "bfloat16", "nhwc", "", odd))
+    for target in TESTED_BOARDS:
+        small = (2, 4, 5, 6)
+        every.append(Case(target, names("float32"), "float32", "nchw", written(small), small))
+        every.append(Case(target, names("int8"), "int8", "nhwc", "", small))
+    return [case for case in every if not packs.TARGETS[case.target].c_source
+            or (case.dtype in ("float32", "int8") and case.threads == "none")]
 
 
 def written(sizes: tuple[int, ...]) -> str:
@@ -70,15 +108,20 @@ def written(sizes: tuple[int, ...]) -> str:
     return ",".join(map(str, sizes))
 
 
-# Bytes of text on arm64 that a fixed shape may take.
-MOST_TEXT = {"forward_inference": 2048, "forward_training": 6144, "backward": 6144}
+# What `make pack` is not for, and what it says.
+REFUSALS = [
+    ({"ops": "forward_inference_tanh"}, "^OPS: 'forward_inference_tanh' is none of forward_inference, "),
+    ({"ops": "fold,forward_folded_silu", "dtype": "int8"}, "^DTYPE=int8 is for .* only, not forward_folded_silu$"),
+    ({"ops": "forward_folded_add_relu", "dtype": "int8"}, "^DTYPE=int8 is for .* only, not forward_folded_add_relu$"),
+    ({"ops": "backward", "dtype": "int8"}, "^DTYPE=int8 is for .* only, not backward$"),
+    ({"ops": "forward_inference", "shape": "1,2,3"}, "^SHAPE is four sizes"),
+    ({"ops": "forward_inference", "dtype": "float16", "target": "portable"}, "^DTYPE=float16 is not for TARGET"),
+    ({"ops": "forward_inference", "threads": "hook", "target": "portable"}, "^THREADS=hook is not for TARGET"),
+]
 
-FIRMWARE = {
-    "baremetal-arm64": (["start_arm64.S"], "arm64.ld", ["qemu-system-aarch64", "-machine", "virt", "-cpu", "cortex-a53"]),
-    "baremetal-cortex-m": (["start_cortex_m.c"], "cortex_m.ld", ["qemu-system-arm", "-machine", "mps2-an386"]),
-    "baremetal-cortex-m7": (["start_cortex_m.c"], "cortex_m.ld", ["qemu-system-arm", "-machine", "mps2-an500"]),
-}
-
+# Bytes of text on arm64 that a fixed shape may take, with the largest of activations, too.
+MOST_TEXT = {"forward_inference": 2048, "forward_training": 6144, "backward": 6144,
+             "forward_inference_silu": 2048, "forward_training_add_silu": 6144, "backward_add_silu": 6144}
 
 class Runner:
     """Counts what fails."""
@@ -105,6 +148,15 @@ class Runner:
         return packs.make(target=target, ops=ops, dtype=dtype, layout=layout, shape=shape, threads=threads,
                           out=self.folder / name, generators=self.generators, halide_include=self.halide_include)
 
+    def refusal(self, *, ops: str, target: str = "linux-x86-64", dtype: str = "float32", shape: str = "",
+                threads: str = "none") -> str:
+        """What a request for a pack ends with."""
+        try:
+            self.make(target, ops, dtype, "nchw", shape, "refused", threads)
+        except SystemExit as exit_:
+            return str(exit_.code)
+        return "it was made"
+
     def run_case(self, case: Case) -> str | None:
         """Builds pack_test.c against the pack and runs it; the problem, or None."""
         folder = self.folder / case.name()
@@ -118,17 +170,24 @@ class Runner:
                 return made.stdout + made.stderr
             library = folder / "build" / "libhbn.a"
         fixed = all(case.shape.split(",")) and bool(case.shape)
-        defines = [f"-DTEST_{axis}={size}" for axis, size in zip("NCHW", case.sizes)]
-        defines += [f"-DHAS_{name.upper()}" for name in case.ops.split(",")]
+        defines = [f"-DTEST_{axis}={size}" for axis, size in zip("NCHW", case.sizes, strict=True)]
         defines += [f"-DTEST_{case.dtype.upper()}", f"-DTEST_{case.layout.upper()}", f"-DTEST_FIXED={int(fixed)}",
                     f"-DTEST_HOOK={int(case.threads == 'hook')}"]
+        (folder / "pack_calls.h").write_text(calls((folder / "hbn.h").read_text()))
+        flags = ["-Wall", "-Wextra", "-Werror", "-Wno-unused-function", *defines]
         program = folder / "pack_test"
-        built = run(target.tool("gcc"), *target.flags, "-std=c99", "-O1", "-Wall", "-Wextra", "-Werror",
-                    "-Wno-unused-variable", "-Wno-unused-function", f"-I{folder}", *defines,
-                    ROOT / "tests/pack/pack_test.c", library, "-lm", "-o", program)
+        if case.target in BOARDS:
+            sources = [ROOT / "tests/pack/pack_test.c", ROOT / "tests/pack/board.c"]
+            libc = ["-specs=nano.specs", "-specs=nosys.specs", "-u", "_printf_float", "-lm"]
+            built = build_for_board(case.target, folder, program, sources, [*flags, *libc])
+            command = [*BOARDS[case.target].emulator, str(program)]
+        else:
+            built = run(target.tool("gcc"), *target.flags, "-std=c99", "-O1", *flags, f"-I{folder}",
+                        ROOT / "tests/pack/pack_test.c", library, "-lm", "-o", program)
+            command = [str(word) for word in (*EMULATORS[case.target], program)]
         if built.returncode:
             return built.stderr
-        result = run(*EMULATORS[case.target], program)
+        result = run(*command)
         return result.stdout + result.stderr if result.returncode else None
 
     def firmware_output(self, target_name: str) -> tuple[str | None, str]:
@@ -138,16 +197,14 @@ class Runner:
         target = packs.TARGETS[target_name]
         source = ROOT / "examples/firmware"
         program = folder / "firmware.elf"
-        common = [target.tool("gcc"), *target.flags, "-std=c99", "-O1", "-Wall", "-Wextra", f"-I{folder}"]
-        if target_name not in FIRMWARE:
-            built = run(*common, source / "main.c", source / "stdio_console.c", folder / "libhbn.a", "-o", program)
-            command = [program]
+        if target_name in BOARDS:
+            flags = ["-nostdlib", "-static", "-lgcc"]
+            built = build_for_board(target_name, folder, program, [source / "main.c"], flags)
+            command = [*BOARDS[target_name].emulator, str(program)]
         else:
-            start, script, emulator = FIRMWARE[target_name]
-            built = run(*common, "-nostdlib", "-nostartfiles", "-static", "-Wl,--gc-sections", "-Wl,--build-id=none",
-                        "-T", source / script, *[source / name for name in start], source / "main.c",
-                        source / "semihosting.c", folder / "libhbn.a", "-lgcc", "-o", program)
-            command = [*emulator, "-nographic", "-semihosting-config", "enable=on,target=native", "-kernel", program]
+            built = run(target.tool("gcc"), *target.flags, "-std=c99", "-O1", "-Wall", "-Wextra", f"-I{folder}",
+                        source / "main.c", source / "stdio_console.c", folder / "libhbn.a", "-o", program)
+            command = [str(program)]
         if built.returncode:
             return built.stderr, ""
         result = run(*command, timeout=60)
@@ -156,7 +213,17 @@ class Runner:
         return (None if result.returncode == 0 else f"exit status {result.returncode}\n{output}"), output
 
 
-def run(*command: object, timeout: float = 600) -> subprocess.CompletedProcess:
+def build_for_board(target_name: str, folder: pathlib.Path, program: pathlib.Path, sources: list[pathlib.Path],
+                    flags: list[str]) -> subprocess.CompletedProcess[str]:
+    """A program with a pack, for a processor of BOARDS."""
+    target, board = packs.TARGETS[target_name], BOARDS[target_name]
+    firmware = ROOT / "examples/firmware"
+    return run(target.tool("gcc"), *target.flags, "-std=c99", "-O1", "-Wall", "-Wextra", f"-I{folder}", "-nostartfiles",
+               "-Wl,--gc-sections", "-Wl,--build-id=none", "-T", firmware / board.script, *sources,
+               firmware / board.start, firmware / "semihosting.c", folder / "libhbn.a", *flags, "-o", program)
+
+
+def run(*command: object, timeout: float = 600) -> subprocess.CompletedProcess[str]:
     """A command's result."""
     return subprocess.run([str(word) for word in command], text=True, capture_output=True, check=False, timeout=timeout,
                           stdin=subprocess.DEVNULL)
@@ -192,25 +259,33 @@ def main() -> None:
     arguments = parser.parse_args()
     runner = Runner(arguments.generators, arguments.halide_include, arguments.folder)
 
-    for case in cases():
-        if re.search(arguments.filter, case.name()):
-            runner.check(case.name(), runner.run_case(case))
+    wanted = [case for case in cases() if re.search(arguments.filter, case.name())]
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        for case, problem in zip(wanted, pool.map(runner.run_case, wanted), strict=True):
+            runner.check(case.name(), problem)
+
+    if re.search(arguments.filter, "refusals"):
+        for request, text in REFUSALS:
+            said = runner.refusal(**request)
+            runner.check(f"refusal of {request}", None if re.search(text, said) else said)
 
     if re.search(arguments.filter, "sizes"):
         for layout in ("nchw", "nhwc"):
             sizes = runner.make("baremetal-arm64", ",".join(MOST_TEXT), "float32", layout, "1,64,56,56", "sizes")
             for name, most in MOST_TEXT.items():
-                text = sizes[name].text
-                runner.check(f"{name} {layout} takes {text} bytes, at most {most}", None if text <= most else "too large")
+                size = sizes[name].text
+                problem = None if size <= most else "too large"
+                runner.check(f"{name} {layout} takes {size} bytes, at most {most}", problem)
 
     if re.search(arguments.filter, "firmware"):
         problem, here = runner.firmware_output("linux-x86-64")
         runner.check("firmware on this computer", problem)
-        for target in FIRMWARE:
+        for target in BOARDS:
             problem, there = runner.firmware_output(target)
             runner.check(f"firmware of {target}", problem or difference(parse_floats(there), parse_floats(here)))
 
-    print(f"{runner.passed} passed, {len(runner.failed)} failed{': ' if runner.failed else ''}{', '.join(runner.failed)}")
+    failed = ": " * bool(runner.failed) + ", ".join(runner.failed)
+    print(f"{runner.passed} passed, {len(runner.failed)} failed{failed}")
     sys.exit(bool(runner.failed))
 
 

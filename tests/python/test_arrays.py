@@ -14,6 +14,7 @@ import threading
 import time
 import tracemalloc
 
+import activations
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -506,44 +507,24 @@ def test_hard_inputs(library, layout, hard):
 # ---- activations
 
 
-def hardswish(z):
-    return z * np.clip(z + 3, 0, 6) / 6
-
-
-def leak(z):
-    return np.where(z > 0, REAL(1), REAL(0.1))
-
-
-def sigmoid(z):
-    return 1 / (1 + np.exp(-z))
-
-
-# Of each: its parameters, the function, its derivative, and where that jumps.
-ACTIVATIONS = {
-    "identity": ({}, lambda z: z, np.ones_like, ()),
-    "relu": ({}, lambda z: np.maximum(z, 0), lambda z: z > 0, (0,)),
-    "leaky_relu": ({"negative_slope": 0.1}, lambda z: z * leak(z), leak, (0,)),
-    "clip": (
-        {"min_val": -0.75, "max_val": 1.5},
-        lambda z: np.clip(z, -0.75, 1.5),
-        lambda z: (z > -0.75) & (z < 1.5),
-        (-0.75, 1.5),
-    ),
-    "silu": ({}, lambda z: z * sigmoid(z), lambda z: sigmoid(z) * (1 + z * (1 - sigmoid(z))), ()),
-    "hardswish": ({}, hardswish, lambda z: np.where(abs(z) < 3, z / 3 + REAL(0.5), z > 0), (-3, 3)),
-}
+ACTIVATIONS = activations.read()
 
 
 def test_every_activation_is_tested():
-    assert list(ACTIVATIONS) == _core.activations
+    assert {a.name for a in ACTIVATIONS.values()} == set(_core.activations)
 
 
-def assert_activation(p, name, added, training):
+def test_every_activation_is_documented():
+    for name in _core.activations:
+        assert f'"{name}"' in inspect.getdoc(hbn.batch_norm_activation_forward)
+
+
+def assert_activation(p, activation, added, training):
     """Forward and backward of one activation, against NumPy."""
-    parameters, function, derivative, jumps = ACTIVATIONS[name]
+    name = activation.name
     dtype, u = p.dtype, ROUNDOFF[statistic(p.dtype)]
     running = (None, None) if training else p.running()
-    options = {"activation": name, "training": training, **parameters}
+    options = {"training": training, **activation.options()}
     residual = p.residual if added else None
     y, mask, mean, invstd = hbn.batch_norm_activation_forward(p.x, residual, *p.parameters(), *running, **options)
     assert_like(y, p.x, p.library)
@@ -554,9 +535,8 @@ def assert_activation(p, name, added, training):
     if added:
         error = error + 2 * u * (abs(z) + abs(real(p.residual)))
         z = z + real(p.residual)
-    expected = function(z)
-    # No function here is steeper than 1.1.
-    assert_close(y, expected, rounded_to(dtype, expected, 1.1 * error + 8 * u * abs(expected)))
+    expected = activation.value(z)
+    assert_close(y, expected, rounded_to(dtype, expected, activation.slope * error + 8 * u * abs(expected)))
 
     if training:
         assert dtype_of(mean) == dtype_of(invstd) == "float64"
@@ -568,16 +548,18 @@ def assert_activation(p, name, added, training):
     given = hbn.batch_norm_activation_backward(
         p.dy, p.x, residual, mask, *p.parameters(), mean, invstd, *running, **options
     )
-    for jump in jumps:
+    for jump in activation.jumps:
         assert (abs(z - jump) > 2e-5).all(), "an element is so near that rounding decides on which side it is"
-    passed = real(p.dy) * derivative(z)
+    passed = real(p.dy) * activation.derivative(z)
     if mask is not None:
         assert dtype_of(mask) == "uint8" and mask.shape == p.x.shape
         np.testing.assert_array_equal(real(mask).astype(bool), real(y) > 0)
     assert (mask is not None) == (added and name == "relu")
     assert (given[1] is not None) == added
     # Of the derivative, and where it is rounded before it is summed.
-    off = abs(real(p.dy)) * (0 if name in ("identity", "relu") else ROUNDOFF[dtype] + 32 * u * (1 + abs(z)))
+    off = abs(real(p.dy)) * (
+        0 if name in ("identity", "relu") else ROUNDOFF[dtype] * activation.slope + 32 * u * (1 + abs(z))
+    )
     if added:
         assert_close(given[1], passed, rounded_to(dtype, passed, off))
     xhat = (real(p.x) - s.mean) * s.invstd
@@ -591,22 +573,22 @@ def assert_activation(p, name, added, training):
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "running"])
 @pytest.mark.parametrize("added", [False, True], ids=["alone", "added"])
-@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("case", ACTIVATIONS)
 @pytest.mark.parametrize("dtype", NUMPY_DTYPES)
 @pytest.mark.parametrize(("library", "layout"), LIBRARIES_AND_LAYOUTS, ids=str)
-def test_activation(library, layout, dtype, name, added, training):
-    assert_activation(Problem(library, dtype, layout), name, added, training)
+def test_activation(library, layout, dtype, case, added, training):
+    assert_activation(Problem(library, dtype, layout), ACTIVATIONS[case], added, training)
 
 
 @pytest.mark.parametrize("rank", [2, 3, 5])
-@pytest.mark.parametrize("name", ACTIVATIONS)
-def test_activation_of_other_ranks(name, rank):
-    assert_activation(Problem(shape=SHAPES[rank]), name, True, True)
+@pytest.mark.parametrize("case", ACTIVATIONS)
+def test_activation_of_other_ranks(case, rank):
+    assert_activation(Problem(shape=SHAPES[rank]), ACTIVATIONS[case], True, True)
 
 
-@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("case", ACTIVATIONS)
 @pytest.mark.parametrize("library", ["numpy", "torch", "jax"])
-def test_nan_passes_activations(library, name):
+def test_nan_passes_activations(library, case):
     values = np.random.default_rng(0).normal(size=(4, 2, 3, 3))
     values[0, 0, 0, 0] = np.nan
     x, zero = (
@@ -617,7 +599,7 @@ def test_nan_passes_activations(library, name):
         make(library, np.zeros(2), "float32"),
         make(library, np.ones(2), "float32"),
     )
-    options = {"activation": name, **ACTIVATIONS[name][0]}
+    options = ACTIVATIONS[case].options()
     y, _, _, _ = hbn.batch_norm_activation_forward(x, None, None, None, mean, var, training=False, **options)
     z, mask, _, _ = hbn.batch_norm_activation_forward(x, zero, None, None, mean, var, training=False, **options)
     is_nan = np.isnan(values)
@@ -931,17 +913,17 @@ def test_out_may_be_of_another_library_than_x(library):
 @pytest.mark.parametrize("training", [True, False], ids=["training", "running"])
 @pytest.mark.parametrize("dtype", NUMPY_DTYPES)
 @pytest.mark.parametrize("layout", [*LAYOUTS, "sliced"])
-@pytest.mark.parametrize("activation", [None, *ACTIVATIONS])
-def test_in_place(activation, layout, dtype, training):
+@pytest.mark.parametrize("case", [None, *ACTIVATIONS])
+def test_in_place(case, layout, dtype, training):
     def results(in_place):
         p = Problem("numpy", dtype, layout)
         running = (None, None) if training else p.running()
         options = {"training": training}
-        if activation is None:
+        if case is None:
             forward, backward, added, bias = hbn.batch_norm_forward, hbn.batch_norm_backward, (), ()
         else:
             forward, backward = hbn.batch_norm_activation_forward, hbn.batch_norm_activation_backward
-            options |= {"activation": activation, **ACTIVATIONS[activation][0]}
+            options |= ACTIVATIONS[case].options()
             added, bias = (None,), (p.bias,)
         y, *_, mean, invstd = forward(p.x, *added, *p.parameters(), *running, **options)
         statistics = (mean, invstd, *running)

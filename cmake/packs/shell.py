@@ -1,0 +1,14 @@
+"""Commands."""
+
+import shlex
+import subprocess
+import sys
+
+
+def run(*command: object, text: str | None = None) -> str:
+    """A command's output, given `text`; exits where it fails."""
+    words = [str(word) for word in command]
+    result = subprocess.run(words, text=True, capture_output=True, check=False, input=text)
+    if result.returncode:
+        sys.exit(f"{shlex.join(words)}\n{result.stdout}{result.stderr}")
+    return result.stdout
