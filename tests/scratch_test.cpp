@@ -135,7 +135,7 @@ TEST_P(Scratch, of_random_shapes) {
     const auto up_to = [&](double most) {
         return int64_t(std::exp(std::uniform_real_distribution<double>(0, std::log(most))(random)));
     };
-    for (int i = 0; i < 80; i++) {
+    for (int i = 0; i < 30; i++) {
         const int64_t n = 1 + up_to(60), c = up_to(3000), h = up_to(300),
                       w = std::max<int64_t>(1, std::min<int64_t>(up_to(300), 100000 / (n * c * h)));
         if (n * c * h * w > 120000) {
