@@ -17,7 +17,12 @@ CONSUMER = ROOT / "tests" / "install" / "consumer"
 CMAKE = pathlib.Path(sys.executable).parent / "cmake"
 
 # Nothing of this build leads to Halide, to the virtual environment or to an hbn installed before.
-ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LC_ALL": "C"}
+# What decides on compilers' flags stays, or `make install` would compile everything anew.
+ENVIRONMENT = {
+    "PATH": "/usr/local/bin:/usr/bin:/bin",
+    "LC_ALL": "C",
+    **{name: os.environ[name] for name in ("CI", "WERROR") if name in os.environ},
+}
 NOBODY = 65534
 
 
