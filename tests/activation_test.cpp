@@ -61,6 +61,12 @@ std::vector<Case> cases() {
             for (Layout layout : {Layout::nchw, Layout::nhwc, Layout::strided}) {
                 for (const Shape &sizes :
                      {Shape{2, 17, 7, 7}, Shape{2, 3, 35, 45}, Shape{5, 100, 1, 1}}) {
+#ifdef HBN_TEST_EMULATED
+                    // The largest takes most of the time.
+                    if (sizes[2] == 35 && dtype != DType::float32) {
+                        continue;
+                    }
+#endif
                     all.push_back({dtype, layout, sizes, oracle});
                 }
             }
