@@ -126,18 +126,11 @@ private:
     std::unique_ptr<float[]> data_;
 };
 
-hbn_vector vector_of(std::vector<float> &v) {
+template<typename T>
+hbn_vector vector_of(std::vector<T> &v) {
     hbn_vector result{};
     result.data = v.data();
-    result.dtype = HBN_FLOAT32;
-    result.size = int64_t(v.size());
-    result.stride = 1;
-    return result;
-}
-hbn_vector vector_of(std::vector<double> &v) {
-    hbn_vector result{};
-    result.data = v.data();
-    result.dtype = HBN_FLOAT64;
+    result.dtype = sizeof(T) == sizeof(double) ? HBN_FLOAT64 : HBN_FLOAT32;
     result.size = int64_t(v.size());
     result.stride = 1;
     return result;

@@ -229,20 +229,13 @@ def _is_transformed_further(*gradients: Tensor | None) -> bool:
     return _are_batched(*gradients)
 
 
+# They take what _backward and _jvp take, but have statistics from x: what was saved of them is no function of it.
+
+
 def _composed_backward(
-    grad_output: Tensor,
-    x: Tensor,
-    weight: Tensor | None,
-    saved: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    training: bool,
-    eps: float,
-    mask: tuple[bool, bool, bool],
-    parameter_dtype: torch.dtype,
+    grad_output: Tensor, x: Tensor, weight: Tensor | None, _saved: Tensor | None, *others: Any
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """As _backward."""
-    return _composite.backward(grad_output, x, weight, running_mean, running_var, training, eps, mask, parameter_dtype)
+    return _composite.backward(grad_output, x, weight, *others)
 
 
 def _composed_jvp(
@@ -251,14 +244,10 @@ def _composed_jvp(
     weight: Tensor | None,
     weight_tangent: Tensor | None,
     bias_tangent: Tensor | None,
-    saved: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    training: bool,
-    eps: float,
+    _saved: Tensor | None,
+    *others: Any,
 ) -> Tensor:
-    """As _jvp."""
-    return _composite.jvp(x_tangent, x, weight, weight_tangent, bias_tangent, running_mean, running_var, training, eps)
+    return _composite.jvp(x_tangent, x, weight, weight_tangent, bias_tangent, *others)
 
 
 class _UpdateRunningStats(torch.autograd.Function):
@@ -339,10 +328,11 @@ class _BatchNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_output):  # type: ignore[no-untyped-def]
+        differentiate: Callable[..., Any] = _backward
         if _is_transformed_further(grad_output):
             differentiate = _composed_backward
-        else:
-            differentiate = _Backward.apply if torch.is_grad_enabled() else _backward
+        elif torch.is_grad_enabled():
+            differentiate = _Backward.apply
         return (*_gradients(ctx, grad_output, differentiate), None)
 
     @staticmethod
