@@ -1,5 +1,7 @@
 #include "arrays.h"
 
+#include "torch_tensor.h"
+
 #include "runtime/checks.h"
 
 #include <hbn/tensor_view.h>
@@ -49,6 +51,8 @@ struct DLManagedTensorVersioned {
 };
 constexpr uint64_t kReadOnly = 1;
 
+}  // namespace
+
 // A type's table of functions, in a capsule named "dlpack_exchange_api", its attribute __dlpack_c_exchange_api__.
 // PyTorch has it since 2.10.
 struct DLPackExchangeAPI {
@@ -61,15 +65,21 @@ struct DLPackExchangeAPI {
     void *current_work_stream;
 };
 
-// Null where the type has none.
-const DLPackExchangeAPI *exchange_api_of(PyTypeObject *type) {
+namespace {
+
+struct Exchange {
+    PyTypeObject *type = nullptr;
+    const DLPackExchangeAPI *api = nullptr;  // null where the type has none
+    TorchType torch_type = TorchType::none;
+};
+
+const Exchange &exchange_of(PyTypeObject *type) {
     // Types that were asked last; the reference keeps a type's address its own.
-    static PyTypeObject *known[4];
-    static const DLPackExchangeAPI *apis[4];
+    static Exchange known[4];
     static int oldest = 0;
-    for (int i = 0; i < 4; i++) {
-        if (known[i] == type) {
-            return apis[i];
+    for (const Exchange &each : known) {
+        if (each.type == type) {
+            return each;
         }
     }
     const DLPackExchangeAPI *api = nullptr;
@@ -84,12 +94,13 @@ const DLPackExchangeAPI *exchange_api_of(PyTypeObject *type) {
     }
     PyErr_Clear();
     Py_XDECREF(capsule);
-    Py_XDECREF(known[oldest]);
+    const TorchType of_torch = torch_type(type);
+    Exchange &made = known[oldest];
+    Py_XDECREF(made.type);
     Py_INCREF(type);
-    known[oldest] = type;
-    apis[oldest] = api;
+    made = {type, api, of_torch};
     oldest = (oldest + 1) % 4;
-    return api;
+    return made;
 }
 
 template<typename Managed>
@@ -151,7 +162,9 @@ void Lent::refuse_failed_export() const {
         for (PyObject *type : {PyExc_BufferError, PyExc_TypeError, PyExc_ValueError,
                                PyExc_RuntimeError, PyExc_AttributeError}) {
             if (e.matches(type)) {
-                const std::string text = nb::str(e.value()).c_str();
+                // PyTorch's texts end with where they come from, in lines of their own.
+                std::string text = nb::str(e.value()).c_str();
+                text.resize(std::min(text.size(), text.find('\n')));
                 raise(PyExc_BufferError, "%s can't be lent: %s", name_, text.c_str());
             }
         }
@@ -280,13 +293,41 @@ void Lent::describe(const DLTensor &tensor) {
     check_memory();
 }
 
-bool Lent::lend_by_exchange(nb::handle array) {
-    const DLPackExchangeAPI *api = exchange_api_of(Py_TYPE(array.ptr()));
-    if (!api) {
+bool Lent::lend_by_exchange(nb::handle array, Access access) {
+    const Exchange &exchange = exchange_of(Py_TYPE(array.ptr()));
+    if (exchange.torch_type == TorchType::dispatching) {
+        raise(PyExc_BufferError,
+              "%s can't be lent: %s has a __torch_dispatch__, which hbn does not call", name_,
+              exchange.type->tp_name);
+    }
+    if (!exchange.api) {
         return false;
     }
+    const bool is_torch = exchange.torch_type == TorchType::plain;
+    if (is_torch) {
+        torch_tensor_ = array.ptr();
+        if (is_negative(array)) {
+            if (access != Access::read) {
+                refuse("has PyTorch's negative bit, but is to be written: resolve_neg() it first");
+            }
+            held_.replacement = resolve_negative(array);
+            array = held_.replacement;
+        }
+    }
     DLTensor tensor;
-    if (api->dltensor_from_py_object(array.ptr(), &tensor) != 0) {
+    describe_exchanged(*exchange.api, array, tensor);
+    if (is_torch && !tensor.data && elements_ > 0) {
+        held_.replacement = zeros_with_memory(array);
+        if (!held_.replacement.is_valid() || access != Access::read) {
+            raise(PyExc_BufferError, "%s can't be lent: it has no memory", name_);
+        }
+        describe_exchanged(*exchange.api, held_.replacement, tensor);
+    }
+    return true;
+}
+
+void Lent::describe_exchanged(const DLPackExchangeAPI &api, nb::handle array, DLTensor &tensor) {
+    if (api.dltensor_from_py_object(array.ptr(), &tensor) != 0) {
         try {
             throw nb::python_error();
         } catch (nb::python_error &) {
@@ -294,7 +335,6 @@ bool Lent::lend_by_exchange(nb::handle array) {
         }
     }
     describe(tensor);
-    return true;
 }
 
 bool Lent::lend_by_buffer(nb::handle array, Access access) {
@@ -326,7 +366,7 @@ bool Lent::lend_by_buffer(nb::handle array, Access access) {
         raise(PyExc_TypeError, "%s has a dtype that hbn does not know", name_);
     }
     describe_buffer(is_bfloat16);
-    if (access == Access::write && held_.buffer.readonly) {
+    if (access != Access::read && held_.buffer.readonly) {
         refuse("is read-only, but is to be written");
     }
     return true;
@@ -421,18 +461,27 @@ void Lent::lend_by_dlpack(nb::handle array, Access access) {
     }
     describe(*tensor);
     // An array that nothing can be assigned to is one whose memory others rely on, whatever its capsule says.
-    if (access == Access::write && (read_only || !nb::hasattr(array, "__setitem__"))) {
+    if (access != Access::read && (read_only || !nb::hasattr(array, "__setitem__"))) {
         refuse("is read-only, but is to be written");
     }
 }
 
-Lent::Lent(nb::handle array, const char *name, Access access) : name_(name) {
-    if (!lend_by_exchange(array) && !lend_by_buffer(array, access)) {
+Lent::Lent(nb::handle array, const char *name, Access access) : name_(name), access_(access) {
+    if (!lend_by_exchange(array, access) && !lend_by_buffer(array, access)) {
         lend_by_dlpack(array, access);
     }
 }
 
 Lent::~Lent() = default;
+
+bool Lent::requires_grad() const {
+    return torch_tensor_ && python::requires_grad(torch_tensor_);
+}
+
+void Lent::refuse_to_record() const {
+    refuse(
+        "requires grad, which functions of hbn do not record: use hbn.torch, or detach() it first");
+}
 
 // ---- tensors
 
@@ -513,10 +562,22 @@ void Lent::fold(Lent *const *tensors, int size) {
 // ---- vectors
 
 const hbn_vector *Lent::vector() {
-    if (ndim_ != 1) {
-        refuse("should have one dimension, not %d", ndim_);
+    // In the one dimension that has a size, as (C,) and (1, C, 1, 1) have it.
+    int channels = ndim_ - 1;
+    for (int d = 0, found = 0; d < ndim_; d++) {
+        if (sizes_[d] != 1) {
+            channels = d;
+            found++;
+        }
+        if (found > 1) {
+            channels = -1;
+            break;
+        }
     }
-    vectors_[0] = {data_, dtype_, sizes_[0], strides_[0], device_};
+    if (channels < 0) {
+        refuse("should have one dimension, or one that is not of size 1; it has %d", ndim_);
+    }
+    vectors_[0] = {data_, dtype_, sizes_[channels], strides_[channels], device_};
     return &vectors_[0];
 }
 
@@ -528,8 +589,8 @@ const hbn_vector *Lent::row(int i) {
 
 // hbn.h's functions take none, and check none.
 int64_t *Lent::counter() const {
-    if (dtype_ != HBN_INT64 || ndim_ != 0) {
-        refuse("should be an int64 array without dimensions");
+    if (dtype_ != HBN_INT64 || elements_ != 1) {
+        refuse("should be one int64");
     }
     if (device_ != HBN_CPU) {
         refuse("should be in the memory of the CPU, not of device '%s'",

@@ -14,9 +14,12 @@ namespace nb = nanobind;
 [[noreturn]] void raise(PyObject *type, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
 
-enum class Access { read, write };
+// What is updated is read and written.
+enum class Access { read, write, update };
 
-struct DLTensor;  // the DLPack specification's
+// The DLPack specification's.
+struct DLTensor;
+struct DLPackExchangeAPI;
 
 // What is lent of one array, for as long as this lives: sizes and strides with which hbn can calculate, for hbn.h's
 // functions to check. Raises ValueError, TypeError or BufferError, naming the argument.
@@ -35,7 +38,7 @@ public:
     // could not tell, with what follows the channels made H and W alike in all.
     static void fold(Lent *const *tensors, int size);
 
-    // One value a channel.
+    // One value a channel: (C,), or such as (1, C, 1, 1).
     const hbn_vector *vector();
     // Whether this is a (2, C) array of two vectors, which are then its rows.
     bool has_two_rows() const {
@@ -43,8 +46,16 @@ public:
     }
     const hbn_vector *row(int i);
 
-    // An int64 array without dimensions.
+    // An int64 array of one element.
     int64_t *counter() const;
+
+    // Whether this is a tensor of PyTorch that does, and what is raised where autograd then wants to record the call.
+    bool requires_grad() const;
+    [[noreturn]] void refuse_to_record() const;
+    // The tensor of PyTorch that is updated; null for any other array.
+    PyObject *updated_torch_tensor() const {
+        return access_ == Access::update ? torch_tensor_ : nullptr;
+    }
 
 private:
     static constexpr int kMostDimensions = 16;
@@ -59,12 +70,15 @@ private:
     void set_dense_strides();
     void check_sizes();
     void check_memory();
-    bool lend_by_exchange(nb::handle array);
+    bool lend_by_exchange(nb::handle array, Access access);
+    void describe_exchanged(const DLPackExchangeAPI &api, nb::handle array, DLTensor &tensor);
     bool lend_by_buffer(nb::handle array, Access access);
     void lend_by_dlpack(nb::handle array, Access access);
     void check_shape(const Lent &model) const;
 
     const char *name_;
+    Access access_;
+    PyObject *torch_tensor_ = nullptr;  // borrowed
     void *data_ = nullptr;
     hbn_dtype dtype_ = HBN_FLOAT32;
     hbn_device device_ = HBN_CPU;
@@ -77,6 +91,7 @@ private:
 
     // What must be given back, whatever part of this was constructed when an exception was thrown.
     struct Held {
+        nb::object replacement;  // what is lent in place of the array
         Py_buffer buffer{};
         void *managed_tensor = nullptr;
         void (*delete_managed_tensor)(void *) = nullptr;

@@ -82,11 +82,9 @@ def maker_for(x: Array) -> tuple[Maker, Array]:
         raise ValueError("x is required")
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(x, torch.Tensor):
-        if x.requires_grad and torch.is_grad_enabled():
-            raise ValueError(
-                "x requires grad, which functions of hbn do not record: use hbn.torch, or detach() it first"
-            )
-        return _Torch(torch), x.resolve_neg()
+        if x.layout != torch.strided:
+            raise BufferError(f"x can't be lent: its layout is {x.layout}")
+        return _Torch(torch), x
     if hasattr(x, "__array_namespace__"):
         return _Standard(x.__array_namespace__()), x
     # Whatever is no array is left for _core to refuse.
@@ -102,3 +100,21 @@ def dtype_name(x: Array) -> str:
 def statistic_dtype(x: Array) -> str:
     """What the statistics of such tensors are kept in."""
     return "float64" if dtype_name(x) == "float64" else "float32"
+
+
+def refuse_tangents(names: Sequence[str], arguments: Sequence[Any]) -> None:
+    """Raises ValueError where one has a tangent of PyTorch's forward mode, which kernels would drop."""
+    torch = sys.modules["torch"]
+    forward_ad = torch.autograd.forward_ad
+    if forward_ad._current_level < 0:
+        return
+    for name, argument in zip(names, arguments, strict=True):
+        if isinstance(argument, torch.Tensor) and forward_ad.unpack_dual(argument).tangent is not None:
+            raise ValueError(f"{name} has a tangent, which functions of hbn do not propagate: use hbn.torch")
+
+
+def increment_version(array: Array) -> None:
+    """Tells PyTorch's autograd that a tensor was written."""
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(array, torch.Tensor):
+        torch.autograd.graph.increment_version(array)
