@@ -50,7 +50,8 @@ def fuse_conv_bn(model: M) -> M:
 
     Raises:
         ValueError: The model, or a batch normalization that would be fused, is in training mode; or forward depends on
-            what would be fused, or calls what is no submodule, so that its output might change. Nothing is changed.
+            what would be fused, calls what is no submodule, or has more than some 6 optional arguments, so that its
+            output might change. Nothing is changed.
         torch.fx.proxy.TraceError: The model's forward depends on its input's values.
     """
     traced = _uncompiled(model)
@@ -270,7 +271,7 @@ def _reachable(start: object) -> Iterator[object]:
             continue
         seen[id(value)] = value
         yield value
-        if isinstance(value, types.FunctionType) and not (value.__module__ or "").startswith("torch."):
+        if isinstance(value, types.FunctionType) and (value.__module__ or "").split(".")[0] != "torch":
             variables = inspect.getclosurevars(value)
             waiting += [*variables.nonlocals.values(), *variables.globals.values()]
             waiting += [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
