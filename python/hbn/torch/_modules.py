@@ -68,6 +68,8 @@ class _HbnBatchNorm(_BatchNorm):
         buffers: _Tensors = self._buffers
         if "weight" not in self._parameters or "bias" not in self._parameters or "running_var" not in self._buffers:
             parameters = buffers = _Attributes(self)
+        elif "running_mean" not in self._buffers or "num_batches_tracked" not in self._buffers:
+            buffers = _Attributes(self)
         count = None
         running_mean, running_var = buffers["running_mean"], buffers["running_var"]
         if training:
