@@ -303,30 +303,41 @@ bool Lent::lend_by_exchange(nb::handle array, Access access) {
     if (!exchange.api) {
         return false;
     }
-    const bool is_torch = exchange.torch_type == TorchType::plain;
-    if (is_torch) {
-        torch_tensor_ = array.ptr();
-        if (is_negative(array)) {
-            if (access != Access::read) {
-                refuse("has PyTorch's negative bit, but is to be written: resolve_neg() it first");
-            }
-            held_.replacement = resolve_negative(array);
-            array = held_.replacement;
-        }
+    describe_exchanged(*exchange.api, array);
+    if (exchange.torch_type == TorchType::none) {
+        return true;
     }
-    DLTensor tensor;
-    describe_exchanged(*exchange.api, array, tensor);
-    if (is_torch && !tensor.data && elements_ > 0) {
+    torch_tensor_ = array.ptr();
+    if (has_strides_of_complex_parts() && is_negative(array)) {
+        if (access != Access::read) {
+            refuse("has PyTorch's negative bit, but is to be written: resolve_neg() it first");
+        }
+        held_.replacement = resolve_negative(array);
+    } else if (!data_ && elements_ > 0) {
         held_.replacement = zeros_with_memory(array);
         if (!held_.replacement.is_valid() || access != Access::read) {
             raise(PyExc_BufferError, "%s can't be lent: it has no memory", name_);
         }
-        describe_exchanged(*exchange.api, held_.replacement, tensor);
+    } else {
+        return true;
+    }
+    describe_exchanged(*exchange.api, held_.replacement);
+    return true;
+}
+
+// Whether no stride rules out a view of the real or imaginary parts of complex numbers, which alone have PyTorch's
+// negative bit. To ask every tensor for it would take as long as all else that is done for it here.
+bool Lent::has_strides_of_complex_parts() const {
+    for (int d = 0; d < ndim_; d++) {
+        if (sizes_[d] > 1 && strides_[d] % 2 != 0) {
+            return false;
+        }
     }
     return true;
 }
 
-void Lent::describe_exchanged(const DLPackExchangeAPI &api, nb::handle array, DLTensor &tensor) {
+void Lent::describe_exchanged(const DLPackExchangeAPI &api, nb::handle array) {
+    DLTensor tensor;
     if (api.dltensor_from_py_object(array.ptr(), &tensor) != 0) {
         try {
             throw nb::python_error();
@@ -474,13 +485,12 @@ Lent::Lent(nb::handle array, const char *name, Access access) : name_(name), acc
 
 Lent::~Lent() = default;
 
-bool Lent::requires_grad() const {
-    return torch_tensor_ && python::requires_grad(torch_tensor_);
-}
-
-void Lent::refuse_to_record() const {
-    refuse(
-        "requires grad, which functions of hbn do not record: use hbn.torch, or detach() it first");
+void Lent::check_requires_no_grad() const {
+    if (torch_tensor_ && requires_grad(torch_tensor_)) {
+        refuse(
+            "requires grad, which functions of hbn do not record: use hbn.torch, or detach() it "
+            "first");
+    }
 }
 
 // ---- tensors
@@ -575,7 +585,7 @@ const hbn_vector *Lent::vector() {
         }
     }
     if (channels < 0) {
-        refuse("should have one dimension, or one that is not of size 1; it has %d", ndim_);
+        refuse("should have one dimension beside those of size 1, not %d", ndim_);
     }
     vectors_[0] = {data_, dtype_, sizes_[channels], strides_[channels], device_};
     return &vectors_[0];

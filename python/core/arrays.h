@@ -49,9 +49,11 @@ public:
     // An int64 array of one element.
     int64_t *counter() const;
 
-    // Whether this is a tensor of PyTorch that does, and what is raised where autograd then wants to record the call.
-    bool requires_grad() const;
-    [[noreturn]] void refuse_to_record() const;
+    bool is_torch_tensor() const {
+        return torch_tensor_;
+    }
+    // Raises ValueError for a tensor of PyTorch that does.
+    void check_requires_no_grad() const;
     // The tensor of PyTorch that is updated; null for any other array.
     PyObject *updated_torch_tensor() const {
         return access_ == Access::update ? torch_tensor_ : nullptr;
@@ -71,7 +73,8 @@ private:
     void check_sizes();
     void check_memory();
     bool lend_by_exchange(nb::handle array, Access access);
-    void describe_exchanged(const DLPackExchangeAPI &api, nb::handle array, DLTensor &tensor);
+    void describe_exchanged(const DLPackExchangeAPI &api, nb::handle array);
+    bool has_strides_of_complex_parts() const;
     bool lend_by_buffer(nb::handle array, Access access);
     void lend_by_dlpack(nb::handle array, Access access);
     void check_shape(const Lent &model) const;

@@ -175,19 +175,39 @@ public:
             }
         }
         Lent::fold(tensors_, num_tensors_);
-        const Lent *const first = std::find_if(lents_.begin(), lents_.end(),
-                                               [](const Lent &t) { return t.requires_grad(); });
-        if (first != lents_.end() && is_grad_enabled()) {
-            first->refuse_to_record();
+    }
+
+    // Raises ValueError where autograd would want to record the call.
+    void check_not_recorded() const {
+        for (const Lent &lent : lents_) {
+            if (lent.is_torch_tensor()) {
+                if (!is_grad_enabled()) {
+                    return;
+                }
+                break;
+            }
+        }
+        for (const Lent &lent : lents_) {
+            lent.check_requires_no_grad();
         }
     }
 
-    // Tensors of PyTorch that are read and written. What is only written is either new, or known to our callers as `out`.
-    void append_updated(nb::list &tensors) const {
-        for (const Lent &lent : lents_) {
-            if (PyObject *tensor = lent.updated_torch_tensor()) {
-                tensors.append(nb::handle(tensor));
+    // Tells autograd what was read and written, so that it notices where that had been saved for a backward. What was only
+    // written is either new, or known to our callers as `out`. `counted`: another such tensor, or null.
+    void increment_versions(PyObject *counted) const {
+        nb::object updated;
+        const auto add = [&](PyObject *tensor) {
+            if (tensor) {
+                updated = updated.is_valid() ? updated : nb::list();
+                nb::borrow<nb::list>(updated).append(nb::handle(tensor));
             }
+        };
+        for (const Lent &lent : lents_) {
+            add(lent.updated_torch_tensor());
+        }
+        add(counted);
+        if (updated.is_valid()) {
+            increment_version(updated);
         }
     }
 
@@ -253,24 +273,22 @@ void check_size(const char *function, Py_ssize_t size, Py_ssize_t wanted) {
     }
 }
 
+enum class Autograd { may_record, does_not_record };
+
 // `counted`: a tensor of PyTorch that the caller writes if this succeeds, or null.
-void run(Operation operation, PyObject *const *given, PyObject *counted = nullptr) {
+void run(Operation operation, PyObject *const *given, Autograd autograd,
+         PyObject *counted = nullptr) {
     const Arguments arguments(internal::row(operation), given);
+    if (autograd == Autograd::may_record) {
+        arguments.check_not_recorded();
+    }
     hbn_status status;
     {
         const nb::gil_scoped_release released;
         status = internal::run(operation, arguments.values());
     }
     raise_on_error(status);
-    // Autograd is told what was written, so that it notices where that had been saved for a backward.
-    nb::list updated;
-    arguments.append_updated(updated);
-    if (counted) {
-        updated.append(nb::handle(counted));
-    }
-    if (updated.size() > 0) {
-        increment_version(updated);
-    }
+    arguments.increment_versions(counted);
 }
 
 // What Python calls: None, or the exception that `body` threw.
@@ -294,7 +312,7 @@ PyObject *run_operation(PyObject *, PyObject *const *given, Py_ssize_t size) {
     return none_or_error([&] {
         constexpr const OperationRow &row = internal::row(operation);
         check_size(row.name, size, row.size);
-        run(operation, given);
+        run(operation, given, Autograd::may_record);
     });
 }
 
@@ -344,7 +362,7 @@ private:
 };
 
 // forward, with num_batches_tracked after its arguments: None, or what is counted up and by which a momentum of None is
-// the cumulative average's.
+// the cumulative average's. For hbn.torch, which knows what autograd records.
 PyObject *forward_and_count(PyObject *, PyObject *const *given, Py_ssize_t size) {
     return none_or_error([&] {
         constexpr const OperationRow &row = internal::row(Operation::forward);
@@ -355,18 +373,24 @@ PyObject *forward_and_count(PyObject *, PyObject *const *given, Py_ssize_t size)
                 raise(PyExc_ValueError,
                       "momentum may be None only where num_batches_tracked is given");
             }
-            run(Operation::forward, given);
+            run(Operation::forward, given, Autograd::does_not_record);
             return;
         }
         Counter counter(given[row.size]);
         if (given[momentum] == Py_None) {
             PyObject *with_momentum[kMostUses];
             std::copy(given, given + row.size, with_momentum);
+            if (counter.next() == 0) {
+                raise(PyExc_ZeroDivisionError,
+                      "num_batches_tracked counts to 0, of which there is no average");
+            }
             const nb::float_ average(1 / counter.next());
             with_momentum[momentum] = average.ptr();
-            run(Operation::forward, with_momentum, counter.written_torch_tensor());
+            run(Operation::forward, with_momentum, Autograd::does_not_record,
+                counter.written_torch_tensor());
         } else {
-            run(Operation::forward, given, counter.written_torch_tensor());
+            run(Operation::forward, given, Autograd::does_not_record,
+                counter.written_torch_tensor());
         }
         // After the call, so that one that fails has changed nothing.
         counter.increment();

@@ -8,8 +8,8 @@ struct Torch {
     nb::object tensor = nb::module_::import_("torch").attr("Tensor");
     nb::object dispatch_of_tensor = tensor.attr("__torch_dispatch__");
     nb::object is_grad_enabled = nb::module_::import_("torch").attr("is_grad_enabled");
-    nb::object increment_version =
-        nb::module_::import_("torch.autograd.graph").attr("increment_version");
+    // torch.autograd.graph.increment_version, without its Python part, which takes longer than this.
+    nb::object increment_version = nb::module_::import_("torch._C").attr("_increment_version");
     nb::object is_neg = nb::str("is_neg");
     nb::object requires_grad = nb::str("requires_grad");
 };

@@ -28,7 +28,7 @@ nb::object zeros_with_memory(nb::handle tensor);
 bool requires_grad(nb::handle tensor);
 bool is_grad_enabled();
 
-// Tells autograd that these tensors, a tuple or list, were written.
+// Tells autograd that these tensors, a list, were written.
 void increment_version(nb::handle tensors);
 
 }  // namespace hbn::python

@@ -8,7 +8,7 @@ PyTorch's own call does.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -72,6 +72,8 @@ def _dense_format(x: Tensor) -> torch.memory_format | None:
 def _empty_output(x: Tensor) -> Tensor:
     """As PyTorch's batch normalization allocates. Strides of x itself may be any where it has a size of 1."""
     try:
+        if x.is_contiguous():
+            return torch.empty_like(x, memory_format=torch.contiguous_format)
         return torch.empty_like(x, memory_format=_dense_format(x) or suggest_memory_format(x))
     except RuntimeError as e:
         if x.layout != torch.strided:
@@ -342,10 +344,14 @@ def _composed(
 def _refuse_derivatives_by(running_mean: Tensor | None, running_var: Tensor | None) -> None:
     for name, t in (("running_mean", running_mean), ("running_var", running_var)):
         if t is not None and _require_grad(t):
-            raise RuntimeError(
-                f"hbn: batch normalization is not differentiable with respect to argument '{name}'. "
-                "This input cannot have requires_grad True."
-            )
+            _raise_not_differentiable(name)
+
+
+def _raise_not_differentiable(name: str) -> NoReturn:
+    raise RuntimeError(
+        f"hbn: batch normalization is not differentiable with respect to argument '{name}'. "
+        "This input cannot have requires_grad True."
+    )
 
 
 def _have_tangents(*tensors: Tensor | None) -> bool:
@@ -505,18 +511,7 @@ class _TransformedBatchNorm(torch.autograd.Function):
 _apply = super(torch.autograd.Function, _BatchNorm).apply
 
 
-def batch_norm_eager(*args: Any, is_profiled: Callable[[], bool] = torch._C._autograd._profiler_enabled) -> Tensor:
-    """y. In training num_batches_tracked is counted up, and a momentum of None is 1 / that.
-
-    Not under functorch's transforms. Takes what `_batch_norm_eager` takes.
-    """
-    if is_profiled():
-        with torch.autograd.profiler.record_function("hbn::batch_norm"):
-            return _batch_norm_eager(*args)
-    return _batch_norm_eager(*args)
-
-
-def _batch_norm_eager(
+def batch_norm_eager(
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
@@ -526,7 +521,26 @@ def _batch_norm_eager(
     momentum: float | None,
     eps: float,
     num_batches_tracked: Tensor | None,
+    is_profiled: Callable[[], bool] = torch._C._autograd._profiler_enabled,
 ) -> Tensor:
+    """y. In training num_batches_tracked is counted up, and a momentum of None is 1 / that.
+
+    Not under functorch's transforms.
+    """
+    if is_profiled():
+        with torch.autograd.profiler.record_function("hbn::batch_norm"):
+            return batch_norm_eager(
+                x,
+                weight,
+                bias,
+                running_mean,
+                running_var,
+                training,
+                momentum,
+                eps,
+                num_batches_tracked,
+                is_profiled=lambda: False,
+            )
     requires_grad = False
     if torch.is_grad_enabled():
         if running_mean is not None and running_var is not None:
@@ -635,8 +649,9 @@ def _double_backward_shapes(ddx, ddw, ddb, grad_output, x, weight, *_):  # type:
 
 
 def _save_for_backward(ctx, inputs, output):  # type: ignore[no-untyped-def]
-    if ctx.needs_input_grad[3] or ctx.needs_input_grad[4]:
-        _refuse_derivatives_by(*inputs[3:5])
+    for name, is_wanted in zip(("running_mean", "running_var"), ctx.needs_input_grad[3:5], strict=True):
+        if is_wanted:
+            _raise_not_differentiable(name)
     _save_call(ctx, inputs, output)
     ctx.set_materialize_grads(False)
 
