@@ -603,7 +603,7 @@ def test_what_is_required_is(operation):
 
 def test_forward_and_count():
     x = argument("x", "tensor", 0)
-    for counter, momentum in ((3, 0.25), (0, 1.0), (-1, np.inf)):
+    for counter, momentum in ((3, 0.25), (0, 1.0), (-3, -0.5)):
         given, same = arguments_of("forward_and_count"), arguments_of("forward")
         call("forward_and_count", {**given, "num_batches_tracked": (count := np.array(counter)), "momentum": None})
         assert count == counter + 1
@@ -616,6 +616,8 @@ def test_forward_and_count():
     with pytest.raises(ValueError, match="^y should have the shape of x"):
         call("forward_and_count", given)
     assert count == -(2**63)
+    with pytest.raises(ZeroDivisionError, match="num_batches_tracked"):
+        call("forward_and_count", {**given, "x": x, "num_batches_tracked": np.array(-1), "momentum": None})
     given = {**given, "x": x, "momentum": None, "num_batches_tracked": None}
     with pytest.raises(ValueError, match="^momentum may be None only where num_batches_tracked is given$"):
         call("forward_and_count", given)
