@@ -10,8 +10,8 @@ struct Torch {
     nb::object is_grad_enabled = nb::module_::import_("torch").attr("is_grad_enabled");
     // torch.autograd.graph.increment_version, without its Python part, which takes longer than this.
     nb::object increment_version = nb::module_::import_("torch._C").attr("_increment_version");
-    nb::object is_neg = nb::str("is_neg");
-    nb::object requires_grad = nb::str("requires_grad");
+    nb::object is_neg = nb::steal(PyUnicode_InternFromString("is_neg"));
+    nb::object requires_grad = nb::steal(PyUnicode_InternFromString("requires_grad"));
 };
 
 const Torch &torch() {
