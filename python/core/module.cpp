@@ -114,8 +114,8 @@ public:
     Lents(const Lents &) = delete;
     Lents &operator=(const Lents &) = delete;
 
-    Lent &add(nb::handle array, const char *name, Access access) {
-        Lent *const lent = new (at(size_)) Lent(array, name, access);
+    Lent &add(nb::handle array, const char *name, Access access, Holds holds) {
+        Lent *const lent = new (at(size_)) Lent(array, name, access, holds);
         size_++;
         return *lent;
     }
@@ -176,7 +176,8 @@ public:
 private:
     Lent &lend(int i, PyObject *const *given) {
         const Use &use = row_.uses[i];
-        return lents_.add(given[i], name_of(use.arg), access(use, given));
+        const Holds holds = internal::role(use.arg) == Role::mask ? Holds::mask : Holds::values;
+        return lents_.add(given[i], name_of(use.arg), access(use, given), holds);
     }
 
     // Only training writes running statistics.
@@ -274,7 +275,9 @@ PyObject *forward_and_count(PyObject *, PyObject *const *given, Py_ssize_t size)
         std::optional<Lent> lent;
         int64_t *counter = nullptr;
         if (given[row.size] != Py_None) {
-            counter = lent.emplace(given[row.size], "num_batches_tracked", Access::write).counter();
+            counter =
+                lent.emplace(given[row.size], "num_batches_tracked", Access::write, Holds::counter)
+                    .counter();
         }
         if (given[momentum] != Py_None) {
             run(Operation::forward, given);
@@ -372,6 +375,13 @@ NB_MODULE(_core, m) {
     add_operations(m);
     m.attr("operations") = operations();
     m.attr("activations") = activations();
+    m.def(
+        "describe",
+        [](nb::handle array, const std::string &name) {
+            return Lent(array, name.c_str(), Access::read).described();
+        },
+        "array"_a.none(), "name"_a,
+        "What an array lends: its shape, its strides in elements and its dtype's name.");
     m.def("set_num_threads", &set_num_threads, "num_threads"_a);
     m.def("get_num_threads", &hbn_get_num_threads, "Threads that later calls use.");
     m.def(

@@ -154,6 +154,7 @@ _new_capsule.restype = ctypes.py_object
 _new_capsule.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
 CAPSULES = {name: ctypes.c_char_p(name) for name in (b"dltensor", b"dltensor_versioned", b"used_dltensor", b"other")}
 CODES = {"i": 0, "u": 1, "f": 2}
+READ_ONLY, IS_COPIED, PADDED = 1, 2, 4  # flags
 
 
 class Dlpack:
@@ -332,15 +333,17 @@ def check_legal(place, lend):
     strides=st.booleans(),
     split=st.sampled_from([0, 8, 4096]),
     minor=st.sampled_from([0, 1, 3, 2**32 - 1]),
-    copied=st.booleans(),
+    flags=st.sampled_from([0, IS_COPIED, PADDED, IS_COPIED | PADDED]),
     offset=st.sampled_from([0, 8, 24]),
 )
 @bounded
-def test_legal_dlpack(place, versioned, strides, split, minor, copied, offset):
+def test_legal_dlpack(place, versioned, strides, split, minor, flags, offset):
+    if versioned and place[3] != "in":
+        flags &= ~IS_COPIED  # which is refused
     changes = {} if strides else {"strides": None}
     exporter = check_legal(
         place,
-        lambda array: Dlpack(array, split, versioned, minor=minor, flags=2 * copied, offset=offset, **changes),
+        lambda array: Dlpack(array, split, versioned, minor=minor, flags=flags, offset=offset, **changes),
     )
     assert exporter.deleted == 1
 
@@ -407,7 +410,7 @@ DLPACK = {
     "bits": st.sampled_from([0, 1, 4, 8, 16, 32, 64, 128, 255]),
     "lanes": st.sampled_from([0, 2, 4, 2**16 - 1]),
     "major": st.sampled_from([0, 2, 2**32 - 1]),
-    "flags": st.sampled_from([1, 3, 2**64 - 1]),
+    "flags": st.sampled_from([READ_ONLY, IS_COPIED, READ_ONLY | IS_COPIED, 2**64 - 1]),
     "versioned": st.just(False),
     "capsule": st.sampled_from([b"used_dltensor", b"other"]),
 }
@@ -499,7 +502,8 @@ COUNTER = ("forward_and_count", "num_batches_tracked", "counter", "inout")
 @example(place=X, changes={"lanes": 4})
 @example(place=X, changes={"major": 2})
 @example(place=X, changes={"capsule": b"other"})
-@example(place=Y, changes={"flags": 1})
+@example(place=Y, changes={"flags": READ_ONLY})
+@example(place=Y, changes={"flags": IS_COPIED})
 @example(place=WEIGHT, changes={"device_type": 2})
 @example(place=COUNTER, changes={"device_type": 2})
 @example(place=COUNTER, changes={"data": None})
@@ -546,7 +550,7 @@ REFUSED = {
     "strides": ({"strides": [2**62, 1, 1, 1]}, ValueError, "x is too large: its size overflows 64 bits"),
     "dimensions": ({"ndim": 17}, ValueError, "x has 17 dimensions, more than 16"),
     "negative dimensions": ({"ndim": -1}, ValueError, "x has a negative number of dimensions (-1)"),
-    "lanes": ({"lanes": 4}, TypeError, "x: from_dlpack: vector types are not supported"),
+    "lanes": ({"lanes": 4}, TypeError, "x must be float32, float64, bfloat16 or float16, got vectors of 4 float32"),
     "version": ({"major": 2}, BufferError, "x is lent by DLPack 2.1, hbn knows versions 0 and 1"),
     "capsule": ({"capsule": b"other"}, BufferError, "x has a __dlpack__ that gives no DLPack capsule"),
 }
