@@ -627,7 +627,7 @@ void Lent::fold(Lent *const *tensors, int size) {
     Lent *const *const end = tensors + size;
     for (Lent *const *each = tensors; each != end; each++) {
         Lent &t = **each;
-        if (t.ndim_ < 2) {
+        if (&t == *tensors && t.ndim_ < 2) {
             raise(PyExc_ValueError, "expected at least 2D input (got %dD input)", t.ndim_);
         }
         t.check_shape(**tensors);

@@ -86,7 +86,9 @@ def _run(operation: str, given: dict[str, Any], out: Array | None = None, withou
             array = maker.empty_like(x, "uint8")
         elif role == "parameter":
             weight = given.get("weight")
-            parameter_dtype = parameter_dtype or (statistic_dtype(x) if weight is None else dtype_name(weight, "weight"))
+            parameter_dtype = parameter_dtype or (
+                statistic_dtype(x) if weight is None else dtype_name(weight, "weight")
+            )
             array = maker.empty(channels, parameter_dtype)
         elif presence == "required":
             array = np.empty(channels)
