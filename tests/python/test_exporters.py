@@ -486,7 +486,8 @@ def believable(address, ndim, sizes, strides):
         return False
     reach = sum((size - 1) * abs(stride) for size, stride in zip(sizes[:ndim], strides, strict=False) if size > 0)
     elements = math.prod(max(size, 1) for size in sizes[:ndim])
-    return elements < 2**57 and reach < 2**60 and address + 8 * reach + 8 < 2**64
+    # Of elements of one byte, at least.
+    return elements < 2**57 and reach < 2**60 and address + reach < 2**64
 
 
 def check_hostile(place, exporter_class, changes):
@@ -906,6 +907,8 @@ def test_functions_take_what_lends_memory(place, form, dtype, shape, layout, tra
     function, name = place
     writes = is_written(function, name, training)
     assume(not writes or (form not in INPUT_FORMS and layout in LAYOUTS))
+    # Of such an x PyTorch and NumPy choose different layouts for results.
+    assume((name, form, layout) != ("x", "torch", "expanded"))
     arrays, same = (function_arrays(function, shape, dtype) for _ in range(2))
     array = INPUT_LAYOUTS["dense" if form in DENSE_FORMS else layout](arrays[name])
     if form in ("dlpack", "buffer"):
