@@ -1,5 +1,7 @@
 #include "arrays.h"
 
+#include "torch_tensor.h"
+
 #include "runtime/checks.h"
 
 #include <hbn/tensor_view.h>
@@ -49,6 +51,8 @@ struct DLManagedTensorVersioned {
 };
 constexpr uint64_t kReadOnly = 1, kIsCopied = 2;
 
+}  // namespace
+
 // A type's table of functions, in a capsule named "dlpack_exchange_api", its attribute __dlpack_c_exchange_api__.
 // PyTorch has it since 2.10.
 struct DLPackExchangeAPI {
@@ -61,15 +65,21 @@ struct DLPackExchangeAPI {
     void *current_work_stream;
 };
 
-// Null where the type has none.
-const DLPackExchangeAPI *exchange_api_of(PyTypeObject *type) {
+namespace {
+
+struct Exchange {
+    PyTypeObject *type = nullptr;
+    const DLPackExchangeAPI *api = nullptr;  // null where the type has none
+    TorchType torch_type = TorchType::none;
+};
+
+const Exchange &exchange_of(PyTypeObject *type) {
     // Types that were asked last; the reference keeps a type's address its own.
-    static PyTypeObject *known[4];
-    static const DLPackExchangeAPI *apis[4];
+    static Exchange known[4];
     static int oldest = 0;
-    for (int i = 0; i < 4; i++) {
-        if (known[i] == type) {
-            return apis[i];
+    for (const Exchange &each : known) {
+        if (each.type == type) {
+            return each;
         }
     }
     const DLPackExchangeAPI *api = nullptr;
@@ -84,14 +94,15 @@ const DLPackExchangeAPI *exchange_api_of(PyTypeObject *type) {
     }
     PyErr_Clear();
     Py_XDECREF(capsule);
+    const TorchType of_torch = torch_type(type);
+    Exchange &made = known[oldest];
     // Last of all, since it may run Python, which may come back here.
-    PyTypeObject *const forgotten = known[oldest];
+    PyTypeObject *const forgotten = made.type;
     Py_INCREF(type);
-    known[oldest] = type;
-    apis[oldest] = api;
+    made = {type, api, of_torch};
     oldest = (oldest + 1) % 4;
     Py_XDECREF(forgotten);
-    return api;
+    return made;
 }
 
 template<typename Managed>
@@ -111,7 +122,7 @@ nb::object capsule_of(nb::handle array, Access access) {
     const nb::object method = nb::getattr(array, "__dlpack__");
     nb::dict arguments;
     arguments["max_version"] = nb::make_tuple(1, 1);
-    if (access == Access::write) {
+    if (access != Access::read) {
         arguments["copy"] = false;
     }
     // What is older than an argument refuses it.
@@ -254,7 +265,9 @@ void Lent::refuse_failed_export(nb::python_error failure) const {
     if (!failure.matches(PyExc_Exception) || failure.matches(PyExc_MemoryError)) {
         throw failure;
     }
-    const std::string text = utf8_of(failure.value());
+    // PyTorch's texts end with where they come from, in lines of their own.
+    std::string text = utf8_of(failure.value());
+    text.resize(std::min(text.size(), text.find('\n')));
     raise(PyExc_BufferError, "%s can't be lent: %s", name_, text.c_str());
 }
 
@@ -395,17 +408,55 @@ void Lent::describe(const DLTensor &tensor) {
     check_memory();
 }
 
-bool Lent::lend_by_exchange(nb::handle array) {
-    const DLPackExchangeAPI *api = exchange_api_of(Py_TYPE(array.ptr()));
-    if (!api) {
+bool Lent::lend_by_exchange(nb::handle array, Access access) {
+    const Exchange &exchange = exchange_of(Py_TYPE(array.ptr()));
+    if (exchange.torch_type == TorchType::dispatching) {
+        raise(PyExc_BufferError,
+              "%s can't be lent: %s has a __torch_dispatch__, which hbn does not call", name_,
+              exchange.type->tp_name);
+    }
+    if (!exchange.api) {
         return false;
     }
+    describe_exchanged(*exchange.api, array);
+    if (exchange.torch_type == TorchType::none) {
+        return true;
+    }
+    torch_tensor_ = array.ptr();
+    if (has_strides_of_complex_parts() && is_negative(array)) {
+        if (access != Access::read) {
+            refuse("has PyTorch's negative bit, but is to be written: resolve_neg() it first");
+        }
+        held_.replacement = resolve_negative(array);
+    } else if (!data_ && elements_ > 0) {
+        held_.replacement = zeros_with_memory(array);
+        if (!held_.replacement.is_valid() || access != Access::read) {
+            raise(PyExc_BufferError, "%s can't be lent: it has no memory", name_);
+        }
+    } else {
+        return true;
+    }
+    describe_exchanged(*exchange.api, held_.replacement);
+    return true;
+}
+
+// Whether no stride rules out a view of the real or imaginary parts of complex numbers, which alone have PyTorch's
+// negative bit. To ask every tensor for it would take as long as all else that is done for it here.
+bool Lent::has_strides_of_complex_parts() const {
+    for (int d = 0; d < ndim_; d++) {
+        if (sizes_[d] > 1 && strides_[d] % 2 != 0) {
+            return false;
+        }
+    }
+    return true;
+}
+
+void Lent::describe_exchanged(const DLPackExchangeAPI &api, nb::handle array) {
     DLTensor tensor;
-    if (api->dltensor_from_py_object(array.ptr(), &tensor) != 0) {
+    if (api.dltensor_from_py_object(array.ptr(), &tensor) != 0) {
         refuse_failed_export(nb::python_error());
     }
     describe(tensor);
-    return true;
 }
 
 // False where the array, or its dtype, is better lent by DLPack.
@@ -415,7 +466,7 @@ bool Lent::lend_by_buffer(nb::handle array, Access access) {
     }
     const bool has_dlpack = !is_numpy(array) && nb::hasattr(array, "__dlpack__");
     // Only DLPack says whether what it lends is a copy, in which what is written would be lost.
-    if (access == Access::write && has_dlpack) {
+    if (access != Access::read && has_dlpack) {
         return false;
     }
     if (get_buffer(array, access)) {
@@ -437,7 +488,7 @@ bool Lent::lend_by_buffer(nb::handle array, Access access) {
         get_buffer_of_extension_dtype(array, access);
     }
     describe_buffer();
-    if (access == Access::write && held_.buffer.readonly) {
+    if (access != Access::read && held_.buffer.readonly) {
         refuse("is read-only, but is to be written");
     }
     return true;
@@ -445,7 +496,7 @@ bool Lent::lend_by_buffer(nb::handle array, Access access) {
 
 // False, with a Python exception, where there is none.
 bool Lent::get_buffer(nb::handle array, Access access) {
-    if (access == Access::write &&
+    if (access != Access::read &&
         PyObject_GetBuffer(array.ptr(), &held_.buffer, PyBUF_STRIDED | PyBUF_FORMAT) == 0) {
         return true;
     }
@@ -455,7 +506,7 @@ bool Lent::get_buffer(nb::handle array, Access access) {
         held_.buffer.obj = nullptr;
         return false;
     }
-    held_.buffer.readonly |= access == Access::write;
+    held_.buffer.readonly |= access != Access::read;
     return true;
 }
 
@@ -567,17 +618,17 @@ void Lent::lend_by_dlpack(nb::handle array, Access access) {
         raise(PyExc_BufferError, "%s has a __dlpack__ that gives no DLPack capsule", name_);
     }
     describe(*tensor);
-    if (access == Access::write && (flags & kReadOnly || is_immutable(array))) {
+    if (access != Access::read && (flags & kReadOnly || is_immutable(array))) {
         refuse("is read-only, but is to be written");
     }
-    if (access == Access::write && flags & kIsCopied) {
+    if (access != Access::read && flags & kIsCopied) {
         refuse("lends a copy, but is to be written");
     }
 }
 
 Lent::Lent(nb::handle array, const char *name, Access access, Holds holds)
-    : name_(name), holds_(holds) {
-    if (lend_by_exchange(array)) {
+    : name_(name), access_(access), holds_(holds) {
+    if (lend_by_exchange(array, access)) {
         return;
     }
     if (!is_plain_numpy(array) && is_a(array, "MaskedArray", "numpy.ma")) {
@@ -602,6 +653,14 @@ nb::tuple Lent::described() const {
         return nb::tuple(list);
     };
     return nb::make_tuple(tuple_of(sizes_), tuple_of(strides_), internal::dtype_name(dtype_));
+}
+
+void Lent::check_requires_no_grad() const {
+    if (torch_tensor_ && requires_grad(torch_tensor_)) {
+        refuse(
+            "requires grad, which functions of hbn do not record: use hbn.torch, or detach() it "
+            "first");
+    }
 }
 
 // ---- tensors
@@ -683,10 +742,22 @@ void Lent::fold(Lent *const *tensors, int size) {
 // ---- vectors
 
 const hbn_vector *Lent::vector() {
-    if (ndim_ != 1) {
-        refuse("should have one dimension, not %d", ndim_);
+    // In the one dimension that has a size, as (C,) and (1, C, 1, 1) have it.
+    int channels = ndim_ - 1;
+    for (int d = 0, found = 0; d < ndim_; d++) {
+        if (sizes_[d] != 1) {
+            channels = d;
+            found++;
+        }
+        if (found > 1) {
+            channels = -1;
+            break;
+        }
     }
-    vectors_[0] = {data_, dtype_, sizes_[0], strides_[0], device_};
+    if (channels < 0) {
+        refuse("should have one dimension beside those of size 1, not %d", ndim_);
+    }
+    vectors_[0] = {data_, dtype_, sizes_[channels], strides_[channels], device_};
     return &vectors_[0];
 }
 
@@ -698,8 +769,8 @@ const hbn_vector *Lent::row(int i) {
 
 // hbn.h's functions take none, and check none.
 int64_t *Lent::counter() const {
-    if (dtype_ != HBN_INT64 || ndim_ != 0) {
-        refuse("should be an int64 array without dimensions");
+    if (dtype_ != HBN_INT64 || elements_ != 1) {
+        refuse("should be one int64");
     }
     if (device_ != HBN_CPU) {
         refuse("should be in the memory of the CPU, not of device '%s'",

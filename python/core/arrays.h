@@ -16,12 +16,15 @@ namespace nb = nanobind;
 [[noreturn]] void raise(PyObject *type, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
 
-enum class Access { read, write };
+// What is updated is read and written.
+enum class Access { read, write, update };
 
 // What an array is of, as far as its dtype goes: a mask may be of bool, too.
 enum class Holds { values, mask, counter };
 
-struct DLTensor;  // the DLPack specification's
+// The DLPack specification's.
+struct DLTensor;
+struct DLPackExchangeAPI;
 
 // What is lent of one array, for as long as this lives: sizes and strides with which hbn can calculate, for hbn.h's
 // functions to check. Raises ValueError, TypeError or BufferError, naming the argument.
@@ -40,7 +43,7 @@ public:
     // could not tell, with what follows the channels made H and W alike in all.
     static void fold(Lent *const *tensors, int size);
 
-    // One value a channel.
+    // One value a channel: (C,), or such as (1, C, 1, 1).
     const hbn_vector *vector();
     // Whether this is a (2, C) array of two vectors, which are then its rows.
     bool has_two_rows() const {
@@ -51,8 +54,18 @@ public:
     // Its sizes, its strides in elements, and its dtype's name.
     nb::tuple described() const;
 
-    // An int64 array without dimensions.
+    // An int64 array of one element.
     int64_t *counter() const;
+
+    bool is_torch_tensor() const {
+        return torch_tensor_;
+    }
+    // Raises ValueError for a tensor of PyTorch that does.
+    void check_requires_no_grad() const;
+    // The tensor of PyTorch that is updated; null for any other array.
+    PyObject *updated_torch_tensor() const {
+        return access_ == Access::update ? torch_tensor_ : nullptr;
+    }
 
 private:
     static constexpr int kMostDimensions = 16;
@@ -71,13 +84,17 @@ private:
     void set_dense_strides();
     void check_sizes();
     void check_memory();
-    bool lend_by_exchange(nb::handle array);
+    bool lend_by_exchange(nb::handle array, Access access);
+    void describe_exchanged(const DLPackExchangeAPI &api, nb::handle array);
+    bool has_strides_of_complex_parts() const;
     bool lend_by_buffer(nb::handle array, Access access);
     void lend_by_dlpack(nb::handle array, Access access);
     void check_shape(const Lent &model) const;
 
     const char *name_;
+    const Access access_;
     const Holds holds_;
+    PyObject *torch_tensor_ = nullptr;  // borrowed
     void *data_ = nullptr;
     hbn_dtype dtype_ = HBN_FLOAT32;
     hbn_device device_ = HBN_CPU;
@@ -90,6 +107,7 @@ private:
 
     // What must be given back, whatever part of this was constructed when an exception was thrown.
     struct Held {
+        nb::object replacement;  // what is lent in place of the array
         Py_buffer buffer{};
         void *managed_tensor = nullptr;
         void (*delete_managed_tensor)(void *) = nullptr;

@@ -2,6 +2,7 @@
 // Outputs are the caller's; the modules above allocate them and know what users may leave out. The GIL is released
 // while kernels run.
 #include "arrays.h"
+#include "torch_tensor.h"
 
 #include "runtime/engine/problem.h"
 
@@ -120,6 +121,13 @@ public:
         return *lent;
     }
 
+    const Lent *begin() const {
+        return reinterpret_cast<const Lent *>(memory_);
+    }
+    const Lent *end() const {
+        return begin() + size_;
+    }
+
 private:
     Lent *at(int i) {
         return reinterpret_cast<Lent *>(memory_) + i;
@@ -169,6 +177,40 @@ public:
         Lent::fold(tensors_, num_tensors_);
     }
 
+    // Raises ValueError where autograd would want to record the call.
+    void check_not_recorded() const {
+        for (const Lent &lent : lents_) {
+            if (lent.is_torch_tensor()) {
+                if (!is_grad_enabled()) {
+                    return;
+                }
+                break;
+            }
+        }
+        for (const Lent &lent : lents_) {
+            lent.check_requires_no_grad();
+        }
+    }
+
+    // Tells autograd what was read and written, so that it notices where that had been saved for a backward. What was only
+    // written is either new, or known to our callers as `out`. `counted`: another such tensor, or null.
+    void increment_versions(PyObject *counted) const {
+        nb::object updated;
+        const auto add = [&](PyObject *tensor) {
+            if (tensor) {
+                updated = updated.is_valid() ? updated : nb::list();
+                nb::borrow<nb::list>(updated).append(nb::handle(tensor));
+            }
+        };
+        for (const Lent &lent : lents_) {
+            add(lent.updated_torch_tensor());
+        }
+        add(counted);
+        if (updated.is_valid()) {
+            increment_version(updated);
+        }
+    }
+
     const Given *values() const {
         return values_;
     }
@@ -186,9 +228,11 @@ private:
             return Access::read;
         }
         const int training = row_.use_of[int(Arg::training)] - 1;
-        const bool writes = use.direction == Direction::out || training < 0 ||
-                            number(given[training], name_of(Arg::training)) != 0;
-        return writes ? Access::write : Access::read;
+        if (use.direction == Direction::out) {
+            return Access::write;
+        }
+        const bool writes = training < 0 || number(given[training], name_of(Arg::training)) != 0;
+        return writes ? Access::update : Access::read;
     }
 
     Given vector(int i, PyObject *const *given) {
@@ -230,14 +274,22 @@ void check_size(const char *function, Py_ssize_t size, Py_ssize_t wanted) {
     }
 }
 
-void run(Operation operation, PyObject *const *given) {
+enum class Autograd { may_record, does_not_record };
+
+// `counted`: a tensor of PyTorch that the caller writes if this succeeds, or null.
+void run(Operation operation, PyObject *const *given, Autograd autograd,
+         PyObject *counted = nullptr) {
     const Arguments arguments(internal::row(operation), given);
+    if (autograd == Autograd::may_record) {
+        arguments.check_not_recorded();
+    }
     hbn_status status;
     {
         const nb::gil_scoped_release released;
         status = internal::run(operation, arguments.values());
     }
     raise_on_error(status);
+    arguments.increment_versions(counted);
 }
 
 // What Python calls: None, or the exception that `body` threw.
@@ -261,39 +313,88 @@ PyObject *run_operation(PyObject *, PyObject *const *given, Py_ssize_t size) {
     return none_or_error([&] {
         constexpr const OperationRow &row = internal::row(operation);
         check_size(row.name, size, row.size);
-        run(operation, given);
+        run(operation, given, Autograd::may_record);
     });
 }
 
-// forward, with num_batches_tracked after its arguments: None, or an int64 that is counted up and by which a momentum of
-// None is the cumulative average's.
+// num_batches_tracked: one int64, or a tensor of PyTorch of any other shape and dtype that PyTorch can count with.
+class Counter {
+public:
+    explicit Counter(nb::handle given) : given_(given) {
+        try {
+            memory_ = lent_.emplace(given, name_, Access::update, Holds::counter).counter();
+        } catch (nb::python_error &) {
+            if (!nb::hasattr(given, "copy_")) {
+                throw;
+            }
+            if (requires_grad(given) && is_grad_enabled()) {
+                raise(PyExc_ValueError, "%s requires grad", name_);
+            }
+            next_ = given + nb::int_(1);
+            if (!next_.attr("dtype").equal(given.attr("dtype"))) {
+                const std::string dtype = nb::str(nb::object(given.attr("dtype"))).c_str();
+                raise(PyExc_TypeError, "%s of %s can't count", name_, dtype.c_str());
+            }
+        }
+    }
+
+    double next() const {
+        return memory_ ? double(*memory_) + 1 : double(nb::float_(next_));
+    }
+    // The tensor of PyTorch that increment() writes without PyTorch; null for any other array.
+    PyObject *written_torch_tensor() const {
+        return memory_ ? lent_->updated_torch_tensor() : nullptr;
+    }
+    void increment() {
+        if (memory_) {
+            *memory_ = int64_t(uint64_t(*memory_) + 1);
+        } else {
+            given_.attr("copy_")(next_);
+        }
+    }
+
+private:
+    static constexpr const char *name_ = "num_batches_tracked";
+
+    nb::handle given_;
+    std::optional<Lent> lent_;
+    int64_t *memory_ = nullptr;
+    nb::object next_;  // in place of memory_
+};
+
+// forward, with num_batches_tracked after its arguments: None, or what is counted up and by which a momentum of None is
+// the cumulative average's. For hbn.torch, which knows what autograd records.
 PyObject *forward_and_count(PyObject *, PyObject *const *given, Py_ssize_t size) {
     return none_or_error([&] {
         constexpr const OperationRow &row = internal::row(Operation::forward);
         constexpr int momentum = row.use_of[int(Arg::momentum)] - 1;
         check_size("forward_and_count", size, row.size + 1);
-        std::optional<Lent> lent;
-        int64_t *counter = nullptr;
-        if (given[row.size] != Py_None) {
-            counter =
-                lent.emplace(given[row.size], "num_batches_tracked", Access::write, Holds::counter)
-                    .counter();
+        if (given[row.size] == Py_None) {
+            if (given[momentum] == Py_None) {
+                raise(PyExc_ValueError,
+                      "momentum may be None only where num_batches_tracked is given");
+            }
+            run(Operation::forward, given, Autograd::does_not_record);
+            return;
         }
-        if (given[momentum] != Py_None) {
-            run(Operation::forward, given);
-        } else if (counter) {
+        Counter counter(given[row.size]);
+        if (given[momentum] == Py_None) {
             PyObject *with_momentum[kMostUses];
             std::copy(given, given + row.size, with_momentum);
-            const nb::float_ average(1 / (double(*counter) + 1));
+            if (counter.next() == 0) {
+                raise(PyExc_ZeroDivisionError,
+                      "num_batches_tracked counts to 0, of which there is no average");
+            }
+            const nb::float_ average(1 / counter.next());
             with_momentum[momentum] = average.ptr();
-            run(Operation::forward, with_momentum);
+            run(Operation::forward, with_momentum, Autograd::does_not_record,
+                counter.written_torch_tensor());
         } else {
-            raise(PyExc_ValueError, "momentum may be None only where num_batches_tracked is given");
+            run(Operation::forward, given, Autograd::does_not_record,
+                counter.written_torch_tensor());
         }
         // After the call, so that one that fails has changed nothing.
-        if (counter) {
-            *counter = int64_t(uint64_t(*counter) + 1);
-        }
+        counter.increment();
     });
 }
 

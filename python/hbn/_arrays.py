@@ -85,18 +85,16 @@ _numpy = _Numpy()
 
 
 def maker_for(x: Array) -> tuple[Maker, Array]:
-    """What makes arrays of x's library, NumPy's where that is not known; and x, with a shape and a dtype."""
+    """What makes arrays of x's library, NumPy's where that is not known; and x."""
     if isinstance(x, np.ndarray):
         return _numpy, x
     if x is None:
         raise ValueError("x is required")
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(x, torch.Tensor):
-        if x.requires_grad and torch.is_grad_enabled():
-            raise ValueError(
-                "x requires grad, which functions of hbn do not record: use hbn.torch, or detach() it first"
-            )
-        return _Torch(torch), x.resolve_neg()
+        if x.layout != torch.strided:
+            raise BufferError(f"x can't be lent: its layout is {x.layout}")
+        return _Torch(torch), x
     if hasattr(x, "__array_namespace__"):
         return _Standard(x.__array_namespace__()), x
     # Whatever is no array is left for _core to refuse.
@@ -127,3 +125,21 @@ def copy_of_statistic(x: Array, name: str) -> np.ndarray:
     if dtype != "float64":
         raise ValueError(f"mixed dtype: expected {name} to be float64, got {dtype}")
     return np.array(np.from_dlpack(x) if hasattr(x, "__dlpack__") and not isinstance(x, np.ndarray) else x)
+
+
+def refuse_tangents(names: Sequence[str], arguments: Sequence[Any]) -> None:
+    """Raises ValueError where one has a tangent of PyTorch's forward mode, which kernels would drop."""
+    torch = sys.modules["torch"]
+    forward_ad = torch.autograd.forward_ad
+    if forward_ad._current_level < 0:
+        return
+    for name, argument in zip(names, arguments, strict=True):
+        if isinstance(argument, torch.Tensor) and forward_ad.unpack_dual(argument).tangent is not None:
+            raise ValueError(f"{name} has a tangent, which functions of hbn do not propagate: use hbn.torch")
+
+
+def increment_version(array: Array) -> None:
+    """Tells PyTorch's autograd that a tensor was written."""
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(array, torch.Tensor):
+        torch.autograd.graph.increment_version(array)

@@ -1,13 +1,23 @@
 """The operations on arrays of any library."""
 
 import math
+import sys
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from hbn import _core
-from hbn._arrays import Array, copy_of_statistic, dtype_name, maker_for, shape_of, statistic_dtype
+from hbn._arrays import (
+    Array,
+    copy_of_statistic,
+    dtype_name,
+    increment_version,
+    maker_for,
+    refuse_tangents,
+    shape_of,
+    statistic_dtype,
+)
 
 
 class Moments(NamedTuple):
@@ -97,7 +107,12 @@ def _run(operation: str, given: dict[str, Any], out: Array | None = None, withou
             array = maker.empty(channels, "float64")
         made[name] = array
     values = {**given, "x": x, **made}
-    call(*[values[name] for name in names])
+    arguments = [values[name] for name in names]
+    if "torch" in sys.modules:
+        refuse_tangents(names, arguments)
+    call(*arguments)
+    if out is not None:
+        increment_version(out)
     # The user's own array, what machines exchange, or one of x's library.
     return [array if array is out or name in exchanged else maker.finish(array) for name, array in made.items()]
 

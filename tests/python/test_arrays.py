@@ -1248,9 +1248,9 @@ FORWARD_ERRORS = {
         NOT_FLOAT.format("weight", "int32"),
     ),
     "weight's rank": (
-        {"weight": np.ones((5, 1), F32)},
+        {"weight": np.ones((5, 2), F32)},
         ValueError,
-        "weight should have one dimension, not 2",
+        "weight should have one dimension beside those of size 1, not 2",
     ),
     "weight a list": (
         {"weight": [1.0] * 5},

@@ -13,7 +13,8 @@ import torch as _torch
 if not hasattr(_torch.Tensor, "__dlpack_c_exchange_api__"):
     raise ImportError(f"hbn.torch needs PyTorch 2.10 or newer, this is {_torch.__version__}")
 
-from hbn.torch._convert import convert, fuse_conv_bn, revert  # noqa: E402
+from hbn.torch._convert import convert, revert  # noqa: E402
+from hbn.torch._fuse import fuse_conv_bn  # noqa: E402
 from hbn.torch._modules import BatchNorm1d, BatchNorm2d, BatchNorm3d  # noqa: E402
 
 __all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "convert", "fuse_conv_bn", "revert"]

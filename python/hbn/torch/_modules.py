@@ -6,11 +6,13 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.autograd import forward_ad
 from torch.fx import Proxy
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from hbn.torch._ops import batch_norm_eager, batch_norm_traced, batch_norm_transformed, dense
+from hbn.torch._ops import batch_norm_eager, batch_norm_traced, batch_norm_transformed, dense, has_dispatch
 
 
 class _Attributes:
@@ -37,6 +39,11 @@ def _is_watched(
     return type(x) not in _tensor_classes or dispatch_modes() > 0 or functorch() or jit_tracing()
 
 
+def _knows_no_operators(x: Tensor) -> bool:
+    """Whether x is of a class that may handle PyTorch's own operations alone: any that dispatches but its tracers."""
+    return has_dispatch(x) and not isinstance(x, (FakeTensor, FunctionalTensor))
+
+
 class _HbnBatchNorm(_BatchNorm):
     """What the modules have in common: forward. In front of one of torch.nn's in the order of inheritance."""
 
@@ -46,7 +53,7 @@ class _HbnBatchNorm(_BatchNorm):
             # A leaf of torch.fx's traces, as torch.nn's modules are.
             tracer = input.tracer
             return tracer.create_proxy("call_module", tracer.path_of_module(self), (input,), {})
-        if not input.is_cpu:
+        if not input.is_cpu or (type(input) not in _tensor_classes and _knows_no_operators(input)):
             return super().forward(input)
         self._check_input_dim(input)
         training, momentum = self.training, self.momentum
@@ -61,6 +68,8 @@ class _HbnBatchNorm(_BatchNorm):
         buffers: _Tensors = self._buffers
         if "weight" not in self._parameters or "bias" not in self._parameters or "running_var" not in self._buffers:
             parameters = buffers = _Attributes(self)
+        elif "running_mean" not in self._buffers or "num_batches_tracked" not in self._buffers:
+            buffers = _Attributes(self)
         count = None
         running_mean, running_var = buffers["running_mean"], buffers["running_var"]
         if training:
@@ -70,17 +79,21 @@ class _HbnBatchNorm(_BatchNorm):
                 running_mean = running_var = None
         if momentum is None and count is None:
             momentum = 0.0
-        return batch_norm_eager(
-            input,
-            parameters["weight"],
-            parameters["bias"],
-            running_mean,
-            running_var,
-            training,
-            momentum,
-            self.eps,
-            count,
-        )
+        try:
+            return batch_norm_eager(
+                input,
+                parameters["weight"],
+                parameters["bias"],
+                running_mean,
+                running_var,
+                training,
+                momentum,
+                self.eps,
+                count,
+            )
+        except BufferError:
+            # Where one has no memory that others can read, in a sparse, quantized or MKL-DNN's layout, or as a wrapper.
+            return super().forward(input)
 
     def _forward_watched(self, input: Tensor) -> Tensor:
         momentum = 0.0 if self.momentum is None else self.momentum

@@ -8,7 +8,7 @@ PyTorch's own call does.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -43,24 +43,53 @@ def _parameter_dtype(x: Tensor, weight: Tensor | None, bias: Tensor | None = Non
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def _readable(x: Tensor) -> Tensor:
-    """x itself where kernels can read its memory, else a copy."""
-    return dense(x.resolve_neg() if x.is_neg() else x)
-
-
 # Without a dtype to parse new_empty takes half as long.
 _float64 = torch.empty(0, dtype=torch.float64, device="cpu")
+
+
+def _flat(v: Tensor | None) -> Tensor | None:
+    """(C,), of what may be (1, C, 1, 1)."""
+    if v is None or v.dim() == 1:
+        return v
+    return v.squeeze() if v.numel() != 1 else v.reshape(1)
 
 
 def _empty(x: Tensor, size: int, dtype: torch.dtype) -> Tensor:
     return x.new_empty(size) if x.dtype == dtype else x.new_empty(size, dtype=dtype)
 
 
-def _empty_output(x: Tensor) -> Tensor:
-    """As PyTorch's batch normalization allocates: contiguous, unless x is channels_last."""
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+def _dense_format(x: Tensor) -> torch.memory_format | None:
+    """The memory format that x fills without gaps, contiguous where it is both; None if it is neither."""
     if x.is_contiguous():
-        return torch.empty_like(x)
-    return torch.empty_like(x, memory_format=suggest_memory_format(x))
+        return torch.contiguous_format
+    channels_last = _CHANNELS_LAST.get(x.dim())
+    return channels_last if channels_last and x.is_contiguous(memory_format=channels_last) else None
+
+
+def _empty_output(x: Tensor) -> Tensor:
+    """As PyTorch's batch normalization allocates. Strides of x itself may be any where it has a size of 1."""
+    try:
+        if x.is_contiguous():
+            return torch.empty_like(x, memory_format=torch.contiguous_format)
+        return torch.empty_like(x, memory_format=_dense_format(x) or suggest_memory_format(x))
+    except RuntimeError as e:
+        if x.layout != torch.strided:
+            raise BufferError(f"x can't be lent: its layout is {x.layout}") from e
+        raise
+
+
+def _empty_grad_input(x: Tensor, grad_output: Tensor) -> Tensor:
+    """Likewise for backward, which looks at grad_output, too, where x may be said to be of either format."""
+    strides = x.stride()
+    if len(strides) < 4 or strides[1] > strides[-1] or 1 not in x.shape:
+        return _empty_output(x)
+    suggested = suggest_memory_format(x)
+    if suggested != _dense_format(x) and _dense_format(grad_output) and suggest_memory_format(grad_output) == suggested:
+        return _empty_output(x)
+    return torch.empty_like(x, memory_format=suggested)
 
 
 def dense(x: Tensor) -> Tensor:
@@ -83,8 +112,6 @@ def _forward(
 ) -> tuple[Tensor, Tensor | None]:
     """y, and mean and invstd as rows of one float64 tensor; running statistics are written in training."""
     _follow_num_threads()
-    if x.is_neg():
-        x = _readable(x)
     y = _empty_output(x)
     saved = None
     if uses_batch_statistics(training, running_mean, running_var):
@@ -108,9 +135,9 @@ def _backward(
     parameter_dtype: torch.dtype,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     _follow_num_threads()
-    if x.dim() > 4 or grad_output.is_neg() or x.is_neg():
-        grad_output, x = _readable(grad_output), _readable(x)
-    grad_input = _empty_output(x) if mask[0] else None
+    grad_input = _empty_grad_input(x, grad_output) if mask[0] else None
+    if x.dim() > 4:
+        grad_output, x = dense(grad_output), dense(x)
     grad_weight = _empty(x, x.shape[1], parameter_dtype) if mask[1] else None
     grad_bias = _empty(x, x.shape[1], parameter_dtype) if mask[2] else None
     _core.backward(
@@ -143,10 +170,10 @@ def _jvp(
     eps: float,
 ) -> Tensor:
     _follow_num_threads()
-    x = _readable(x)
+    x = dense(x)
     y_tangent = _empty_output(x)
     _core.jvp(
-        _readable(x_tangent),
+        dense(x_tangent),
         x,
         weight,
         weight_tangent,
@@ -176,14 +203,14 @@ def _double_backward(
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     _follow_num_threads()
-    x = _readable(x)
+    x = dense(x)
     grad_grad_output, grad_input = _empty_output(x), _empty_output(x)
     grad_weight = _empty(x, x.shape[1], _parameter_dtype(x, weight))
     _core.double_backward(
-        _readable(grad_grad_input),
+        dense(grad_grad_input),
         grad_grad_weight,
         grad_grad_bias,
-        _readable(grad_output),
+        dense(grad_output),
         x,
         weight,
         saved,
@@ -212,10 +239,18 @@ def _is_traced() -> bool:
     return torch._C._len_torch_dispatch_stack() > 0
 
 
-def _are_batched(*tensors: Tensor | None) -> bool:
-    """Whether any is of the vmap that torch.autograd has for itself, in is_grads_batched and vectorize."""
+def has_dispatch(x: Tensor) -> bool:
+    """Whether only x's class knows its elements: wrappers, DTensor."""
+    return type(x).__torch_dispatch__ is not _no_dispatch
+
+
+_no_dispatch = Tensor.__torch_dispatch__
+
+
+def _need_operations(*tensors: Tensor | None) -> bool:
+    """Whether any is what PyTorch's operations alone can read, as in the vmap that torch.autograd has for itself."""
     for t in tensors:
-        if t is not None and _functorch.is_legacy_batchedtensor(t):
+        if t is not None and (has_dispatch(t) or _functorch.is_legacy_batchedtensor(t)):
             return True
     return False
 
@@ -226,7 +261,7 @@ def _is_transformed_further(*gradients: Tensor | None) -> bool:
         return True
     if torch._C._are_functorch_transforms_active() and _transforms() != [_functorch.TransformType.Grad]:
         return True
-    return _are_batched(*gradients)
+    return _need_operations(*gradients)
 
 
 # They take what _backward and _jvp take, but have statistics from x: what was saved of them is no function of it.
@@ -290,6 +325,8 @@ def _composed(
     num_batches_tracked: Tensor | None = None,
 ) -> Tensor:
     """y, differentiable any number of times, in either mode, and by every transform."""
+    if training and _have_tangents(running_mean, running_var):
+        raise RuntimeError("hbn: running statistics that training writes can't have tangents")
     batch_statistics = uses_batch_statistics(training, running_mean, running_var)
     y = _composite.forward(x, weight, bias, running_mean, running_var, batch_statistics, eps)
     if training and running_mean is not None and running_var is not None:
@@ -299,6 +336,42 @@ def _composed(
         else:
             _UpdateRunningStats.apply(x, running_mean, running_var, momentum, num_batches_tracked)
     return y
+
+
+# ---- running statistics, by which there are no derivatives, as in PyTorch
+
+
+def _refuse_derivatives_by(running_mean: Tensor | None, running_var: Tensor | None) -> None:
+    for name, t in (("running_mean", running_mean), ("running_var", running_var)):
+        if t is not None and _require_grad(t):
+            _raise_not_differentiable(name)
+
+
+def _raise_not_differentiable(name: str) -> NoReturn:
+    raise RuntimeError(
+        f"hbn: batch normalization is not differentiable with respect to argument '{name}'. "
+        "This input cannot have requires_grad True."
+    )
+
+
+def _have_tangents(*tensors: Tensor | None) -> bool:
+    for t in tensors:
+        while t is not None:
+            if forward_ad.unpack_dual(t).tangent is not None:
+                return True
+            t = _functorch.get_unwrapped(t) if _functorch.is_functorch_wrapped_tensor(t) else None
+    return False
+
+
+def _require_grad(*tensors: Tensor | None) -> bool:
+    """Whether autograd, or a transform, watches any of them."""
+    if torch.is_grad_enabled():
+        for t in tensors:
+            while t is not None:
+                if t.requires_grad:
+                    return True
+                t = _functorch.get_unwrapped(t) if _functorch.is_functorch_wrapped_tensor(t) else None
+    return False
 
 
 # ---- autograd functions, for eager calls
@@ -337,7 +410,7 @@ class _BatchNorm(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx, x_tangent, weight_tangent, bias_tangent, *_):  # type: ignore[no-untyped-def]
-        differentiate = _composed_jvp if _are_batched(x_tangent, weight_tangent, bias_tangent) else _jvp
+        differentiate = _composed_jvp if _need_operations(x_tangent, weight_tangent, bias_tangent) else _jvp
         return _tangent(ctx, x_tangent, weight_tangent, bias_tangent, differentiate)
 
 
@@ -448,30 +521,43 @@ def batch_norm_eager(
     momentum: float | None,
     eps: float,
     num_batches_tracked: Tensor | None,
+    is_profiled: Callable[[], bool] = torch._C._autograd._profiler_enabled,
 ) -> Tensor:
     """y. In training num_batches_tracked is counted up, and a momentum of None is 1 / that.
 
     Not under functorch's transforms.
     """
-    requires_grad = torch.is_grad_enabled() and (
-        x.requires_grad or (weight is not None and weight.requires_grad) or (bias is not None and bias.requires_grad)
-    )
+    if is_profiled():
+        with torch.autograd.profiler.record_function("hbn::batch_norm"):
+            return batch_norm_eager(
+                x,
+                weight,
+                bias,
+                running_mean,
+                running_var,
+                training,
+                momentum,
+                eps,
+                num_batches_tracked,
+                is_profiled=lambda: False,
+            )
+    requires_grad = False
+    if torch.is_grad_enabled():
+        if running_mean is not None and running_var is not None:
+            if running_mean.requires_grad or running_var.requires_grad:
+                _refuse_derivatives_by(running_mean, running_var)
+        requires_grad = (
+            x.requires_grad
+            or (weight is not None and weight.requires_grad)
+            or (bias is not None and bias.requires_grad)
+        )
     is_dual = forward_ad._current_level >= 0
-    if requires_grad and is_dual:
+    if is_dual and (requires_grad or _have_tangents(running_mean, running_var)):
         return _composed(x, weight, bias, running_mean, running_var, training, momentum, eps, num_batches_tracked)
     if requires_grad or is_dual:
         constants = (running_mean, running_var, training, momentum, eps, num_batches_tracked)
-        return _apply(x, weight, bias, constants)  # type: ignore[no-any-return]
+        return _apply(x, _flat(weight), _flat(bias), constants)  # type: ignore[no-any-return]
     return _forward(x, weight, bias, running_mean, running_var, training, momentum, eps, num_batches_tracked)[0]
-
-
-def _require_grad(*tensors: Tensor | None) -> bool:
-    """Whether autograd watches any of them beneath functorch's transforms."""
-
-    def requires_grad(t: Tensor) -> bool:
-        return (_functorch.get_unwrapped(t) if _functorch.is_functorch_wrapped_tensor(t) else t).requires_grad
-
-    return torch.is_grad_enabled() and any(requires_grad(t) for t in tensors if t is not None)
 
 
 def batch_norm_transformed(
@@ -485,14 +571,15 @@ def batch_norm_transformed(
     eps: float,
 ) -> Tensor:
     """y, under functorch's transforms: by kernels under one torch.func.grad, vjp or jvp."""
+    _refuse_derivatives_by(running_mean, running_var)
     transforms = _transforms()
     one = len(transforms) == 1
     reverse = one and transforms[0] == _functorch.TransformType.Grad and forward_ad._current_level < 0
     forward = one and transforms[0] == _functorch.TransformType.Jvp and not _require_grad(x, weight, bias)
-    if not (reverse or forward) or _is_traced():
+    if not (reverse or forward) or _is_traced() or _have_tangents(running_mean, running_var):
         return _composed(x, weight, bias, running_mean, running_var, training, momentum, eps)
     return _TransformedBatchNorm.apply(  # type: ignore[no-any-return]
-        x, weight, bias, running_mean, running_var, training, momentum, eps
+        x, _flat(weight), _flat(bias), running_mean, running_var, training, momentum, eps
     )[0]
 
 
@@ -562,6 +649,9 @@ def _double_backward_shapes(ddx, ddw, ddb, grad_output, x, weight, *_):  # type:
 
 
 def _save_for_backward(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    for name, is_wanted in zip(("running_mean", "running_var"), ctx.needs_input_grad[3:5], strict=True):
+        if is_wanted:
+            _raise_not_differentiable(name)
     _save_call(ctx, inputs, output)
     ctx.set_materialize_grads(False)
 
@@ -654,7 +744,7 @@ def batch_norm_traced(
 ) -> Tensor:
     """y. In training running statistics are written, as an operation that the compiler sees."""
     y, _, new_mean, new_var = torch.ops.hbn.batch_norm_forward(
-        x, weight, bias, running_mean, running_var, training, momentum, eps
+        x, _flat(weight), _flat(bias), running_mean, running_var, training, momentum, eps
     )
     if training and running_mean is not None and running_var is not None:
         running_mean.copy_(new_mean.detach())
