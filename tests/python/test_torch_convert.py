@@ -969,7 +969,8 @@ class RandomModel(nn.Module):
             elif kind == "weight":
                 x = x + convolution.weight.sum()
             elif kind == "running_var":
-                x = x * norm.running_var.reshape(-1, 1, 1)
+                # A copy: a later step may write it before backward needs it, which autograd notices with hbn's module.
+                x = x * norm.running_var.clone().reshape(-1, 1, 1)
             elif kind == "eps":
                 x = x + 1e4 * norm.eps
             elif kind == "raw weight":
