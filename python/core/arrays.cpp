@@ -49,7 +49,7 @@ struct DLManagedTensorVersioned {
     uint64_t flags;
     DLTensor tensor;
 };
-constexpr uint64_t kReadOnly = 1;
+constexpr uint64_t kReadOnly = 1, kIsCopied = 2;
 
 }  // namespace
 
@@ -96,10 +96,12 @@ const Exchange &exchange_of(PyTypeObject *type) {
     Py_XDECREF(capsule);
     const TorchType of_torch = torch_type(type);
     Exchange &made = known[oldest];
-    Py_XDECREF(made.type);
+    // Last of all, since it may run Python, which may come back here.
+    PyTypeObject *const forgotten = made.type;
     Py_INCREF(type);
     made = {type, api, of_torch};
     oldest = (oldest + 1) % 4;
+    Py_XDECREF(forgotten);
     return made;
 }
 
@@ -116,23 +118,127 @@ void delete_managed(void *managed) {
 }
 
 // The array's capsule, of this version of DLPack or of the one before it.
-nb::object capsule_of(nb::handle array) {
-    nb::object method = nb::getattr(array, "__dlpack__");
-    try {
-        return method(nb::arg("max_version") = nb::make_tuple(1, 1));
-    } catch (nb::python_error &e) {
-        // What is older than versions.
-        if (!e.matches(PyExc_TypeError)) {
-            throw;
+nb::object capsule_of(nb::handle array, Access access) {
+    const nb::object method = nb::getattr(array, "__dlpack__");
+    nb::dict arguments;
+    arguments["max_version"] = nb::make_tuple(1, 1);
+    if (access != Access::read) {
+        arguments["copy"] = false;
+    }
+    // What is older than an argument refuses it.
+    while (nb::len(arguments) > 0) {
+        try {
+            return method(**arguments);
+        } catch (nb::python_error &e) {
+            if (!e.matches(PyExc_TypeError)) {
+                throw;
+            }
         }
+        nb::del(arguments[arguments.contains("copy") ? "copy" : "max_version"]);
     }
     return method();
+}
+
+// Whatever a str holds: lone surrogates have no UTF-8.
+std::string utf8_of(nb::handle object) {
+    const nb::object text = nb::steal(PyObject_Str(object.ptr()));
+    const nb::object bytes =
+        text ? nb::steal(PyUnicode_AsEncodedString(text.ptr(), "utf-8", "backslashreplace"))
+             : nb::object();
+    if (!bytes) {
+        PyErr_Clear();
+        return "?";
+    }
+    return PyBytes_AS_STRING(bytes.ptr());
 }
 
 void raise_formatted(PyObject *type, const char *format, va_list arguments) {
     char text[512];
     std::vsnprintf(text, sizeof(text), format, arguments);
-    PyErr_SetString(type, text);
+    // It may have been cut within a character.
+    PyObject *const decoded = PyUnicode_DecodeUTF8(text, Py_ssize_t(std::strlen(text)), "ignore");
+    if (decoded) {
+        PyErr_SetObject(type, decoded);
+        Py_DECREF(decoded);
+    }
+}
+
+// NumPy's own class, none that is derived from it.
+bool is_plain_numpy(nb::handle array) {
+    return std::strcmp(Py_TYPE(array.ptr())->tp_name, "numpy.ndarray") == 0;
+}
+
+// Whether it is NumPy's, of any class.
+bool is_numpy(nb::handle array) {
+    return is_plain_numpy(array) || nb::hasattr(array, "__array_interface__");
+}
+
+// Of a class of a module; where no one has imported it, there are none.
+bool is_a(nb::handle array, const char *class_name, const char *module_name) {
+    const nb::object module = nb::steal(PyImport_GetModule(nb::str(module_name).ptr()));
+    const nb::object type =
+        module ? nb::getattr(module, class_name, nb::none()) : nb::object(nb::none());
+    return !type.is_none() && nb::isinstance(array, type);
+}
+
+// What can't be assigned to is memory that others rely on, whatever DLPack says of it: some of its exporters, JAX among
+// them, know no flag for that.
+bool is_immutable(nb::handle array) {
+    return !nb::hasattr(array, "__setitem__") || is_a(array, "Array", "jax");
+}
+
+// ---- names of what hbn can't take, for errors
+
+// Of a buffer's elements, in NumPy's words where there are any.
+std::string name_of_format(const char *format, Py_ssize_t itemsize) {
+    const char *kind = format + (*format && std::strchr("@=<>!", *format));
+    const char *const order = *format == '>' || *format == '!' ? "big-endian " : "";
+    const std::string bits = std::to_string(itemsize * 8);
+    if (*kind && !kind[1]) {
+        if (std::strchr("bhilq", *kind)) {
+            return order + ("int" + bits);
+        } else if (std::strchr("BHILQ", *kind)) {
+            return order + ("uint" + bits);
+        } else if (std::strchr("efdg", *kind)) {
+            return order + ("float" + bits);
+        } else if (*kind == '?') {
+            return "bool";
+        } else if (*kind == 'O') {
+            return "object";
+        }
+    } else if (*kind == 'Z' && kind[1] && std::strchr("fdg", kind[1]) && !kind[2]) {
+        return order + ("complex" + bits);
+    }
+    return std::string("buffer format '") + format + "'";
+}
+
+// In the words of the DLPack specification, kDLInt and so on.
+std::string name_of_dlpack_dtype(const DLTensor &tensor) {
+    constexpr const char *kinds[] = {"int", "uint", "float", "opaque ", "bfloat", "complex"};
+    constexpr const char *names[] = {
+        "bool",           "float8_e3m4",     "float8_e4m3",   "float8_e4m3b11fnuz",
+        "float8_e4m3fn",  "float8_e4m3fnuz", "float8_e5m2",   "float8_e5m2fnuz",
+        "float8_e8m0fnu", "float6_e2m3fn",   "float6_e3m2fn", "float4_e2m1fn"};
+    const size_t code = tensor.dtype.code;
+    const std::string bits = std::to_string(tensor.dtype.bits);
+    std::string name = "DLPack's dtype " + std::to_string(code) + " of " + bits + " bits";
+    if (code < std::size(kinds)) {
+        name = kinds[code] + bits;
+    } else if (code - std::size(kinds) < std::size(names)) {
+        name = names[code - std::size(kinds)];
+    }
+    return tensor.dtype.lanes == 1
+               ? name
+               : "vectors of " + std::to_string(tensor.dtype.lanes) + " " + name;
+}
+
+std::string name_of_dlpack_device(int32_t type) {
+    constexpr const char *names[] = {"",       "cpu",       "cuda",   "cuda_host",    "opencl",
+                                     "",       "",          "vulkan", "metal",        "vpi",
+                                     "rocm",   "rocm_host", "extdev", "cuda_managed", "oneapi",
+                                     "webgpu", "hexagon",   "maia"};
+    return type > 0 && size_t(type) < std::size(names) && *names[type] ? names[type]
+                                                                       : std::to_string(type);
 }
 
 }  // namespace
@@ -154,22 +260,22 @@ void Lent::refuse(const char *format, ...) const {
     throw nb::python_error();
 }
 
-// Within a handler of what an array raised instead of lending its memory: the same, naming the argument.
-void Lent::refuse_failed_export() const {
-    try {
-        throw;
-    } catch (nb::python_error &e) {
-        for (PyObject *type : {PyExc_BufferError, PyExc_TypeError, PyExc_ValueError,
-                               PyExc_RuntimeError, PyExc_AttributeError}) {
-            if (e.matches(type)) {
-                // PyTorch's texts end with where they come from, in lines of their own.
-                std::string text = nb::str(e.value()).c_str();
-                text.resize(std::min(text.size(), text.find('\n')));
-                raise(PyExc_BufferError, "%s can't be lent: %s", name_, text.c_str());
-            }
-        }
-        throw;
+// By what the array raised instead of lending its memory.
+void Lent::refuse_failed_export(nb::python_error failure) const {
+    if (!failure.matches(PyExc_Exception) || failure.matches(PyExc_MemoryError)) {
+        throw failure;
     }
+    // PyTorch's texts end with where they come from, in lines of their own.
+    std::string text = utf8_of(failure.value());
+    text.resize(std::min(text.size(), text.find('\n')));
+    raise(PyExc_BufferError, "%s can't be lent: %s", name_, text.c_str());
+}
+
+void Lent::refuse_dtype(const std::string &dtype) const {
+    const char *const known = holds_ == Holds::mask      ? "uint8"
+                              : holds_ == Holds::counter ? "int64"
+                                                         : "float32, float64, bfloat16 or float16";
+    raise(PyExc_TypeError, "%s must be %s, got %s", name_, known, dtype.c_str());
 }
 
 // ---- what is lent
@@ -251,24 +357,33 @@ void Lent::find_type(const DLTensor &tensor) {
     static DLTensor known;
     static hbn_dtype known_dtype;
     static hbn_device known_device;
-    if (!any_known || std::memcmp(&tensor.dtype, &known.dtype, sizeof(known.dtype)) != 0 ||
+    constexpr uint8_t kInt = 0, kFloat = 2, kBool = 6;
+    const auto &dtype = tensor.dtype;
+    if (dtype.code == kBool && holds_ != Holds::mask) {
+        refuse_dtype(name_of_dlpack_dtype(tensor));
+    }
+    if (!any_known || std::memcmp(&dtype, &known.dtype, sizeof(known.dtype)) != 0 ||
         tensor.device.device_type != known.device.device_type) {
         // Of its dtype and device alone: its shape may have more dimensions than from_dlpack takes, which is for tensors,
         // of which counters are none.
         DLTensor scalar{};
-        scalar.dtype = tensor.dtype;
-        scalar.device = tensor.device;
-        const bool is_int64 =
-            tensor.dtype.code == 0 && tensor.dtype.bits == 64 && tensor.dtype.lanes == 1;
+        scalar.dtype = dtype;
+        scalar.device = {1, 0};
+        const bool is_int64 = dtype.code == kInt && dtype.bits == 64 && dtype.lanes == 1;
         if (is_int64) {
-            scalar.dtype = {2, 64, 1};
+            scalar.dtype = {kFloat, 64, 1};
         }
         try {
-            const TensorView view = from_dlpack(scalar);
-            known_dtype = is_int64 ? HBN_INT64 : hbn_dtype(view.dtype);
-            known_device = hbn_device(view.device);
-        } catch (const std::exception &e) {
-            raise(PyExc_TypeError, "%s: %s", name_, e.what());
+            known_dtype = is_int64 ? HBN_INT64 : hbn_dtype(from_dlpack(scalar).dtype);
+        } catch (const std::exception &) {
+            refuse_dtype(name_of_dlpack_dtype(tensor));
+        }
+        scalar.device = tensor.device;
+        try {
+            known_device = hbn_device(from_dlpack(scalar).device);
+        } catch (const std::exception &) {
+            raise(PyExc_TypeError, "%s is in the memory of device '%s', which hbn does not know",
+                  name_, name_of_dlpack_device(tensor.device.device_type).c_str());
         }
         known = tensor;
         any_known = true;
@@ -339,79 +454,109 @@ bool Lent::has_strides_of_complex_parts() const {
 void Lent::describe_exchanged(const DLPackExchangeAPI &api, nb::handle array) {
     DLTensor tensor;
     if (api.dltensor_from_py_object(array.ptr(), &tensor) != 0) {
-        try {
-            throw nb::python_error();
-        } catch (nb::python_error &) {
-            refuse_failed_export();
-        }
+        refuse_failed_export(nb::python_error());
     }
     describe(tensor);
 }
 
+// False where the array, or its dtype, is better lent by DLPack.
 bool Lent::lend_by_buffer(nb::handle array, Access access) {
     if (!PyObject_CheckBuffer(array.ptr())) {
         return false;
     }
-    nb::object owner = nb::borrow(array);
-    bool is_bfloat16 = false;
-    // NumPy has no bfloat16 of its own, and no buffer of ml_dtypes'; nor one of a type that it can't name.
-    if (nb::hasattr(owner, "dtype")) {
-        is_bfloat16 = nb::str(owner.attr("dtype")).equal(nb::str("bfloat16"));
-        if (is_bfloat16) {
-            // Others' views may be copies.
-            if (!nb::hasattr(owner, "__array_interface__")) {
-                return false;
-            }
-            owner = owner.attr("view")("uint16");
-        }
+    const bool has_dlpack = !is_numpy(array) && nb::hasattr(array, "__dlpack__");
+    // Only DLPack says whether what it lends is a copy, in which what is written would be lost.
+    if (access != Access::read && has_dlpack) {
+        return false;
     }
-    if (PyObject_GetBuffer(owner.ptr(), &held_.buffer, PyBUF_STRIDED_RO | PyBUF_FORMAT) != 0) {
-        if (!PyErr_ExceptionMatches(PyExc_ValueError)) {
-            try {
-                throw nb::python_error();
-            } catch (nb::python_error &) {
-                refuse_failed_export();
-            }
+    if (get_buffer(array, access)) {
+        const char *const format = held_.buffer.format ? held_.buffer.format : "B";
+        const Py_ssize_t itemsize = held_.buffer.itemsize;
+        const bool is_known = find_type(format, itemsize);
+        // Such as MLX's bfloat16, which some of its versions call "B".
+        if (has_dlpack && (!is_known || itemsize != element_size(dtype_))) {
+            PyBuffer_Release(&held_.buffer);
+            return false;
         }
+        if (!is_known) {
+            refuse_dtype(name_of_format(format, itemsize));
+        }
+    } else if (has_dlpack) {
         PyErr_Clear();
-        raise(PyExc_TypeError, "%s has a dtype that hbn does not know", name_);
+        return false;
+    } else {
+        get_buffer_of_extension_dtype(array, access);
     }
-    describe_buffer(is_bfloat16);
+    describe_buffer();
     if (access != Access::read && held_.buffer.readonly) {
         refuse("is read-only, but is to be written");
     }
     return true;
 }
 
-void Lent::describe_buffer(bool is_bfloat16) {
-    const Py_buffer &buffer = held_.buffer;
-    const char *const given = buffer.format ? buffer.format : "B";
-    const char *format = given;
-    if (*format == '@' || *format == '=' || *format == '<') {
+// False, with a Python exception, where there is none.
+bool Lent::get_buffer(nb::handle array, Access access) {
+    if (access != Access::read &&
+        PyObject_GetBuffer(array.ptr(), &held_.buffer, PyBUF_STRIDED | PyBUF_FORMAT) == 0) {
+        return true;
+    }
+    // Read-only ones are refused later, by name.
+    PyErr_Clear();
+    if (PyObject_GetBuffer(array.ptr(), &held_.buffer, PyBUF_STRIDED_RO | PyBUF_FORMAT) != 0) {
+        held_.buffer.obj = nullptr;
+        return false;
+    }
+    held_.buffer.readonly |= access != Access::read;
+    return true;
+}
+
+// NumPy has no bfloat16 of its own, and no buffer of ml_dtypes'; nor one of a type that it can't name. With the exception
+// that said so.
+void Lent::get_buffer_of_extension_dtype(nb::handle array, Access access) {
+    nb::python_error failure;
+    if (!failure.matches(PyExc_ValueError) || !is_numpy(array) || !nb::hasattr(array, "dtype")) {
+        refuse_failed_export(failure);
+    }
+    const std::string dtype = utf8_of(array.attr("dtype"));
+    if (dtype != "bfloat16") {
+        refuse_dtype(dtype);
+    }
+    if (!get_buffer(array.attr("view")("uint16"), access)) {
+        throw nb::python_error();
+    }
+    dtype_ = HBN_BFLOAT16;
+}
+
+// False for what hbn doesn't know.
+bool Lent::find_type(const char *format, Py_ssize_t itemsize) {
+    constexpr char native = __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__ ? '<' : '>';
+    if (*format == '@' || *format == '=' || *format == native) {
         format++;
     }
-    const char kind = format[0] && !format[1] ? format[0] : '?';
-    if (is_bfloat16) {
-        dtype_ = HBN_BFLOAT16;
-    } else if (kind == 'f') {
+    const char kind = format[0] && !format[1] ? format[0] : 0;
+    if (kind == 'f') {
         dtype_ = HBN_FLOAT32;
     } else if (kind == 'd') {
         dtype_ = HBN_FLOAT64;
     } else if (kind == 'e') {
         dtype_ = HBN_FLOAT16;
-    } else if (kind == 'B') {
+    } else if (kind == 'B' || (kind == '?' && holds_ == Holds::mask)) {
         dtype_ = HBN_UINT8;
-    } else if ((kind == 'l' || kind == 'q') && buffer.itemsize == 8) {
+    } else if ((kind == 'l' || kind == 'q') && itemsize == 8) {
         dtype_ = HBN_INT64;
     } else {
-        raise(PyExc_TypeError,
-              "%s must be float32, float64, bfloat16 or float16, got buffer format '%s'", name_,
-              given);
+        return false;
     }
+    return true;
+}
+
+void Lent::describe_buffer() {
+    const Py_buffer &buffer = held_.buffer;
+    const char *const format = buffer.format ? buffer.format : "B";
     const Py_ssize_t bytes = element_size(dtype_);
     if (buffer.itemsize != bytes) {
         raise(PyExc_TypeError, "%s has elements of %zd bytes, but buffer format '%s' is of %zd",
-              name_, buffer.itemsize, given, bytes);
+              name_, buffer.itemsize, format, bytes);
     }
     set_dimensions(buffer.ndim, buffer.shape);
     if (buffer.len != elements_ * bytes) {
@@ -436,17 +581,19 @@ void Lent::describe_buffer(bool is_bfloat16) {
 
 void Lent::lend_by_dlpack(nb::handle array, Access access) {
     if (!nb::hasattr(array, "__dlpack__")) {
-        const std::string type = nb::type_name(array.type()).c_str();
-        raise(PyExc_TypeError, "%s must be an array (NumPy's, or any with __dlpack__), got %s",
-              name_, type.c_str());
+        const std::string type = utf8_of(nb::type_name(array.type()));
+        // multiprocessing.Array and Value, which lock what lends memory.
+        raise(PyExc_TypeError, "%s must be an array (NumPy's, or any with __dlpack__), got %s%s",
+              name_, type.c_str(),
+              nb::hasattr(array, "get_obj") ? ": give what its get_obj() returns" : "");
     }
     nb::object capsule;
     try {
-        capsule = capsule_of(array);
-    } catch (nb::python_error &) {
-        refuse_failed_export();
+        capsule = capsule_of(array, access);
+    } catch (nb::python_error &e) {
+        refuse_failed_export(e);
     }
-    bool read_only = false;
+    uint64_t flags = 0;
     const DLTensor *tensor = nullptr;
     if (PyCapsule_IsValid(capsule.ptr(), "dltensor_versioned")) {
         void *managed = PyCapsule_GetPointer(capsule.ptr(), "dltensor_versioned");
@@ -459,7 +606,7 @@ void Lent::lend_by_dlpack(nb::handle array, Access access) {
             raise(PyExc_BufferError, "%s is lent by DLPack %u.%u, hbn knows versions 0 and 1",
                   name_, unsigned(m.major), unsigned(m.minor));
         }
-        read_only = m.flags & kReadOnly;
+        flags = m.flags;
         tensor = &m.tensor;
     } else if (PyCapsule_IsValid(capsule.ptr(), "dltensor")) {
         void *managed = PyCapsule_GetPointer(capsule.ptr(), "dltensor");
@@ -471,19 +618,42 @@ void Lent::lend_by_dlpack(nb::handle array, Access access) {
         raise(PyExc_BufferError, "%s has a __dlpack__ that gives no DLPack capsule", name_);
     }
     describe(*tensor);
-    // An array that nothing can be assigned to is one whose memory others rely on, whatever its capsule says.
-    if (access != Access::read && (read_only || !nb::hasattr(array, "__setitem__"))) {
+    if (access != Access::read && (flags & kReadOnly || is_immutable(array))) {
         refuse("is read-only, but is to be written");
+    }
+    if (access != Access::read && flags & kIsCopied) {
+        refuse("lends a copy, but is to be written");
     }
 }
 
-Lent::Lent(nb::handle array, const char *name, Access access) : name_(name), access_(access) {
-    if (!lend_by_exchange(array, access) && !lend_by_buffer(array, access)) {
+Lent::Lent(nb::handle array, const char *name, Access access, Holds holds)
+    : name_(name), access_(access), holds_(holds) {
+    if (lend_by_exchange(array, access)) {
+        return;
+    }
+    if (!is_plain_numpy(array) && is_a(array, "MaskedArray", "numpy.ma")) {
+        raise(PyExc_TypeError,
+              "%s is a masked array, of which hbn would not see the mask: fill it first, or give "
+              "its data",
+              name_);
+    }
+    if (!lend_by_buffer(array, access)) {
         lend_by_dlpack(array, access);
     }
 }
 
 Lent::~Lent() = default;
+
+nb::tuple Lent::described() const {
+    const auto tuple_of = [this](const int64_t *values) {
+        nb::list list;
+        for (int d = 0; d < ndim_; d++) {
+            list.append(values[d]);
+        }
+        return nb::tuple(list);
+    };
+    return nb::make_tuple(tuple_of(sizes_), tuple_of(strides_), internal::dtype_name(dtype_));
+}
 
 void Lent::check_requires_no_grad() const {
     if (torch_tensor_ && requires_grad(torch_tensor_)) {
@@ -516,7 +686,7 @@ void Lent::fold(Lent *const *tensors, int size) {
     Lent *const *const end = tensors + size;
     for (Lent *const *each = tensors; each != end; each++) {
         Lent &t = **each;
-        if (t.ndim_ < 2) {
+        if (&t == *tensors && t.ndim_ < 2) {
             raise(PyExc_ValueError, "expected at least 2D input (got %dD input)", t.ndim_);
         }
         t.check_shape(**tensors);

@@ -6,6 +6,8 @@
 #include <hbn/hbn.h>
 #include <nanobind/nanobind.h>
 
+#include <string>
+
 namespace hbn::python {
 
 namespace nb = nanobind;
@@ -17,6 +19,9 @@ namespace nb = nanobind;
 // What is updated is read and written.
 enum class Access { read, write, update };
 
+// What an array is of, as far as its dtype goes: a mask may be of bool, too.
+enum class Holds { values, mask, counter };
+
 // The DLPack specification's.
 struct DLTensor;
 struct DLPackExchangeAPI;
@@ -25,7 +30,7 @@ struct DLPackExchangeAPI;
 // functions to check. Raises ValueError, TypeError or BufferError, naming the argument.
 class Lent {
 public:
-    Lent(nb::handle array, const char *name, Access access);
+    Lent(nb::handle array, const char *name, Access access, Holds holds = Holds::values);
     ~Lent();
     Lent(const Lent &) = delete;
     Lent &operator=(const Lent &) = delete;
@@ -46,6 +51,9 @@ public:
     }
     const hbn_vector *row(int i);
 
+    // Its sizes, its strides in elements, and its dtype's name.
+    nb::tuple described() const;
+
     // An int64 array of one element.
     int64_t *counter() const;
 
@@ -63,11 +71,15 @@ private:
     static constexpr int kMostDimensions = 16;
 
     [[noreturn]] void refuse(const char *format, ...) const __attribute__((format(printf, 2, 3)));
-    [[noreturn]] void refuse_failed_export() const;
+    [[noreturn]] void refuse_failed_export(nb::python_error failure) const;
+    [[noreturn]] void refuse_dtype(const std::string &dtype) const;
 
     void describe(const DLTensor &tensor);
     void find_type(const DLTensor &tensor);
-    void describe_buffer(bool is_bfloat16);
+    bool find_type(const char *format, Py_ssize_t itemsize);
+    bool get_buffer(nb::handle array, Access access);
+    void get_buffer_of_extension_dtype(nb::handle array, Access access);
+    void describe_buffer();
     void set_dimensions(int ndim, const int64_t *sizes);
     void set_dense_strides();
     void check_sizes();
@@ -80,7 +92,8 @@ private:
     void check_shape(const Lent &model) const;
 
     const char *name_;
-    Access access_;
+    const Access access_;
+    const Holds holds_;
     PyObject *torch_tensor_ = nullptr;  // borrowed
     void *data_ = nullptr;
     hbn_dtype dtype_ = HBN_FLOAT32;

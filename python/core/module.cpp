@@ -115,8 +115,8 @@ public:
     Lents(const Lents &) = delete;
     Lents &operator=(const Lents &) = delete;
 
-    Lent &add(nb::handle array, const char *name, Access access) {
-        Lent *const lent = new (at(size_)) Lent(array, name, access);
+    Lent &add(nb::handle array, const char *name, Access access, Holds holds) {
+        Lent *const lent = new (at(size_)) Lent(array, name, access, holds);
         size_++;
         return *lent;
     }
@@ -218,7 +218,8 @@ public:
 private:
     Lent &lend(int i, PyObject *const *given) {
         const Use &use = row_.uses[i];
-        return lents_.add(given[i], name_of(use.arg), access(use, given));
+        const Holds holds = internal::role(use.arg) == Role::mask ? Holds::mask : Holds::values;
+        return lents_.add(given[i], name_of(use.arg), access(use, given), holds);
     }
 
     // Only training writes running statistics.
@@ -321,7 +322,7 @@ class Counter {
 public:
     explicit Counter(nb::handle given) : given_(given) {
         try {
-            memory_ = lent_.emplace(given, name_, Access::update).counter();
+            memory_ = lent_.emplace(given, name_, Access::update, Holds::counter).counter();
         } catch (nb::python_error &) {
             if (!nb::hasattr(given, "copy_")) {
                 throw;
@@ -475,6 +476,13 @@ NB_MODULE(_core, m) {
     add_operations(m);
     m.attr("operations") = operations();
     m.attr("activations") = activations();
+    m.def(
+        "describe",
+        [](nb::handle array, const std::string &name) {
+            return Lent(array, name.c_str(), Access::read).described();
+        },
+        "array"_a.none(), "name"_a,
+        "What an array lends: its shape, its strides in elements and its dtype's name.");
     m.def("set_num_threads", &set_num_threads, "num_threads"_a);
     m.def("get_num_threads", &hbn_get_num_threads, "Threads that later calls use.");
     m.def(

@@ -1,7 +1,8 @@
 """Batch normalization as PyTorch's BatchNorm2d documents it, by ahead-of-time compiled Halide kernels.
 
 The functions here take NumPy arrays (with ml_dtypes' bfloat16, too), PyTorch tensors, JAX arrays, and whatever else has
-`__dlpack__`, in any mixture, without copying them; results are of x's library. They need NumPy alone.
+`__dlpack__` or the buffer protocol, in any mixture, without copying them; results are of x's library, NumPy's where it
+has none. They need NumPy alone.
 
 - `hbn.torch`: modules to put in place of PyTorch's, with autograd; `hbn.torch.convert(model)`.
 - `hbn.onnx`: ONNX's BatchNormalization for onnx.reference's evaluator.

@@ -8,8 +8,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from hbn import _core
+
 Array = Any
-"""NumPy's array, or anything with `__dlpack__`."""
+"""NumPy's array, or anything that lends memory by `__dlpack__` or the buffer protocol."""
+
+_FLOATS = frozenset(("float32", "float64", "bfloat16", "float16"))
 
 
 class Maker(Protocol):
@@ -27,7 +31,14 @@ class Maker(Protocol):
 
 class _Numpy:
     def empty_like(self, x: Array, dtype: str | None = None) -> Array:
-        return np.empty_like(x, dtype=dtype)
+        if not isinstance(x, np.ndarray):
+            # Of the same strides, in memory that is never read.
+            shape, strides, own_dtype = _core.describe(x, "x")
+            element = self.empty((), dtype or own_dtype)
+            strides = tuple(stride * element.itemsize for stride in strides)
+            return np.empty_like(np.lib.stride_tricks.as_strided(element, shape, strides))
+        # A subclass may stand for more than memory, as np.memmap does.
+        return np.empty_like(x, dtype=dtype, subok=False)
 
     def empty(self, shape: Sequence[int], dtype: str) -> Array:
         if dtype == "bfloat16":
@@ -60,22 +71,21 @@ class _Standard(_Numpy):
     def __init__(self, namespace: Any) -> None:
         self._namespace = namespace
 
-    def empty_like(self, x: Array, dtype: str | None = None) -> Array:
-        return super().empty_like(np.asarray(x), dtype)
-
     def finish(self, array: Array) -> Array:
         if array is None:
             return None
+        dtype = dtype_name(array, "result")
         # NumPy lends no bfloat16 by DLPack.
-        take = self._namespace.asarray if dtype_name(array) == "bfloat16" else self._namespace.from_dlpack
-        return take(array)
+        taken = (self._namespace.asarray if dtype == "bfloat16" else self._namespace.from_dlpack)(array)
+        # Where the library has no float64, mean and invstd stay NumPy's: rounded, they would be of no use.
+        return taken if dtype_name(taken, "result") == dtype else array
 
 
 _numpy = _Numpy()
 
 
 def maker_for(x: Array) -> tuple[Maker, Array]:
-    """What makes arrays of x's library, NumPy's where that is not known; and x, with a shape and a dtype."""
+    """What makes arrays of x's library, NumPy's where that is not known; and x."""
     if isinstance(x, np.ndarray):
         return _numpy, x
     if x is None:
@@ -88,18 +98,33 @@ def maker_for(x: Array) -> tuple[Maker, Array]:
     if hasattr(x, "__array_namespace__"):
         return _Standard(x.__array_namespace__()), x
     # Whatever is no array is left for _core to refuse.
-    return _numpy, np.from_dlpack(x) if hasattr(x, "__dlpack__") else x
+    return _numpy, x
 
 
-def dtype_name(x: Array) -> str:
-    """Such as "float32"."""
-    dtype = getattr(x, "dtype", None) or (np.from_dlpack(x).dtype if hasattr(x, "__dlpack__") else None)
-    return getattr(dtype, "name", None) or str(dtype).removeprefix("torch.")
+def shape_of(x: Array, name: str) -> tuple[int, ...]:
+    """Of an argument of this name, also where what lends memory has no shape itself."""
+    shape = getattr(x, "shape", None)
+    return shape if isinstance(shape, tuple) else _core.describe(x, name)[0]
+
+
+def dtype_name(x: Array, name: str) -> str:
+    """Such as "float32", of an argument of this name; TypeError for what hbn doesn't know."""
+    dtype = getattr(x, "dtype", None)
+    known = getattr(dtype, "name", None) or str(dtype).removeprefix("torch.")
+    return known if known in _FLOATS else _core.describe(x, name)[2]
 
 
 def statistic_dtype(x: Array) -> str:
     """What the statistics of such tensors are kept in."""
-    return "float64" if dtype_name(x) == "float64" else "float32"
+    return "float64" if dtype_name(x, "x") == "float64" else "float32"
+
+
+def copy_of_statistic(x: Array, name: str) -> np.ndarray:
+    """A copy of what must be float64, of whatever library."""
+    dtype = _core.describe(x, name)[2]
+    if dtype != "float64":
+        raise ValueError(f"mixed dtype: expected {name} to be float64, got {dtype}")
+    return np.array(np.from_dlpack(x) if hasattr(x, "__dlpack__") and not isinstance(x, np.ndarray) else x)
 
 
 def refuse_tangents(names: Sequence[str], arguments: Sequence[Any]) -> None:

@@ -8,7 +8,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hbn import _core
-from hbn._arrays import Array, dtype_name, increment_version, maker_for, refuse_tangents, statistic_dtype
+from hbn._arrays import (
+    Array,
+    copy_of_statistic,
+    dtype_name,
+    increment_version,
+    maker_for,
+    refuse_tangents,
+    shape_of,
+    statistic_dtype,
+)
 
 
 class Moments(NamedTuple):
@@ -71,8 +80,7 @@ def _run(operation: str, given: dict[str, Any], out: Array | None = None, withou
     """
     call, names, outputs = _operations[operation]
     maker, x = maker_for(given["x"])
-    shape: tuple[int, ...] = getattr(x, "shape", ())
-    channels = shape[1:2] or (0,)
+    channels = shape_of(x, "x")[1:2] or (0,)
     made: dict[str, Array | None] = {}
     exchanged = []
     parameter_dtype = ""
@@ -88,7 +96,9 @@ def _run(operation: str, given: dict[str, Any], out: Array | None = None, withou
             array = maker.empty_like(x, "uint8")
         elif role == "parameter":
             weight = given.get("weight")
-            parameter_dtype = parameter_dtype or (statistic_dtype(x) if weight is None else dtype_name(weight))
+            parameter_dtype = parameter_dtype or (
+                statistic_dtype(x) if weight is None else dtype_name(weight, "weight")
+            )
             array = maker.empty(channels, parameter_dtype)
         elif presence == "required":
             array = np.empty(channels)
@@ -356,39 +366,30 @@ def batch_norm_double_backward(
 def batch_norm_stats(x: Array) -> Moments:
     """The first half of forward training: this machine's moments of x, (N, C, ...)."""
     mean, m2 = _run("stats", locals())
-    n, _, *spatial = maker_for(x)[1].shape
+    n, _, *spatial = shape_of(x, "x")
     return Moments(float(math.prod((n, *spatial))), mean, m2)
 
 
 def merge_moments(a: Moments, b: Moments) -> Moments:
     """Moments of both samples together. In a fixed order of merging, results are the same bit for bit."""
-    mean, m2 = np.array(a.mean, dtype=np.float64), np.array(a.m2, dtype=np.float64)
+    mean, m2 = copy_of_statistic(a.mean, "mean_a"), copy_of_statistic(a.m2, "m2_a")
     _core.merge_moments(b.mean, b.m2, mean, m2, mean.size, a.count, b.count)
     return Moments(a.count + b.count, mean, m2)
 
 
 def mean_and_invstd(moments: Moments, *, eps: float = 1e-5) -> tuple[np.ndarray, np.ndarray]:
     """What backward needs of (merged) moments: (C,), float64."""
-    mean, invstd = np.empty(moments.mean.size), np.empty(moments.mean.size)
-    _core.finalize_moments(
-        moments.mean, moments.m2, moments.mean.size, moments.count, 0.0, eps, None, None, mean, invstd
-    )
+    channels = math.prod(shape_of(moments.mean, "mean"))
+    mean, invstd = np.empty(channels), np.empty(channels)
+    _core.finalize_moments(moments.mean, moments.m2, channels, moments.count, 0.0, eps, None, None, mean, invstd)
     return mean, invstd
 
 
 def update_running_stats(moments: Moments, momentum: float, running_mean: Array, running_var: Array) -> None:
     """Moves the running statistics, (C,), towards (merged) moments, in place."""
+    channels = math.prod(shape_of(moments.mean, "mean"))
     _core.finalize_moments(
-        moments.mean,
-        moments.m2,
-        moments.mean.size,
-        moments.count,
-        momentum,
-        1.0,
-        running_mean,
-        running_var,
-        None,
-        None,
+        moments.mean, moments.m2, channels, moments.count, momentum, 1.0, running_mean, running_var, None, None
     )
 
 

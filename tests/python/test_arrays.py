@@ -1144,7 +1144,7 @@ def changed_forward(**changes):
 
 
 F32 = np.float32
-NOT_FLOAT = "{} must be float32, float64, bfloat16 or float16, got buffer format '{}'"
+NOT_FLOAT = "{} must be float32, float64, bfloat16 or float16, got {}"
 NO_ARRAY = "{} must be an array (NumPy's, or any with __dlpack__), got {}"
 OVERLAP = (
     "unsupported operation: some elements of the input tensor ({}) and the written-to tensor ({}) "
@@ -1179,22 +1179,22 @@ FORWARD_ERRORS = {
     "int32": (
         {"x": lambda p: p.x.astype(np.int32)},
         TypeError,
-        NOT_FLOAT.format("x", "i"),
+        NOT_FLOAT.format("x", "int32"),
     ),
     "complex64": (
         {"x": lambda p: p.x.astype(np.complex64)},
         TypeError,
-        NOT_FLOAT.format("x", "Zf"),
+        NOT_FLOAT.format("x", "complex64"),
     ),
     "object": (
         {"x": lambda p: p.x.astype(object)},
         TypeError,
-        NOT_FLOAT.format("x", "O"),
+        NOT_FLOAT.format("x", "object"),
     ),
     "big endian": (
         {"x": lambda p: p.x.astype(">f4")},
         TypeError,
-        NOT_FLOAT.format("x", ">f"),
+        NOT_FLOAT.format("x", "big-endian float32"),
     ),
     "list": ({"x": lambda p: p.x.tolist()}, TypeError, NO_ARRAY.format("x", "list")),
     "str": ({"x": "x"}, TypeError, NO_ARRAY.format("x", "str")),
@@ -1245,7 +1245,7 @@ FORWARD_ERRORS = {
     "weight of integers": (
         {"weight": np.ones(5, np.int32)},
         TypeError,
-        NOT_FLOAT.format("weight", "i"),
+        NOT_FLOAT.format("weight", "int32"),
     ),
     "weight's rank": (
         {"weight": np.ones((5, 2), F32)},
@@ -1305,11 +1305,11 @@ FORWARD_ERRORS = {
         ValueError,
         "y should have the shape of x, [3, 5, 4, 6], not [3, 5, 24]",
     ),
-    "datetime": ({"x": np.ones((3, 5, 4, 6), "M8[s]")}, TypeError, "x has a dtype that hbn does not know"),
+    "datetime": ({"x": np.ones((3, 5, 4, 6), "M8[s]")}, TypeError, NOT_FLOAT.format("x", "datetime64[s]")),
     "float8": (
         {"x": lambda p: p.x.astype(ml_dtypes.float8_e4m3fn)},
         TypeError,
-        "x has a dtype that hbn does not know",
+        NOT_FLOAT.format("x", "float8_e4m3fn"),
     ),
     "weight is running_mean": (
         {"weight": lambda p: p.running_mean},
@@ -1409,12 +1409,12 @@ TORCH_ERRORS = {
     "int32": (
         lambda x: x.to(torch.int32),
         TypeError,
-        "x: from_dlpack: unsupported dtype (code 0, 32 bits)",
+        NOT_FLOAT.format("x", "int32"),
     ),
     "complex64": (
         lambda x: x.to(torch.complex64),
         TypeError,
-        "x: from_dlpack: unsupported dtype (code 5, 64 bits)",
+        NOT_FLOAT.format("x", "complex64"),
     ),
     "rank 1": (
         lambda x: x[0, 0, 0],
