@@ -73,7 +73,7 @@ struct Exchange {
     TorchType torch_type = TorchType::none;
 };
 
-const Exchange &exchange_of(PyTypeObject *type) {
+Exchange exchange_of(PyTypeObject *type) {
     // Types that were asked last; the reference keeps a type's address its own.
     static Exchange known[4];
     static int oldest = 0;
@@ -95,11 +95,11 @@ const Exchange &exchange_of(PyTypeObject *type) {
     PyErr_Clear();
     Py_XDECREF(capsule);
     const TorchType of_torch = torch_type(type);
-    Exchange &made = known[oldest];
+    const Exchange made = {type, api, of_torch};
     // Last of all, since it may run Python, which may come back here.
-    PyTypeObject *const forgotten = made.type;
+    PyTypeObject *const forgotten = known[oldest].type;
     Py_INCREF(type);
-    made = {type, api, of_torch};
+    known[oldest] = made;
     oldest = (oldest + 1) % 4;
     Py_XDECREF(forgotten);
     return made;
@@ -409,7 +409,8 @@ void Lent::describe(const DLTensor &tensor) {
 }
 
 bool Lent::lend_by_exchange(nb::handle array, Access access) {
-    const Exchange &exchange = exchange_of(Py_TYPE(array.ptr()));
+    // A copy: other threads may ask for other types while this one's calls into PyTorch let them run.
+    const Exchange exchange = exchange_of(Py_TYPE(array.ptr()));
     if (exchange.torch_type == TorchType::dispatching) {
         raise(PyExc_BufferError,
               "%s can't be lent: %s has a __torch_dispatch__, which hbn does not call", name_,
