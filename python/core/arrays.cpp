@@ -373,8 +373,9 @@ void Lent::find_type(const DLTensor &tensor) {
         if (is_int64) {
             scalar.dtype = {kFloat, 64, 1};
         }
+        hbn_dtype dtype_found;
         try {
-            known_dtype = is_int64 ? HBN_INT64 : hbn_dtype(from_dlpack(scalar).dtype);
+            dtype_found = is_int64 ? HBN_INT64 : hbn_dtype(from_dlpack(scalar).dtype);
         } catch (const std::exception &) {
             refuse_dtype(name_of_dlpack_dtype(tensor));
         }
@@ -385,6 +386,8 @@ void Lent::find_type(const DLTensor &tensor) {
             raise(PyExc_TypeError, "%s is in the memory of device '%s', which hbn does not know",
                   name_, name_of_dlpack_device(tensor.device.device_type).c_str());
         }
+        // Once nothing can fail, so that they fit together.
+        known_dtype = dtype_found;
         known = tensor;
         any_known = true;
     }

@@ -1379,3 +1379,14 @@ def test_a_list_is_refused_before_it_is_read():
         TypeError,
         "x must be an array (NumPy's, or any with __dlpack__), got test_exporters.Long",
     )
+
+
+def test_a_refused_device_changes_nothing_later():
+    """What is remembered of the last dtype and device is of one array."""
+    x = argument("x", "tensor", 0)
+    expected, given = [np.empty(3), np.empty(3)], [np.empty(3), np.empty(3)]
+    _core.stats(Dlpack(x), *expected)
+    with pytest.raises(TypeError, match="of device 'metal'"):
+        _core.stats(Dlpack(x.astype("f8"), device_type=8), *given)
+    _core.stats(Dlpack(x), *given)
+    assert all(np.array_equal(a, b) for a, b in zip(given, expected, strict=True))
