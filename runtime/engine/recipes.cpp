@@ -302,7 +302,33 @@ hbn_status load_statistics(Block &b) {
     return b.problem().batch_statistics ? HBN_OK : finalize_running_statistics(b);
 }
 
+// With constant statistics, and a weight that doesn't vary, x has no part in y's tangent, and must not spoil it by being
+// infinite: it is x's tangent normalized about 0.
+bool needs_no_x(const Block &b, Arg weight_tangent) {
+    return !b.problem().batch_statistics && !b.has(weight_tangent) &&
+           b.has_kernel(Kernel::forward_inference);
+}
+
+hbn_status map_without_x(const Block &b, Arg x_tangent, Arg bias_tangent, Arg y_tangent) {
+    Values values;
+    values.set(Arg::x, b.tensor(x_tangent));
+    values.set(Arg::y, b.tensor(y_tangent));
+    values.set(Arg::running_var, b.vector(Arg::running_var));
+    values.set(Arg::eps, b.number(Arg::eps));
+    for (const auto &[from, to] :
+         {std::pair(Arg::weight, Arg::weight), {bias_tangent, Arg::bias}}) {
+        if (b.has(from)) {
+            values.set(to, b.vector(from));
+        }
+    }
+    Block map(b, values);
+    return map.call_for_each_piece(Kernel::forward_inference);
+}
+
 hbn_status jvp(Block &b) {
+    if (needs_no_x(b, Arg::weight_tangent)) {
+        return map_without_x(b, Arg::x_tangent, Arg::bias_tangent, Arg::y_tangent);
+    }
     HBN_TRY(load_statistics(b));
     Sums sums;
     HBN_TRY(reduce_for_projection(b, b.tensor(Arg::x_tangent), &sums));
@@ -313,6 +339,9 @@ hbn_status jvp(Block &b) {
 
 // The gradient of backward's grad_output is a tangent of y.
 hbn_status differentiate_by_grad_output(const Block &b, const Sums &of_ddx) {
+    if (needs_no_x(b, Arg::grad_grad_weight)) {
+        return map_without_x(b, Arg::grad_grad_input, Arg::grad_grad_bias, Arg::grad_grad_output);
+    }
     Values values;
     values.set(Arg::x_tangent, b.tensor(Arg::grad_grad_input));
     values.set(Arg::x, b.tensor(Arg::x));
