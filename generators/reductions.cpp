@@ -70,11 +70,11 @@ Tuple moments_from_pivot(Pivot from, const Expr &pivot, const Expr &sum_d, const
     const Expr sum = exact_order(pivot + mean_d);
     const Expr mean = from == Pivot::tile_mean ? select_bits(is_number(mean_d), sum, pivot) : sum;
     const Expr m2 = exact_order(sum_dd - sum_d * mean_d);
-    const Expr infinity = Expr(std::numeric_limits<double>::infinity());
-    const Expr nan = Expr(std::numeric_limits<double>::quiet_NaN());
+    // Infinity or NaN. (Halide 21's OpenCL has no such constants of float64, only their bits.)
+    const Expr beyond = reinterpret<double>(select(
+        is_number(mean), Expr(uint64_t(0x7ff0000000000000)), Expr(uint64_t(0x7ff8000000000000))));
     // Rounding alone could make m2 of a constant channel negative.
-    return {mean, select_bits(is_number(m2), max(m2, f64(0)),
-                              select_bits(is_number(mean), infinity, nan))};
+    return {mean, select_bits(is_number(m2), max(m2, f64(0)), beyond)};
 }
 
 // {sum of dy, sum of dy * (x - mean)}, from the same sums about a center, which is the mean rounded to float32 where
