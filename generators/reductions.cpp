@@ -52,7 +52,8 @@ Expr tile_mean(const Expr &sum, const Expr &n, const Expr &first) {
     // Rounding alone could make it larger than the largest value.
     const Expr most = Expr(std::numeric_limits<double>::max() * float64_sum_scale);
     const Expr unscaled = clamp(mean, -most, most) * Expr(1 / float64_sum_scale);
-    // And in a constant channel of 1e200 put it so far off that the square of a distance from it overflows.
+    // And in a constant channel of 1e200 put it so far off that the square of a distance from it overflows. A value that
+    // is as near to the mean as rounding takes the sum is as good (see Pivot).
     const Expr roundoff = abs(mean) * (n * Expr(std::ldexp(1.0, -53)));
     const Expr is_first = abs(term_of_tile_mean(first) - mean) <= roundoff;
     return select_bits(is_number(mean), select_bits(is_first, first, unscaled), mean);

@@ -339,9 +339,6 @@ hbn_status jvp(Block &b) {
 
 // The gradient of backward's grad_output is a tangent of y.
 hbn_status differentiate_by_grad_output(const Block &b, const Sums &of_ddx) {
-    if (needs_no_x(b, Arg::grad_grad_weight)) {
-        return map_without_x(b, Arg::grad_grad_input, Arg::grad_grad_bias, Arg::grad_grad_output);
-    }
     Values values;
     values.set(Arg::x_tangent, b.tensor(Arg::grad_grad_input));
     values.set(Arg::x, b.tensor(Arg::x));
@@ -396,10 +393,14 @@ hbn_status differentiate_by_x_and_weight(Block &b, const Sums &of_ddx) {
 hbn_status double_backward(Block &b) {
     HBN_TRY(load_statistics(b));
     const bool by_grad_output = b.has(Arg::grad_grad_output);
+    const bool without_x = needs_no_x(b, Arg::grad_grad_weight);
     Sums of_ddx;
     HBN_TRY(reduce_for_projection(b, b.tensor(Arg::grad_grad_input), &of_ddx));
     if (b.has(Arg::grad_input) || b.has(Arg::grad_weight)) {
         HBN_TRY(differentiate_by_x_and_weight(b, of_ddx));
+    }
+    if (by_grad_output && without_x) {
+        return map_without_x(b, Arg::grad_grad_input, Arg::grad_grad_bias, Arg::grad_grad_output);
     }
     return by_grad_output ? differentiate_by_grad_output(b, of_ddx) : HBN_OK;
 }
