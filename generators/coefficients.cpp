@@ -52,7 +52,9 @@ Expr with_mean_low(const Expr &constant, const Expr &slope, const Expr &mean, co
     if (mean.type() == type) {
         return constant;
     }
-    const Expr mean_low = exact_order(mean - f64(cast(type, mean)));
+    const Expr rest = exact_order(mean - f64(cast(type, mean)));
+    // An infinite mean leaves no rest.
+    const Expr mean_low = zero_where(!is_number(rest), rest);
     return constant - slope * mean_low;
 }
 

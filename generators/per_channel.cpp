@@ -75,7 +75,8 @@ public:
     Output<Halide::Buffer<double, 1>> m2{"m2"};
 
     void generate() {
-        const Moments m = merge({mean_a(c), m2_a(c)}, count_a, {mean_b(c), m2_b(c)}, count_b);
+        const Moments m =
+            merge({mean_a(c), m2_a(c)}, count_a, {mean_b(c), m2_b(c)}, count_b, Halide::Float(64));
         merged(c) = Halide::Tuple(m.mean, m.m2);
         mean(c) = merged(c)[0];
         m2(c) = merged(c)[1];

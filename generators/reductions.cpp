@@ -2,27 +2,80 @@
 
 #include <cmath>
 #include <functional>
+#include <limits>
 #include <utility>
 
 namespace hbn {
 
 using namespace Halide;
 
-Moments merge(const Moments &a, const Expr &count_a, const Moments &b, const Expr &count_b) {
+Moments merge(const Moments &a, const Expr &count_a, const Moments &b, const Expr &count_b,
+              Type tensor) {
     // Not in exact_order(): Halide 21 moves strict_float expressions of a Tuple's update across the update's own
     // stores, so that m2 would be computed with the new mean.
     const Expr share = count_b / (count_a + count_b);
     const Expr d = b.mean - a.mean;
-    return {a.mean + d * share, a.m2 + (b.m2 + d * d * (count_a * share))};
+    // An infinite mean is at no distance from others: it is what adding it to them gives.
+    const auto infinite = [](const Expr &mean) { return zero_where(is_number(mean), mean); };
+    Expr otherwise = infinite(a.mean) + infinite(b.mean);
+    if (tensor == Float(64)) {
+        // Twice the mean of halves, which are taken of the bits: LLVM would take half of the overflowing distance.
+        const auto half = [](const Expr &large) {
+            const Expr exponent_of_2 = Expr(uint64_t(1) << 52);
+            return reinterpret<double>(reinterpret<uint64_t>(large) - exponent_of_2);
+        };
+        const Expr half_mean = half(a.mean) + (half(b.mean) - half(a.mean)) * share;
+        otherwise = select_bits(is_number(a.mean) && is_number(b.mean), half_mean * 2, otherwise);
+    }
+    const Expr mean = select_bits(is_number(d), a.mean + d * share, otherwise);
+    // The square of a distance from nothing may be infinite, too, and 0 times that is NaN.
+    const Expr apart = select(count_a > 0, d, f64(0));
+    return {mean, a.m2 + (b.m2 + apart * apart * (count_a * share))};
 }
 
 namespace {
 
+// A value as it is added up for a tile's mean: those of float64 are made so small that their sum can't overflow. What
+// vanishes by that comes back with the sum of distances from the mean.
+constexpr double float64_sum_scale = 0x1p-64;
+
+Expr term_of_tile_mean(const Expr &value) {
+    return value.type() == Float(64) ? value * Expr(float64_sum_scale) : f64(value);
+}
+
+// A tile's mean, for a pivot, from the sum of those over its n values, of which `first` is one.
+Expr tile_mean(const Expr &sum, const Expr &n, const Expr &first) {
+    const Expr mean = exact_order(sum / n);
+    if (first.type() != Float(64)) {
+        return mean;
+    }
+    // Rounding alone could make it larger than the largest value.
+    const Expr most = Expr(std::numeric_limits<double>::max() * float64_sum_scale);
+    const Expr unscaled = clamp(mean, -most, most) * Expr(1 / float64_sum_scale);
+    // And in a constant channel of 1e200 put it so far off that the square of a distance from it overflows. A value that
+    // is as near to the mean as rounding takes the sum is as good (see Pivot).
+    const Expr roundoff = abs(mean) * (n * Expr(std::ldexp(1.0, -53)));
+    const Expr is_first = abs(term_of_tile_mean(first) - mean) <= roundoff;
+    return select_bits(is_number(mean), select_bits(is_first, first, unscaled), mean);
+}
+
+Expr finite_pivot(const Expr &value) {
+    return zero_where(!is_number(value), value);
+}
+
 // A tile's moments, from the sums of d and d^2 over its n values, d being the distance from the pivot.
-Tuple moments_from_pivot(const Expr &pivot, const Expr &sum_d, const Expr &sum_dd, const Expr &n) {
-    const Expr mean_d = sum_d / n;
+Tuple moments_from_pivot(Pivot from, const Expr &pivot, const Expr &sum_d, const Expr &sum_dd,
+                         const Expr &n) {
+    const Expr mean_d = exact_order(sum_d / n);
+    // Distances that are no numbers come from an infinite mean, or are too large for float64 beside a finite one.
+    const Expr sum = exact_order(pivot + mean_d);
+    const Expr mean = from == Pivot::tile_mean ? select_bits(is_number(mean_d), sum, pivot) : sum;
+    const Expr m2 = exact_order(sum_dd - sum_d * mean_d);
+    // Infinity or NaN. (Halide 21's OpenCL has no such constants of float64, only their bits.)
+    const Expr beyond = reinterpret<double>(select(
+        is_number(mean), Expr(uint64_t(0x7ff0000000000000)), Expr(uint64_t(0x7ff8000000000000))));
     // Rounding alone could make m2 of a constant channel negative.
-    return {pivot + mean_d, max(sum_dd - sum_d * mean_d, f64(0))};
+    return {mean, select_bits(is_number(m2), max(m2, f64(0)), beyond)};
 }
 
 // {sum of dy, sum of dy * (x - mean)}, from the same sums about a center, which is the mean rounded to float32 where
@@ -32,7 +85,9 @@ Tuple gradient_sums_from_center(const std::vector<Expr> &sums, const Expr &cente
     if (center.type() == mean.type()) {
         return {sums[0], sums[1]};
     }
-    return {sums[0], sums[1] + sums[0] * exact_order(f64(center) - mean)};
+    // An infinite mean is its own center, and infinite gradients need none.
+    const Expr correction = exact_order(sums[0] * (f64(center) - mean));
+    return {sums[0], sums[1] + zero_where(!is_number(correction), correction)};
 }
 
 // The two terms to be summed of the element at a place in a tile, in the type that the sum has.
@@ -216,13 +271,13 @@ Reduction reduce_moments(const Func &x, const PlaneTiling &tiling, Pivot from) {
     Reduction r;
     Func pivot("pivot");
     if (from == Pivot::first_value) {
-        pivot(at) = f64(tiling.at(x, 0, 0, 0));
+        pivot(at) = finite_pivot(f64(tiling.at(x, 0, 0, 0)));
     } else if (from == Pivot::tile_mean) {
         const PlaneTerms value = [&](const Expr &i, const Expr &j, const Expr &l, Type type) {
-            return std::vector<Expr>{cast(type, tiling.at(x, i, j, l)), cast(type, 0)};
+            return std::vector<Expr>{term_of_tile_mean(tiling.at(x, i, j, l)), cast(type, 0)};
         };
         r.sweeps = {sweep_tile(tiling, false, false, Internal::const_true(), value)};
-        pivot(at) = r.sweeps[0].sums(at)[0] / n;
+        pivot(at) = tile_mean(r.sweeps[0].sums(at)[0], n, tiling.at(x, 0, 0, 0));
     } else {
         const RDom over = tiling.sample();
         r.sweeps = {sweep_by_lane(tiling, {over}, false, [&](size_t) {
@@ -230,8 +285,9 @@ Reduction reduce_moments(const Func &x, const PlaneTiling &tiling, Pivot from) {
                 tiling.at(x, over.x * tiling.lanes + tiling.lane, over.y, over.z), f64(0)};
         })};
         // Rows without a whole vector have no sample. They have no group either, so that any value will do for a pivot.
-        pivot(at) = cast<float>(select(tiling.tile_w() < tiling.lanes, f64(tiling.at(x, 0, 0, 0)),
-                                       r.sweeps[0].sums(at)[0] / tiling.sample_count()));
+        const Expr mean = exact_order(r.sweeps[0].sums(at)[0] / tiling.sample_count());
+        pivot(at) = finite_pivot(
+            cast<float>(select(tiling.tile_w() < tiling.lanes, f64(tiling.at(x, 0, 0, 0)), mean)));
     }
     r.per_tile = {pivot};
 
@@ -241,14 +297,14 @@ Reduction reduce_moments(const Func &x, const PlaneTiling &tiling, Pivot from) {
     };
     const auto sums = sum_tile(tiling, x.type(), deviation, r);
     r.tile = Func("tile_moments");
-    r.tile(at) = moments_from_pivot(f64(pivot(at)), sums[0], sums[1], n);
+    r.tile(at) = moments_from_pivot(from, f64(pivot(at)), sums[0], sums[1], n);
 
     const Expr tw = tiling.tiles.x, th = tiling.tiles.y, tn = tiling.tiles.z;
     r.merged = Func("moments");
     r.merged(c) = Tuple(f64(0), f64(0));
     const FuncRef tile = r.tile(c, tw, th, tn);
     const Moments merged = merge({r.merged(c)[0], r.merged(c)[1]}, tiling.count_before(tw, th, tn),
-                                 {tile[0], tile[1]}, tiling.count(tw, th, tn));
+                                 {tile[0], tile[1]}, tiling.count(tw, th, tn), x.type());
     r.merged(c) = Tuple(merged.mean, merged.m2);
     r.set_loops(tiling.tiles, c, tiling.tw, tiling.th, tiling.tn);
     return r;
@@ -368,10 +424,12 @@ ColumnReduction reduce_moments(const Func &x, const ColumnTiling &tiling, Pivot 
     Func pivot("pivot");
     if (from == Pivot::tile_mean) {
         const RowTerms value = [&](const Expr &row, Type type) {
-            return std::vector<Expr>{cast(type, x(column, channel_block, row)), cast(type, 0)};
+            return std::vector<Expr>{term_of_tile_mean(x(column, channel_block, row)),
+                                     cast(type, 0)};
         };
         r.sweeps = {sweep_rows(tiling, tiling.tile_row(), value)};
-        pivot(at) = r.sweeps[0].by_channel(at)[0] / n;
+        pivot(at) = tile_mean(r.sweeps[0].by_channel(at)[0], n,
+                              x(tiling.plane * channel, channel_block, tiling.first_row(tile)));
     } else if (from == Pivot::sample_mean) {
         ColumnReduction::Sweep s;
         s.channel_columns = tiling.sample();
@@ -382,10 +440,12 @@ ColumnReduction reduce_moments(const Func &x, const ColumnTiling &tiling, Pivot 
             {x(tiling.column_of(channel, over.x, over.y), channel_block,
                tiling.first_row(tile) + over.z),
              f64(0)});
-        pivot(at) = cast<float>(s.by_channel(at)[0] / tiling.sample_count());
+        pivot(at) =
+            finite_pivot(cast<float>(exact_order(s.by_channel(at)[0] / tiling.sample_count())));
         r.sweeps = {s};
     } else {
-        pivot(at) = f64(x(tiling.plane * channel, channel_block, tiling.first_row(tile)));
+        pivot(at) =
+            finite_pivot(f64(x(tiling.plane * channel, channel_block, tiling.first_row(tile))));
     }
     r.per_column = tiling.by_column(pivot, "column_pivot");
 
@@ -396,7 +456,7 @@ ColumnReduction reduce_moments(const Func &x, const ColumnTiling &tiling, Pivot 
     };
     const auto sums = sum_rows(tiling, from == Pivot::sample_mean, x.type(), deviation, r);
     r.tile = Func("tile_moments");
-    r.tile(at) = moments_from_pivot(f64(pivot(at)), sums[0], sums[1], n);
+    r.tile(at) = moments_from_pivot(from, f64(pivot(at)), sums[0], sums[1], n);
 
     const Expr i = tiling.tiles.x;
     r.merged = Func("moments");
@@ -404,7 +464,7 @@ ColumnReduction reduce_moments(const Func &x, const ColumnTiling &tiling, Pivot 
                   tile_sums = r.tile(channel, channel_block, i);
     r.merged(channel, channel_block) = Tuple(f64(0), f64(0));
     const Moments merged = merge({so_far[0], so_far[1]}, tiling.count_before(i),
-                                 {tile_sums[0], tile_sums[1]}, tiling.count(i));
+                                 {tile_sums[0], tile_sums[1]}, tiling.count(i), x.type());
     r.merged(channel, channel_block) = Tuple(merged.mean, merged.m2);
     r.set_loops(tiling.tiles, tiling.all_columns, column, channel_block, channel, tile);
     return r;

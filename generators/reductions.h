@@ -23,6 +23,10 @@ namespace hbn {
 // in float64 where a group's sum came near to overflow, or where sum(d^2), or the sum of products, is so small (2^-100)
 // that terms below float32's least normal number may count. The one thing lost then is terms that vanished altogether,
 // beside groups that all add up to zero: n * 2^-150 at most.
+//
+// Values that are infinite or NaN make a channel's mean what adding them up would give, and its m2 NaN: a pivot is finite
+// where anything is subtracted from it that counts. In float64, m2 is infinite where squares leave its range, and the mean
+// is right up to the largest values.
 enum class Pivot { first_value, sample_mean, tile_mean };
 
 // mean and m2, the sum of squared deviations from mean, of a channel's values, in float64.
@@ -30,8 +34,10 @@ struct Moments {
     Expr mean, m2;
 };
 
-// Moments of two sets of count_a and count_b values joined (Chan, Golub and LeVeque 1979). count_a may be 0.
-Moments merge(const Moments &a, const Expr &count_a, const Moments &b, const Expr &count_b);
+// Moments of two sets of count_a and count_b values joined (Chan, Golub and LeVeque 1979), values of this type. count_a
+// may be 0.
+Moments merge(const Moments &a, const Expr &count_a, const Moments &b, const Expr &count_b,
+              Type tensor);
 
 // Moments of x's channels.
 Reduction reduce_moments(const Func &x, const PlaneTiling &tiling, Pivot pivot);

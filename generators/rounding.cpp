@@ -31,6 +31,15 @@ Expr with_plain_nan(const Expr &value) {
     return select(is_nan(value), Expr(std::numeric_limits<float>::quiet_NaN()), value);
 }
 
+Expr is_number(const Expr &value) {
+    if (value.type().bits() == 64) {
+        const Expr magnitude = reinterpret<uint64_t>(value) & Expr(uint64_t(0x7fffffffffffffff));
+        return magnitude < Expr(uint64_t(0x7ff0000000000000));
+    }
+    const Expr magnitude = reinterpret<uint32_t>(value) & Expr(uint32_t(0x7fffffff));
+    return magnitude < Expr(uint32_t(0x7f800000));
+}
+
 Expr select_bits(const Expr &condition, const Expr &if_true, const Expr &if_false) {
     const Type type = if_true.type(), bits = UInt(type.bits());
     return reinterpret(type,

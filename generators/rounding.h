@@ -27,6 +27,10 @@ Expr round_to(Type type, const Expr &value);
 Expr round_to_bfloat16(const Expr &value);
 Expr with_plain_nan(const Expr &value);
 
+// Whether a float32 or float64 is neither NaN nor infinite. Its bits say so, since LLVM assumes that arithmetic gives
+// neither.
+Expr is_number(const Expr &value);
+
 // Of floating-point values, as their bits: LLVM may take a select among floats for a maximum, and lose NaN.
 Expr select_bits(const Expr &condition, const Expr &if_true, const Expr &if_false);
 Expr zero_where(const Expr &condition, const Expr &value);

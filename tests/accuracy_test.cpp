@@ -235,6 +235,11 @@ TEST_P(NotFinite, stays_in_its_channel) {
         if (c == bad_channel) {
             EXPECT_TRUE(std::isnan(bad_y.get(0, c, 0, 0)));
             EXPECT_TRUE(std::isnan(dirty[4 * c + 3]));
+            // As if the channel's values were added up.
+            for (const int mean : {0, 2}) {
+                EXPECT_TRUE(std::isnan(value) ? std::isnan(dirty[4 * c + mean])
+                                              : dirty[4 * c + mean] == value);
+            }
             continue;
         }
         for (int i = 0; i < 4; i++) {
@@ -267,11 +272,89 @@ INSTANTIATE_TEST_SUITE_P(
                                          DType::float16),
                        ::testing::Values(Layout::nchw, Layout::nhwc, Layout::strided),
                        ::testing::Values(std::numeric_limits<double>::quiet_NaN(),
-                                         std::numeric_limits<double>::infinity())),
+                                         std::numeric_limits<double>::infinity(),
+                                         -std::numeric_limits<double>::infinity())),
     [](const auto &info) {
+        const double value = std::get<2>(info.param);
         return std::string(name_of(std::get<0>(info.param))) + "_" +
                name_of_layout(std::get<1>(info.param)) +
-               (std::isnan(std::get<2>(info.param)) ? "_nan" : "_inf");
+               (std::isnan(value) ? "_nan"
+                : value < 0       ? "_minus_inf"
+                                  : "_inf");
+    });
+
+// Means of machines, some of them infinite, merge as sums do.
+TEST(Merge, infinite_means) {
+    const double infinity = std::numeric_limits<double>::infinity();
+    const double values[][2] = {{infinity, 1},  {1, infinity},        {-infinity, 1},
+                                {1, -infinity}, {infinity, infinity}, {infinity, -infinity}};
+    const double means[] = {infinity, infinity, -infinity, -infinity, infinity, std::nan("")};
+    TestTensor a(DType::float32, {2, 6, 1, 3}), b(a);
+    for (int64_t c = 0; c < 6; c++) {
+        a.set(1, c, 0, 1, values[c][0]);
+        b.set(1, c, 0, 1, values[c][1]);
+    }
+    auto merged = functional::batch_norm_stats(a);
+    merged.merge(functional::batch_norm_stats(b));
+    for (int64_t c = 0; c < 6; c++) {
+        EXPECT_TRUE(std::isnan(means[c]) ? std::isnan(merged.mean[c]) : merged.mean[c] == means[c])
+            << merged.mean[c] << " of channel " << c;
+        EXPECT_TRUE(std::isnan(merged.m2[c]));
+    }
+}
+
+// float64's means are right up to its largest values; sums of squares beyond its range are infinite, invstd is then 0,
+// and y is bias. (An oracle in long double has no larger range everywhere.)
+class LargeFloat64 : public ::testing::TestWithParam<std::tuple<Layout, Shape>> {};
+
+TEST_P(LargeFloat64, agrees_in_all_layouts) {
+    const auto [layout, sizes] = GetParam();
+    const double largest = std::numeric_limits<double>::max();
+    struct Channel {
+        double even, odd, mean;  // of equally many
+    };
+    const Channel all[] = {{1e200, 1e200, 1e200},
+                           {1e200, -1e200, 0},
+                           {3e200, 1e200, 2e200},
+                           {largest, largest, largest},
+                           {largest, -largest, 0},
+                           {largest, -largest / 2, largest / 4},
+                           {1, 1, 1}};
+    TestTensor x(DType::float64, sizes, layout), y(x);
+    TestVector bias(DType::float64, {1, 2, 3, 4, 5, 6, 7});
+    TestVector running_mean(DType::float64, std::vector<double>(7, 0)),
+        running_var(DType::float64, std::vector<double>(7, 0));
+    for (int64_t c = 0; c < 7; c++) {
+        int64_t i = 0;
+        x.for_each_in_channel([&](int64_t n, int64_t h, int64_t w) {
+            x.set(n, c, h, w, i++ % 2 ? all[c].odd : all[c].even);
+        });
+    }
+    const auto saved = functional::batch_norm_forward(x, {}, bias, running_mean, running_var, true,
+                                                      1, kEps, y.view());
+    for (int64_t c = 0; c < 7; c++) {
+        SCOPED_TRACE(c);
+        const bool constant = all[c].even == all[c].odd;
+        for (const double mean : {get(saved.mean, c), running_mean[c]}) {
+            EXPECT_LE(std::fabs(mean - all[c].mean), constant ? 0 : 1e-12 * all[c].even);
+        }
+        EXPECT_EQ(running_var[c], constant ? 0 : std::numeric_limits<double>::infinity());
+        EXPECT_NEAR(get(saved.invstd, c), constant ? 1 / std::sqrt(kEps) : 0, 1e-10);
+        int different = 0;
+        x.for_each_in_channel(
+            [&](int64_t n, int64_t h, int64_t w) { different += y.get(n, c, h, w) != bias[c]; });
+        EXPECT_EQ(different, 0);
+    }
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    , LargeFloat64,
+    ::testing::Combine(::testing::Values(Layout::nchw, Layout::nhwc, Layout::strided),
+                       ::testing::Values(Shape{2, 7, 9, 11}, Shape{6, 7, 1, 1}, Shape{40, 7, 4, 5},
+                                         Shape{2, 7, 130, 131})),
+    [](const auto &info) {
+        return std::string(name_of_layout(std::get<0>(info.param))) + "_" +
+               shape_name(std::get<1>(info.param));
     });
 
 // Running statistics of any size normalize without overflow on the way.

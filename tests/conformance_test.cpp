@@ -120,6 +120,45 @@ TEST_P(Conformance, forward_training) {
     EXPECT_TRUE(y.only_elements_written());
 }
 
+// Channels 0 to 3 have an infinity, one of the other sign, both, and NaN.
+TEST_P(Conformance, infinities_make_means_infinite) {
+    const double infinity = std::numeric_limits<double>::infinity();
+    const double nan = std::numeric_limits<double>::quiet_NaN();
+    const double mean_of[] = {infinity, -infinity, nan, nan};
+    const TestVector old_mean = running_mean, old_var = running_var;
+    TestVector clean_mean = running_mean, clean_var = running_var;
+    functional::batch_norm_forward(x, weight, bias, clean_mean, clean_var, true, 0.1, kEps,
+                                   dx.view());
+    const int64_t n = p.sizes[0] - 1, h = p.sizes[2] - 1, w = p.sizes[3] - 1;
+    for (const bool first : {true, false}) {
+        running_mean = old_mean;
+        running_var = old_var;
+        for (int64_t c = 0; c < std::min<int64_t>(channels, 4); c++) {
+            const double other = c == 2 ? -infinity : 0.0;
+            x.set(0, c, 0, 0, first ? (c == 2 ? infinity : mean_of[c]) : other);
+            x.set(n, c, h, w, first ? other : (c == 2 ? infinity : mean_of[c]));
+        }
+        const auto saved = functional::batch_norm_forward(x, weight, bias, running_mean,
+                                                          running_var, true, 0.1, kEps, y.view());
+        for (int64_t c = 0; c < channels; c++) {
+            SCOPED_TRACE(c);
+            if (c >= 4) {
+                EXPECT_EQ(running_mean[c], clean_mean[c]);
+                EXPECT_EQ(running_var[c], clean_var[c]);
+                EXPECT_EQ(y.get(n, c, h, w), dx.get(n, c, h, w));
+                continue;
+            }
+            for (const double mean : {get(saved.mean, c), running_mean[c]}) {
+                EXPECT_TRUE(std::isnan(mean_of[c]) ? std::isnan(mean) : mean == mean_of[c]) << mean;
+            }
+            for (const double result :
+                 {get(saved.invstd, c), running_var[c], y.get(0, c, 0, 0), y.get(n, c, h, w)}) {
+                EXPECT_TRUE(std::isnan(result)) << result;
+            }
+        }
+    }
+}
+
 TEST_P(Conformance, forward_training_in_place) {
     functional::batch_norm_forward(x, weight, bias, {}, {}, true, 0.1, kEps, y.view());
     functional::batch_norm_forward(x, weight, bias, {}, {}, true, 0.1, kEps, x.view());

@@ -302,7 +302,33 @@ hbn_status load_statistics(Block &b) {
     return b.problem().batch_statistics ? HBN_OK : finalize_running_statistics(b);
 }
 
+// With constant statistics, and a weight that doesn't vary, x has no part in y's tangent, and must not spoil it by being
+// infinite: it is x's tangent normalized about 0.
+bool needs_no_x(const Block &b, Arg weight_tangent) {
+    return !b.problem().batch_statistics && !b.has(weight_tangent) &&
+           b.has_kernel(Kernel::forward_inference);
+}
+
+hbn_status map_without_x(const Block &b, Arg x_tangent, Arg bias_tangent, Arg y_tangent) {
+    Values values;
+    values.set(Arg::x, b.tensor(x_tangent));
+    values.set(Arg::y, b.tensor(y_tangent));
+    values.set(Arg::running_var, b.vector(Arg::running_var));
+    values.set(Arg::eps, b.number(Arg::eps));
+    for (const auto &[from, to] :
+         {std::pair(Arg::weight, Arg::weight), {bias_tangent, Arg::bias}}) {
+        if (b.has(from)) {
+            values.set(to, b.vector(from));
+        }
+    }
+    Block map(b, values);
+    return map.call_for_each_piece(Kernel::forward_inference);
+}
+
 hbn_status jvp(Block &b) {
+    if (needs_no_x(b, Arg::weight_tangent)) {
+        return map_without_x(b, Arg::x_tangent, Arg::bias_tangent, Arg::y_tangent);
+    }
     HBN_TRY(load_statistics(b));
     Sums sums;
     HBN_TRY(reduce_for_projection(b, b.tensor(Arg::x_tangent), &sums));
@@ -367,10 +393,14 @@ hbn_status differentiate_by_x_and_weight(Block &b, const Sums &of_ddx) {
 hbn_status double_backward(Block &b) {
     HBN_TRY(load_statistics(b));
     const bool by_grad_output = b.has(Arg::grad_grad_output);
+    const bool without_x = needs_no_x(b, Arg::grad_grad_weight);
     Sums of_ddx;
     HBN_TRY(reduce_for_projection(b, b.tensor(Arg::grad_grad_input), &of_ddx));
     if (b.has(Arg::grad_input) || b.has(Arg::grad_weight)) {
         HBN_TRY(differentiate_by_x_and_weight(b, of_ddx));
+    }
+    if (by_grad_output && without_x) {
+        return map_without_x(b, Arg::grad_grad_input, Arg::grad_grad_bias, Arg::grad_grad_output);
     }
     return by_grad_output ? differentiate_by_grad_output(b, of_ddx) : HBN_OK;
 }
