@@ -12,7 +12,6 @@ import mmap
 import multiprocessing
 import multiprocessing.shared_memory
 import multiprocessing.sharedctypes
-import os
 import re
 import sys
 import types
@@ -23,7 +22,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, assume, example, given, settings
+from fuzzing import bounded
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 import hbn
@@ -31,13 +31,6 @@ from hbn import _core
 
 jax.config.update("jax_enable_x64", True)
 
-bounded = settings(
-    max_examples=int(os.environ.get("HBN_FUZZ_EXAMPLES", 300)),
-    deadline=None,
-    derandomize="HBN_FUZZ_EXAMPLES" not in os.environ,
-    database=None,
-    suppress_health_check=list(HealthCheck),
-)
 
 # ---- right arguments for every operation, by role
 

@@ -189,23 +189,15 @@ def training_results(c, dirty):
     )
     results["silu"] = {"mean": fused_mean, "invstd": fused_invstd, "running_mean": mean, "running_var": var}
 
-    mean, var = running(c)
-    moments = hbn.batch_norm_stats(x)
-    split_mean, split_invstd = hbn.mean_and_invstd(moments)
-    hbn.update_running_stats(moments, 0.25, mean, var)
-    results["split"] = {
-        "y": hbn.batch_norm_normalize(x, moments, c.weight, c.bias),
-        "mean": split_mean, "invstd": split_invstd, "running_mean": mean, "running_var": var,
-    }  # fmt: skip
-
-    mean, var = running(c)
     merged = functools.reduce(hbn.merge_moments, (hbn.batch_norm_stats(sample) for sample in x.split(1)))
-    split_mean, split_invstd = hbn.mean_and_invstd(merged)
-    hbn.update_running_stats(merged, 0.25, mean, var)
-    results["merged"] = {
-        "y": hbn.batch_norm_normalize(x, merged, c.weight, c.bias),
-        "mean": split_mean, "invstd": split_invstd, "running_mean": mean, "running_var": var,
-    }  # fmt: skip
+    for name, moments in (("split", hbn.batch_norm_stats(x)), ("merged", merged)):
+        mean, var = running(c)
+        split_mean, split_invstd = hbn.mean_and_invstd(moments)
+        hbn.update_running_stats(moments, 0.25, mean, var)
+        results[name] = {
+            "y": hbn.batch_norm_normalize(x, moments, c.weight, c.bias),
+            "mean": split_mean, "invstd": split_invstd, "running_mean": mean, "running_var": var,
+        }  # fmt: skip
 
     grad = dict(zip(("grad_input", "grad_weight", "grad_bias"), hbn.batch_norm_backward(
         dy, x, c.weight, save_mean, invstd, None, None, training=True), strict=True))  # fmt: skip

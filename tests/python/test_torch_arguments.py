@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed
+from fuzzing import bounded
 from hypothesis import given
 from hypothesis import strategies as st
-from test_exporters import OPERATIONS, PLACES, arguments_of, bounded, call, written
+from test_exporters import OPERATIONS, PLACES, arguments_of, call, written
 from test_torch_modules import assert_close, batch
 from torch import nn
 from torch._subclasses import FakeTensorMode

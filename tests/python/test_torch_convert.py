@@ -3,7 +3,6 @@
 import copy
 import io
 import itertools
-import os
 import pickle
 import re
 import weakref
@@ -12,7 +11,8 @@ from collections import Counter
 import pytest
 import torch
 import torch.fx.experimental.optimization
-from hypothesis import HealthCheck, given, settings
+from fuzzing import bounded
+from hypothesis import given
 from hypothesis import strategies as st
 from test_torch_modules import CLASSES, UNIT, assert_close, assert_same_state, assert_same_step, batch, torch_threads
 from torch import nn
@@ -995,13 +995,6 @@ def random_models(draw, kinds):
     return lambda: RandomModel(pairs, holders, steps).double()
 
 
-bounded = settings(
-    max_examples=int(os.environ.get("HBN_FUZZ_EXAMPLES", 300)),
-    deadline=None,
-    derandomize="HBN_FUZZ_EXAMPLES" not in os.environ,
-    database=None,
-    suppress_health_check=list(HealthCheck),
-)
 X, SKIP = (batch((4, 3, 4, 4), torch.float64, seed) for seed in (11, 12))
 
 
