@@ -74,7 +74,7 @@ struct Exchange {
 };
 
 Exchange exchange_of(PyTypeObject *type) {
-    // Types that were asked last; the reference keeps a type's address its own.
+    // Types that were asked last. They are referred to, so that no other type gets their address.
     static Exchange known[4];
     static int oldest = 0;
     for (const Exchange &each : known) {
@@ -444,8 +444,9 @@ bool Lent::lend_by_exchange(nb::handle array, Access access) {
     return true;
 }
 
-// Whether no stride rules out a view of the real or imaginary parts of complex numbers, which alone have PyTorch's
-// negative bit. To ask every tensor for it would take as long as all else that is done for it here.
+// Whether strides are those of a view of the real or imaginary parts of complex numbers. Such views are what users have
+// with PyTorch's negative bit; as_strided() to an odd stride and torch._neg_view() make others, which are not noticed. To ask
+// every tensor would take as long as all else that is done for it here.
 bool Lent::has_strides_of_complex_parts() const {
     for (int d = 0; d < ndim_; d++) {
         if (sizes_[d] > 1 && strides_[d] % 2 != 0) {
@@ -458,7 +459,13 @@ bool Lent::has_strides_of_complex_parts() const {
 void Lent::describe_exchanged(const DLPackExchangeAPI &api, nb::handle array) {
     DLTensor tensor;
     if (api.dltensor_from_py_object(array.ptr(), &tensor) != 0) {
-        refuse_failed_export(nb::python_error());
+        nb::python_error failure;
+        if (exchange_of(Py_TYPE(array.ptr())).torch_type == TorchType::plain &&
+            is_transformed(array)) {
+            refuse(
+                "is transformed by torch.func, which functions of hbn do not see: use hbn.torch");
+        }
+        refuse_failed_export(failure);
     }
     describe(tensor);
 }
@@ -587,8 +594,9 @@ void Lent::lend_by_dlpack(nb::handle array, Access access) {
     if (!nb::hasattr(array, "__dlpack__")) {
         const std::string type = utf8_of(nb::type_name(array.type()));
         // multiprocessing.Array and Value, which lock what lends memory.
-        raise(PyExc_TypeError, "%s must be an array (NumPy's, or any with __dlpack__), got %s%s",
-              name_, type.c_str(),
+        raise(PyExc_TypeError,
+              "%s must be an array (NumPy's, or any with __dlpack__ or a buffer), got %s%s", name_,
+              type.c_str(),
               nb::hasattr(array, "get_obj") ? ": give what its get_obj() returns" : "");
     }
     nb::object capsule;
@@ -665,6 +673,11 @@ void Lent::check_requires_no_grad() const {
             "requires grad, which functions of hbn do not record: use hbn.torch, or detach() it "
             "first");
     }
+}
+
+PyObject *Lent::updated_torch_tensor() const {
+    return access_ == Access::update && torch_tensor_ && !is_view(torch_tensor_) ? torch_tensor_
+                                                                                 : nullptr;
 }
 
 // ---- tensors

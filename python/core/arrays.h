@@ -62,10 +62,9 @@ public:
     }
     // Raises ValueError for a tensor of PyTorch that does.
     void check_requires_no_grad() const;
-    // The tensor of PyTorch that is updated; null for any other array.
-    PyObject *updated_torch_tensor() const {
-        return access_ == Access::update ? torch_tensor_ : nullptr;
-    }
+    // The tensor of PyTorch that is updated, for autograd to know; null for any other array, and for views: a version is
+    // shared by all views of one tensor, parameters among them, and PyTorch's own batch normalization changes none.
+    PyObject *updated_torch_tensor() const;
 
 private:
     static constexpr int kMostDimensions = 16;

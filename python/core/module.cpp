@@ -4,11 +4,13 @@
 #include "arrays.h"
 #include "torch_tensor.h"
 
+#include "runtime/checks.h"
 #include "runtime/engine/problem.h"
 
 #include <nanobind/stl/string.h>
 
 #include <algorithm>
+#include <cstring>
 #include <optional>
 #include <string>
 
@@ -192,8 +194,8 @@ public:
         }
     }
 
-    // Tells autograd what was read and written, so that it notices where that had been saved for a backward. What was only
-    // written is either new, or known to our callers as `out`. `counted`: another such tensor, or null.
+    // Tells autograd which tensors now have other values, so that a backward that has saved one raises an error. Outputs are
+    // left out: they are new, or the user's `out`, of which our callers tell it. `counted`: another such tensor, or null.
     void increment_versions(PyObject *counted) const {
         nb::object updated;
         const auto add = [&](PyObject *tensor) {
@@ -202,8 +204,11 @@ public:
                 nb::borrow<nb::list>(updated).append(nb::handle(tensor));
             }
         };
-        for (const Lent &lent : lents_) {
-            add(lent.updated_torch_tensor());
+        const int momentum = row_.use_of[int(Arg::momentum)] - 1;
+        if (momentum < 0 || values_[momentum].number != 0) {
+            for (const Lent &lent : lents_) {
+                add(lent.updated_torch_tensor());
+            }
         }
         add(counted);
         if (updated.is_valid()) {
@@ -323,8 +328,9 @@ public:
     explicit Counter(nb::handle given) : given_(given) {
         try {
             memory_ = lent_.emplace(given, name_, Access::update, Holds::counter).counter();
-        } catch (nb::python_error &) {
-            if (!nb::hasattr(given, "copy_")) {
+        } catch (nb::python_error &e) {
+            if (!e.matches(PyExc_Exception) || e.matches(PyExc_MemoryError) ||
+                !nb::hasattr(given, "copy_")) {
                 throw;
             }
             if (requires_grad(given) && is_grad_enabled()) {
@@ -396,6 +402,27 @@ PyObject *forward_and_count(PyObject *, PyObject *const *given, Py_ssize_t size)
         // After the call, so that one that fails has changed nothing.
         counter.increment();
     });
+}
+
+// A copy, in NumPy's float64 vector `copy`, of a vector of the same size, whoever lends it.
+void copy_statistic(nb::handle array, const std::string &name, nb::handle copy) {
+    Lent from(array, name.c_str(), Access::read), to(copy, "copy", Access::write);
+    if (from.is_torch_tensor() && is_grad_enabled()) {
+        from.check_requires_no_grad();
+    }
+    const hbn_vector *const a = from.vector(), *const b = to.vector();
+    if (a->dtype != HBN_FLOAT64) {
+        raise(PyExc_ValueError, "mixed dtype: expected %s to be float64, got %s", name.c_str(),
+              internal::dtype_name(a->dtype));
+    }
+    if (a->device != HBN_CPU) {
+        raise(PyExc_ValueError, "%s should be in the memory of the CPU, not of device '%s'",
+              name.c_str(), internal::device_name(a->device));
+    }
+    for (int64_t i = 0; i < std::min(a->size, b->size); i++) {
+        std::memcpy(static_cast<double *>(b->data) + i,
+                    static_cast<const double *>(a->data) + i * a->stride, sizeof(double));
+    }
 }
 
 // ---- the table, as Python sees it
@@ -483,6 +510,7 @@ NB_MODULE(_core, m) {
         },
         "array"_a.none(), "name"_a,
         "What an array lends: its shape, its strides in elements and its dtype's name.");
+    m.def("copy_statistic", &copy_statistic, "array"_a, "name"_a, "copy"_a);
     m.def("set_num_threads", &set_num_threads, "num_threads"_a);
     m.def("get_num_threads", &hbn_get_num_threads, "Threads that later calls use.");
     m.def(

@@ -15,7 +15,13 @@ struct Torch {
 };
 
 const Torch &torch() {
-    static const Torch *const known = new Torch;
+    // No static object's constructor: it runs Python, during which another thread may come here, and would wait for it with
+    // the GIL that it needs.
+    static const Torch *known = nullptr;
+    if (!known) {
+        const Torch *const made = new Torch;
+        known = known ? known : made;
+    }
     return *known;
 }
 
@@ -45,6 +51,15 @@ TorchType torch_type(PyTypeObject *type) {
     return handle.attr("__torch_dispatch__").is(torch().dispatch_of_tensor)
                ? TorchType::plain
                : TorchType::dispatching;
+}
+
+bool is_transformed(nb::handle tensor) {
+    const nb::object functorch = nb::module_::import_("torch._C._functorch");
+    return nb::cast<bool>(functorch.attr("is_functorch_wrapped_tensor")(tensor));
+}
+
+bool is_view(nb::handle tensor) {
+    return nb::cast<bool>(tensor.attr("_is_view")());
 }
 
 bool is_negative(nb::handle tensor) {

@@ -16,6 +16,12 @@ enum class TorchType {
 };
 TorchType torch_type(PyTypeObject *type);
 
+// Whether the tensor is one of torch.func's transforms, which has no memory of its own.
+bool is_transformed(nb::handle tensor);
+
+// Whether the tensor shares a version with others, whose elements it may not have.
+bool is_view(nb::handle tensor);
+
 // Whether the tensor's elements are what is in its memory times -1, as in views of complex tensors.
 bool is_negative(nb::handle tensor);
 // A copy without that bit.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -84,21 +85,26 @@ class _Standard(_Numpy):
 _numpy = _Numpy()
 
 
-def maker_for(x: Array) -> tuple[Maker, Array]:
-    """What makes arrays of x's library, NumPy's where that is not known; and x."""
+def _is_torch_tensor(x: Array) -> bool:
+    # Another thread may be importing it.
+    return isinstance(x, getattr(sys.modules.get("torch"), "Tensor", ()))
+
+
+def maker_for(x: Array) -> Maker:
+    """What makes arrays of x's library, NumPy's where that is not known."""
     if isinstance(x, np.ndarray):
-        return _numpy, x
+        return _numpy
     if x is None:
         raise ValueError("x is required")
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(x, torch.Tensor):
+    if _is_torch_tensor(x):
+        torch = sys.modules["torch"]
         if x.layout != torch.strided:
             raise BufferError(f"x can't be lent: its layout is {x.layout}")
-        return _Torch(torch), x
+        return _Torch(torch)
     if hasattr(x, "__array_namespace__"):
-        return _Standard(x.__array_namespace__()), x
+        return _Standard(x.__array_namespace__())
     # Whatever is no array is left for _core to refuse.
-    return _numpy, x
+    return _numpy
 
 
 def shape_of(x: Array, name: str) -> tuple[int, ...]:
@@ -120,26 +126,23 @@ def statistic_dtype(x: Array) -> str:
 
 
 def copy_of_statistic(x: Array, name: str) -> np.ndarray:
-    """A copy of what must be float64, of whatever library."""
-    dtype = _core.describe(x, name)[2]
-    if dtype != "float64":
-        raise ValueError(f"mixed dtype: expected {name} to be float64, got {dtype}")
-    return np.array(np.from_dlpack(x) if hasattr(x, "__dlpack__") and not isinstance(x, np.ndarray) else x)
+    """A copy of a vector that must be float64, of whatever library."""
+    copy = np.empty(math.prod(shape_of(x, name)))
+    _core.copy_statistic(x, name, copy)
+    return copy
 
 
 def refuse_tangents(names: Sequence[str], arguments: Sequence[Any]) -> None:
     """Raises ValueError where one has a tangent of PyTorch's forward mode, which kernels would drop."""
-    torch = sys.modules["torch"]
-    forward_ad = torch.autograd.forward_ad
-    if forward_ad._current_level < 0:
+    forward_ad: Any = sys.modules.get("torch.autograd.forward_ad")
+    if getattr(forward_ad, "_current_level", -1) < 0:
         return
     for name, argument in zip(names, arguments, strict=True):
-        if isinstance(argument, torch.Tensor) and forward_ad.unpack_dual(argument).tangent is not None:
+        if _is_torch_tensor(argument) and forward_ad.unpack_dual(argument).tangent is not None:
             raise ValueError(f"{name} has a tangent, which functions of hbn do not propagate: use hbn.torch")
 
 
 def increment_version(array: Array) -> None:
     """Tells PyTorch's autograd that a tensor was written."""
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(array, torch.Tensor):
-        torch.autograd.graph.increment_version(array)
+    if _is_torch_tensor(array):
+        sys.modules["torch"].autograd.graph.increment_version(array)

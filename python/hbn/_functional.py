@@ -1,7 +1,6 @@
 """The operations on arrays of any library."""
 
 import math
-import sys
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
@@ -79,7 +78,8 @@ def _run(operation: str, given: dict[str, Any], out: Array | None = None, withou
         without: Outputs that are not wanted.
     """
     call, names, outputs = _operations[operation]
-    maker, x = maker_for(given["x"])
+    x = given["x"]
+    maker = maker_for(x)
     channels = shape_of(x, "x")[1:2] or (0,)
     made: dict[str, Array | None] = {}
     exchanged = []
@@ -106,10 +106,9 @@ def _run(operation: str, given: dict[str, Any], out: Array | None = None, withou
         elif uses_batch_statistics(given["training"], given["running_mean"], given["running_var"]):
             array = maker.empty(channels, "float64")
         made[name] = array
-    values = {**given, "x": x, **made}
+    values = {**given, **made}
     arguments = [values[name] for name in names]
-    if "torch" in sys.modules:
-        refuse_tangents(names, arguments)
+    refuse_tangents(names, arguments)
     call(*arguments)
     if out is not None:
         increment_version(out)

@@ -1145,7 +1145,7 @@ def changed_forward(**changes):
 
 F32 = np.float32
 NOT_FLOAT = "{} must be float32, float64, bfloat16 or float16, got {}"
-NO_ARRAY = "{} must be an array (NumPy's, or any with __dlpack__), got {}"
+NO_ARRAY = "{} must be an array (NumPy's, or any with __dlpack__ or a buffer), got {}"
 OVERLAP = (
     "unsupported operation: some elements of the input tensor ({}) and the written-to tensor ({}) "
     "refer to a single memory location"

@@ -942,7 +942,7 @@ def test_functions_take_what_lends_memory(place, form, dtype, shape, layout, tra
 # ---- what the functions refuse, in each of their arguments, by name and with nothing written or kept
 
 NOT_KNOWN = r"must be (float32, float64, bfloat16 or float16|uint8), got "
-NO_ARRAY = r"must be an array \(NumPy's, or any with __dlpack__\), got "
+NO_ARRAY = r"must be an array \(NumPy's, or any with __dlpack__ or a buffer\), got "
 
 
 def list_of(array):
@@ -1370,7 +1370,7 @@ def test_a_list_is_refused_before_it_is_read():
 
     assert failure_of(lambda: hbn.batch_norm_stats(Long([0.0] * 10))) == (
         TypeError,
-        "x must be an array (NumPy's, or any with __dlpack__), got test_exporters.Long",
+        "x must be an array (NumPy's, or any with __dlpack__ or a buffer), got test_exporters.Long",
     )
 
 

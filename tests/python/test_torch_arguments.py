@@ -6,6 +6,10 @@ written.
 
 import copy
 import inspect
+import itertools
+import subprocess
+import sys
+import textwrap
 
 import numpy as np
 import pytest
@@ -232,6 +236,42 @@ def test_a_result_that_was_saved_for_a_backward_and_is_written_again_is_noticed(
     hbn.batch_norm_forward(torch.randn(SHAPE), None, None, None, None, training=True, out=out)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         y.backward()
+
+
+@pytest.mark.parametrize("name", ["mean", "m2"])
+@pytest.mark.parametrize("which", [0, 1])
+def test_moments_with_a_negative_bit(which, name):
+    moments = [hbn.batch_norm_stats(batch(SHAPE, seed=seed)) for seed in range(2)]
+    merged = hbn.merge_moments(*moments)
+    tensors = [m._replace(mean=torch.from_numpy(m.mean), m2=torch.from_numpy(m.m2)) for m in moments]
+    tensors[which] = tensors[which]._replace(**{name: negative(getattr(tensors[which], name))})
+    for expected, actual in zip(merged, hbn.merge_moments(*tensors), strict=True):
+        assert np.array_equal(expected, actual)
+    tensors[which] = tensors[which]._replace(**{name: torch.ones(CHANNELS, dtype=torch.float64, requires_grad=True)})
+    with pytest.raises(ValueError, match=f"^{name}.* requires grad"):
+        hbn.merge_moments(*tensors)
+
+
+def test_functions_of_transforms_say_so():
+    for transform in (lambda f: torch.func.grad(lambda x: f(x).sum()), torch.func.vmap):
+        with pytest.raises(ValueError, match="^x is transformed by torch.func"):
+            transform(lambda x: hbn.batch_norm(x, None, None, training=True))(torch.randn(2, *SHAPE)[0])
+
+
+def test_first_calls_of_two_threads():
+    """Imports within a first call may let another thread run."""
+    code = """
+        import builtins, threading, time, torch, hbn
+        real, x = builtins.__import__, torch.randn(2, 3, 4)
+        def slow(name, *args, **kwargs):
+            time.sleep(0.05 * name.startswith("torch"))
+            return real(name, *args, **kwargs)
+        builtins.__import__ = slow
+        threads = [threading.Thread(target=hbn.batch_norm_stats, args=(x,)) for _ in range(2)]
+        for thread in threads: thread.start()
+        for thread in threads: thread.join()
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, timeout=60)
 
 
 def test_update_running_stats_is_noticed():
@@ -478,6 +518,48 @@ def test_running_statistics_saved_for_a_backward_and_written_are_noticed(name):
         loss.backward()
 
 
+@pytest.mark.parametrize("slices", [lambda t: t.split(CHANNELS), lambda t: [t[i * 3 : i * 3 + 3] for i in range(8)]])
+def test_statistics_beside_parameters_in_one_tensor(slices):
+    """Views share a version. PyTorch's batch normalization changes none."""
+    results = []
+    for of in (nn, hbn.torch):
+        model = nn.Sequential(of.BatchNorm2d(CHANNELS), nn.ReLU(), of.BatchNorm2d(CHANNELS)).double()
+        state = {k: v for k, v in model.state_dict().items() if not k.endswith("tracked")}
+        flat = torch.cat(list(state.values())).requires_grad_()
+        parameters, statistics = (dict(zip(state, slices(t), strict=True)) for t in (flat, flat.detach()))
+        given_ = {k: (statistics if "running" in k else parameters)[k] for k in state}
+        torch.func.functional_call(model, given_, (batch(SHAPE, torch.float64),)).sin().mean().backward()
+        results += [flat.grad, flat.detach()]
+    assert_close(results[2], results[0])
+    assert_close(results[3], results[1])
+
+
+def test_a_momentum_of_0_writes_nothing_that_autograd_must_know():
+    ours, theirs = modules(training=False, momentum=0.0)
+    gradients = []
+    for module in (ours, theirs):
+        x = batch(SHAPE).requires_grad_()
+        y = module.eval()(x)
+        module.train()(batch(SHAPE, seed=1))
+        gradients += torch.autograd.grad(y.square().sum(), x)
+    assert_close(*gradients, terms=40)
+
+
+@pytest.mark.parametrize("name", ["x", "weight"])
+def test_inference_tensors_are_refused_before_anything_is_written(name):
+    module, _ = modules()
+    x = batch(SHAPE)
+    with torch.inference_mode():
+        if name == "x":
+            x = x.clone()
+        else:
+            module._parameters["weight"] = nn.Parameter(module.weight.clone())
+    before = copy.deepcopy(module.state_dict())
+    with pytest.raises(RuntimeError, match="inference"):
+        module(x)
+    assert all(torch.equal(before[key], value) for key, value in module.state_dict().items())
+
+
 def test_versions_under_inference_mode():
     module, _ = modules()
     with torch.inference_mode():
@@ -608,6 +690,18 @@ def strided(draw):
     if kind == "expanded":
         strides[draw(st.integers(0, ndim - 1))] = 0
     return torch.randn(10000).as_strided(sizes, strides)
+
+
+def test_compilers_are_told_the_strides_that_there_are():
+    for shape in itertools.product((1, 2), (1, 3), (1, 2), (1, 4)):
+        for formats in itertools.product((torch.contiguous_format, torch.channels_last), repeat=2):
+            x, dy = (torch.randn(shape).to(memory_format=f) for f in formats)
+            args = (dy, x, None, torch.ones(2, shape[1], dtype=torch.float64), None, None, True, 1e-5)
+            real = torch.ops.hbn.batch_norm_backward(*args, [True] * 3, torch.float32)
+            with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+                faked = [mode.from_tensor(a) if isinstance(a, torch.Tensor) else a for a in args]
+                fake = torch.ops.hbn.batch_norm_backward(*faked, [True] * 3, torch.float32)
+            assert [t.stride() for t in real] == [t.stride() for t in fake]
 
 
 @given(x=strided(), dy=st.data(), training=st.booleans())

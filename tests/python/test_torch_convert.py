@@ -1085,3 +1085,77 @@ def test_random_models_fused(one_thread):
 
     check()
     assert all(seen[outcome] >= 5 for outcome in ("fused", "left alone", "refused")), seen
+
+
+# ---- what forward puts away
+
+
+class Keeping(nn.Module):
+    """Keeps what its convolution, or else its normalization, returns."""
+
+    def __init__(self, kept, place):
+        super().__init__()
+        self.c, self.b = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+        nn.init.constant_(self.b.running_mean, 3.0)
+        self.kept, self.place, self.seen, self.by_name = kept, place, [], {"of": [0]}
+
+    def keep(self, value):
+        if self.place == "attribute":
+            self.feature = value
+        elif self.place == "list":
+            self.seen.append(value)
+        elif self.place == "dictionary":
+            self.by_name["of"].append(value)
+        else:
+            SEEN.append(value)
+
+    def forward(self, x):
+        x = self.c(x)
+        if self.kept == "convolution":
+            self.keep(x)
+        x = self.b(x)
+        if self.kept == "normalization":
+            self.keep(x)
+        return x
+
+
+SEEN = []
+
+
+@pytest.mark.parametrize("place", ["attribute", "list", "dictionary", "global"])
+@pytest.mark.parametrize("kept", ["convolution", "normalization"])
+def test_fuse_sees_what_forward_keeps(kept, place):
+    SEEN.clear()
+    model, x = Keeping(kept, place).eval(), batch((4, 3, 4, 4))
+    expected = model(x)
+    before = list(model.seen), list(model.by_name["of"])
+    hbn.torch.fuse_conv_bn(model)
+    assert all(a is b for a, b in zip(model.seen + model.by_name["of"], before[0] + before[1], strict=True))
+    # Only what nobody else reads may change.
+    assert (type(model.b) is nn.Identity) == (kept == "normalization")
+    assert_close(model(x), expected)
+
+
+class Untouchable(dict):
+    def values(self):
+        raise OSError("remote")
+
+
+REMOTE = Untouchable()
+
+
+def test_fuse_reads_hooks_that_name_odd_things():
+    def with_an_empty_cell():
+        def hook(module, args, output):
+            return output if True else (never, REMOTE)
+
+        if REMOTE:
+            never = 1
+        return hook
+
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.ReLU()).eval()
+    model[2].register_forward_hook(with_an_empty_cell())
+    x = batch((4, 3, 4, 4))
+    expected = model(x)
+    assert type(hbn.torch.fuse_conv_bn(model)[1]) is nn.Identity
+    assert_close(model(x), expected)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import functools
+import gc
 import inspect
 import itertools
 import operator
 import types
 import warnings
-from collections import Counter
-from collections.abc import Iterator, Mapping
+import weakref
+from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
 import torch
@@ -105,7 +109,7 @@ class _Fold:
         self._bias = self._parameter(bias, convolution.bias, batch_norm.bias)
 
     def _parameter(self, value: Tensor, *made_of: Tensor | None) -> nn.Parameter:
-        # It learns if one of those that it is made of does.
+        # Trainable if any of those that it is made of is.
         given = [tensor for tensor in made_of if tensor is not None]
         dtype = self.convolution.weight.dtype if made_of[0] is None else made_of[0].dtype
         return nn.Parameter(value.detach().to(dtype), any(tensor.requires_grad for tensor in given))
@@ -160,6 +164,20 @@ class _Tracer(torch.fx.Tracer):
         super().__init__()
         self.proxy_buffer_attributes = True
         self.calls: Counter[nn.Module] = Counter()
+        self._proxies: list[weakref.ref[torch.fx.Proxy]] = []
+
+    def proxy(self, node: torch.fx.Node) -> torch.fx.Proxy:
+        made = super().proxy(node)
+        self._proxies.append(weakref.ref(made))
+        return made
+
+    def kept_nodes(self) -> set[torch.fx.Node]:
+        """Whose values forward has put somewhere: into an attribute, a list or whatever else outlives it."""
+        # What is but part of a cycle of garbage is young, and soon found.
+        for generation in range(3):
+            if any(reference() is not None for reference in self._proxies):
+                gc.collect(generation)
+        return {proxy.node for reference in self._proxies if (proxy := reference()) is not None}
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         # Users' batch normalizations, which are left alone, have conditions that can't be traced. Nor can what is
@@ -192,6 +210,7 @@ class _Trace:
         self._constants: dict[str, Any] = {}
         tracer = _Tracer()
         attributes = {module: dict(vars(module)) for module in model.modules()}
+        contents = [(held, copy.copy(held)) for held in _containers_of(model)]
         random = torch.get_rng_state()
         try:
             with warnings.catch_warnings():
@@ -199,15 +218,18 @@ class _Trace:
                 warnings.simplefilter("ignore", UserWarning)
                 graph = tracer.trace(model, arguments or None)
             self._text = str(graph)
+            kept = tracer.kept_nodes()
             for node in graph.nodes:
-                self._see(model, node, attributes[model])
+                self._see(model, node, attributes[model], kept)
         finally:
-            # Forward has not been run: neither what it has put into attributes nor torch.fx's constants stay.
+            # Forward has not been run: nothing that it has put somewhere stays, nor do torch.fx's constants.
             torch.set_rng_state(random)
-            for module, before in attributes.items():
-                for name in vars(module).keys() - before.keys():
+            for held, before in contents:
+                _refill(held, before)
+            for module, own in attributes.items():
+                for name in vars(module).keys() - own.keys():
                     del vars(module)[name]
-                vars(module).update(before)
+                vars(module).update(own)
         self._use_held_by(model)
         # hbn's modules see themselves traced, even where only their forward is called.
         self.used_modules.update(module for module, calls in self.calls.items() if calls != tracer.calls[module])
@@ -228,12 +250,17 @@ class _Trace:
         own = {id(tensor) for tensor in (*module._parameters.values(), *module._buffers.values()) if tensor is not None}
         return module in self.used_modules or any(id(tensor) in own for tensor in self.used_tensors)
 
-    def _see(self, model: nn.Module, node: torch.fx.Node, attributes: dict[str, Any]) -> None:
+    def _see(self, model: nn.Module, node: torch.fx.Node, attributes: dict[str, Any], kept: set[torch.fx.Node]) -> None:
         if node.op == "call_module":
             module = model.get_submodule(str(node.target))
             self.calls[module] += 1
             before = node.args[0] if len(node.args) == 1 and not node.kwargs else None
-            alone = isinstance(before, torch.fx.Node) and before.op == "call_module" and len(before.users) == 1
+            alone = (
+                isinstance(before, torch.fx.Node)
+                and before.op == "call_module"
+                and len(before.users) == 1
+                and before not in kept
+            )
             source = model.get_submodule(str(before.target)) if alone else None  # type: ignore[union-attr]
             self.sources.setdefault(module, set()).add(source)
             # They may be called in there.
@@ -261,6 +288,39 @@ class _Trace:
                 self.used_tensors.append(value)
 
 
+def _containers_of(model: nn.Module) -> Iterator[Any]:
+    """Lists, dictionaries and sets that forward may put something into: the modules' own, but for those of torch.nn."""
+    own = vars(nn.Module())
+    for module in model.modules():
+        yield from (
+            held
+            for name, value in vars(module).items()
+            if name not in own
+            for held in _reachable(value)
+            if type(held) in (dict, OrderedDict, defaultdict, list, set)
+        )
+
+
+def _refill(held: Any, before: Any) -> None:
+    held.clear()
+    (held.extend if isinstance(held, list) else held.update)(before)
+
+
+# Other containers may compute what they hold, or fail to.
+_CONTAINERS = (dict, OrderedDict, defaultdict, list, deque, tuple, set, frozenset)
+_SCALARS = (bool, int, float, complex, str, bytes)
+
+
+def _variables(function: types.FunctionType) -> list[object]:
+    """What a function's names stand for outside of it."""
+    values = [function.__globals__[name] for name in function.__code__.co_names if name in function.__globals__]
+    for cell in function.__closure__ or ():
+        # One that is empty has been deleted, or not been set yet.
+        with contextlib.suppress(ValueError):
+            values.append(cell.cell_contents)
+    return values
+
+
 def _reachable(start: object) -> Iterator[object]:
     """What Python code gets at through its closures, globals, defaults, containers and bound objects."""
     seen: dict[int, object] = {}
@@ -272,17 +332,15 @@ def _reachable(start: object) -> Iterator[object]:
         seen[id(value)] = value
         yield value
         if isinstance(value, types.FunctionType) and (value.__module__ or "").split(".")[0] != "torch":
-            variables = inspect.getclosurevars(value)
-            waiting += [*variables.nonlocals.values(), *variables.globals.values()]
+            waiting += _variables(value)
             waiting += [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
         elif isinstance(value, types.MethodType):
             waiting += [value.__self__, value.__func__]
         elif isinstance(value, functools.partial):
             waiting += [value.func, *value.args, *value.keywords.values()]
-        elif isinstance(value, Mapping):
-            waiting += value.values()
-        elif isinstance(value, list | tuple | set | frozenset):
-            waiting += value
+        elif type(value) in _CONTAINERS:
+            elements: Iterable[object] = value.values() if isinstance(value, dict) else value  # type: ignore[assignment]
+            waiting += [element for element in elements if not isinstance(element, _SCALARS)]
 
 
 def _traces(model: nn.Module) -> Iterator[_Trace]:
@@ -325,7 +383,7 @@ def _hooks(module: nn.Module) -> list[str]:
 
 
 def _is_plain(module: nn.Module, state: set[str]) -> bool:
-    """Whether a module does what its class says, on tensors that are where its class puts them."""
+    """Whether a module has no hooks or methods of its own, and no parametrized tensors."""
     own = module._parameters.keys() | module._buffers.keys()
     overridden = any(callable(getattr(type(module), name, None)) for name in vars(module))
     return own >= state and not overridden and not _hooks(module) and not _has_any_global_hook()

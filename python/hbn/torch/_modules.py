@@ -92,7 +92,7 @@ class _HbnBatchNorm(_BatchNorm):
                 count,
             )
         except BufferError:
-            # Where one has no memory that others can read, in a sparse, quantized or MKL-DNN's layout, or as a wrapper.
+            # A tensor whose memory only PyTorch can read: sparse, quantized, MKL-DNN's, or a wrapper.
             return super().forward(input)
 
     def _forward_watched(self, input: Tensor) -> Tensor:

@@ -554,6 +554,9 @@ def batch_norm_eager(
     is_dual = forward_ad._current_level >= 0
     if is_dual and (requires_grad or _have_tangents(running_mean, running_var)):
         return _composed(x, weight, bias, running_mean, running_var, training, momentum, eps, num_batches_tracked)
+    if requires_grad and (x.is_inference() or (weight is not None and weight.is_inference())):
+        # Autograd would say so only after statistics have been written.
+        raise RuntimeError("hbn: inference tensors can't be saved for backward: clone() them outside of inference_mode")
     if requires_grad or is_dual:
         constants = (running_mean, running_var, training, momentum, eps, num_batches_tracked)
         return _apply(x, _flat(weight), _flat(bias), constants)  # type: ignore[no-any-return]
@@ -641,7 +644,7 @@ def _backward_operator(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 def _backward_shapes(grad_output, x, weight, saved, running_mean, running_var, training, eps, mask, dtype):  # type: ignore[no-untyped-def]
     of_channels = [x.new_empty(x.shape[1] if wanted else 0, dtype=dtype) for wanted in mask[1:]]
-    return _empty_output(x) if mask[0] else _nothing(x), *of_channels
+    return _empty_grad_input(x, grad_output) if mask[0] else _nothing(x), *of_channels
 
 
 def _double_backward_shapes(ddx, ddw, ddb, grad_output, x, weight, *_):  # type: ignore[no-untyped-def]
