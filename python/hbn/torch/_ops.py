@@ -250,7 +250,10 @@ _no_dispatch = Tensor.__torch_dispatch__
 def _need_operations(*tensors: Tensor | None) -> bool:
     """Whether any is what PyTorch's operations alone can read, as in the vmap that torch.autograd has for itself."""
     for t in tensors:
-        if t is not None and (has_dispatch(t) or _functorch.is_legacy_batchedtensor(t)):
+        if t is None:
+            continue
+        # The class first, which is quicker to see.
+        if (type(t) is not Tensor and has_dispatch(t)) or _functorch.is_legacy_batchedtensor(t):
             return True
     return False
 
@@ -554,12 +557,19 @@ def batch_norm_eager(
     is_dual = forward_ad._current_level >= 0
     if is_dual and (requires_grad or _have_tangents(running_mean, running_var)):
         return _composed(x, weight, bias, running_mean, running_var, training, momentum, eps, num_batches_tracked)
-    if requires_grad and (x.is_inference() or (weight is not None and weight.is_inference())):
-        # Autograd would say so only after statistics have been written.
-        raise RuntimeError("hbn: inference tensors can't be saved for backward: clone() them outside of inference_mode")
+    if requires_grad:
+        if (not x.requires_grad and x.is_inference()) or (weight is not None and weight.is_inference()):
+            # Autograd would say so only after statistics have been written.
+            raise RuntimeError(
+                "hbn: inference tensors can't be saved for backward: clone() them outside of inference_mode"
+            )
     if requires_grad or is_dual:
+        if weight is not None and weight.dim() != 1:
+            weight = _flat(weight)
+        if bias is not None and bias.dim() != 1:
+            bias = _flat(bias)
         constants = (running_mean, running_var, training, momentum, eps, num_batches_tracked)
-        return _apply(x, _flat(weight), _flat(bias), constants)  # type: ignore[no-any-return]
+        return _apply(x, weight, bias, constants)  # type: ignore[no-any-return]
     return _forward(x, weight, bias, running_mean, running_var, training, momentum, eps, num_batches_tracked)[0]
 
 
