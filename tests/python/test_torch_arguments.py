@@ -704,12 +704,27 @@ def test_compilers_are_told_the_strides_that_there_are():
             assert [t.stride() for t in real] == [t.stride() for t in fake]
 
 
-@given(x=strided(), dy=st.data(), training=st.booleans())
+@given(x=strided(), training=st.booleans(), data=st.data())
 @bounded
-def test_results_have_pytorchs_strides(x, dy, training):
-    if training and x.numel() == x.shape[1]:
-        training = False
-    order = dy.draw(st.permutations(range(x.dim())))
+def test_results_have_pytorchs_strides(x, training, data):
+    order = data.draw(st.permutations(range(x.dim())))
+    assert_pytorchs_strides(x, order, training and x.numel() > x.shape[1])
+
+
+def test_strides_of_what_is_channels_last_but_for_a_width_of_1():
+    assert_pytorchs_strides(torch.randn(8).as_strided((1, 2, 2, 1), (4, 1, 2, 0)), [0, 1, 2, 3], training=False)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_strides_of_crops_of_channels_last(training):
+    x = torch.randn(2, 3, 4, 5, 6)
+    for crop in (slice(1, None), slice(None, None, 2)):
+        assert_pytorchs_strides(x.to(memory_format=torch.channels_last_3d)[..., crop], range(5), training)
+        assert_pytorchs_strides(x[0].to(memory_format=torch.channels_last)[..., crop], range(4), training)
+        assert_pytorchs_strides(x[..., crop], range(5), training)
+
+
+def assert_pytorchs_strides(x, order, training):
     inverse = [order.index(d) for d in range(x.dim())]
     gradients = [torch.ones(()).expand(x.shape), torch.ones([x.shape[d] for d in order]).permute(inverse)]
     name = f"BatchNorm{max(x.dim() - 2, 1)}d"

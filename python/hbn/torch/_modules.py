@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 from torch.fx import Proxy
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from hbn.torch._ops import batch_norm_eager, batch_norm_traced, batch_norm_transformed, dense, has_dispatch
+from hbn.torch._ops import batch_norm_eager, batch_norm_traced, batch_norm_transformed, has_dispatch
 
 
 class _Attributes:
@@ -59,8 +59,6 @@ class _HbnBatchNorm(_BatchNorm):
         training, momentum = self.training, self.momentum
         if training and input.numel() == input.shape[1]:
             raise ValueError(f"Expected more than 1 value per channel when training, got input size {input.size()}")
-        if input.dim() > 4:
-            input = dense(input)
         if torch.compiler.is_compiling() or _is_watched(input):
             return self._forward_watched(input)
         # In their dictionaries, which is quicker; replicas and parametrizations keep them elsewhere.

@@ -83,19 +83,20 @@ def _empty_output(x: Tensor) -> Tensor:
 
 def _empty_grad_input(x: Tensor, grad_output: Tensor) -> Tensor:
     """Likewise for backward, which looks at grad_output, too, where x may be said to be of either format."""
-    strides = x.stride()
-    if len(strides) < 4 or strides[1] > strides[-1] or 1 not in x.shape:
-        return _empty_output(x)
+    if x.is_contiguous():
+        strides = x.stride()
+        if len(strides) < 4 or strides[1] > strides[-1] or 1 not in x.shape:
+            return torch.empty_like(x, memory_format=torch.contiguous_format)
     suggested = suggest_memory_format(x)
     if suggested != _dense_format(x) and _dense_format(grad_output) and suggest_memory_format(grad_output) == suggested:
         return _empty_output(x)
     return torch.empty_like(x, memory_format=suggested)
 
 
-def dense(x: Tensor) -> Tensor:
+def _dense(x: Tensor) -> Tensor:
     """x itself where hbn knows its strides, else a copy."""
-    if x.dim() > 4 and not (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last_3d)):
-        return x.contiguous()
+    if x.dim() > 4 and _dense_format(x) is None:
+        return x.contiguous(memory_format=suggest_memory_format(x))
     return x
 
 
@@ -113,6 +114,8 @@ def _forward(
     """y, and mean and invstd as rows of one float64 tensor; running statistics are written in training."""
     _follow_num_threads()
     y = _empty_output(x)
+    if x.dim() > 4:
+        x = _dense(x)
     saved = None
     if uses_batch_statistics(training, running_mean, running_var):
         saved = _float64.new_empty((2, x.shape[1]))
@@ -137,7 +140,7 @@ def _backward(
     _follow_num_threads()
     grad_input = _empty_grad_input(x, grad_output) if mask[0] else None
     if x.dim() > 4:
-        grad_output, x = dense(grad_output), dense(x)
+        grad_output, x = _dense(grad_output), _dense(x)
     grad_weight = _empty(x, x.shape[1], parameter_dtype) if mask[1] else None
     grad_bias = _empty(x, x.shape[1], parameter_dtype) if mask[2] else None
     _core.backward(
@@ -170,10 +173,10 @@ def _jvp(
     eps: float,
 ) -> Tensor:
     _follow_num_threads()
-    x = dense(x)
     y_tangent = _empty_output(x)
+    x = _dense(x)
     _core.jvp(
-        dense(x_tangent),
+        _dense(x_tangent),
         x,
         weight,
         weight_tangent,
@@ -203,14 +206,14 @@ def _double_backward(
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     _follow_num_threads()
-    x = dense(x)
     grad_grad_output, grad_input = _empty_output(x), _empty_output(x)
+    x = _dense(x)
     grad_weight = _empty(x, x.shape[1], _parameter_dtype(x, weight))
     _core.double_backward(
-        dense(grad_grad_input),
+        _dense(grad_grad_input),
         grad_grad_weight,
         grad_grad_bias,
-        dense(grad_output),
+        _dense(grad_output),
         x,
         weight,
         saved,
