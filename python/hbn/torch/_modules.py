@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -14,18 +14,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from hbn.torch._ops import batch_norm_eager, batch_norm_traced, batch_norm_transformed, has_dispatch
 
-
-class _Attributes:
-    """A module's attributes by name."""
-
-    def __init__(self, module: object) -> None:
-        self._module = module
-
-    def __getitem__(self, name: str) -> Tensor | None:
-        return getattr(self._module, name)  # type: ignore[no-any-return]
-
-
-_Tensors = Mapping[str, Tensor | None] | _Attributes
 _tensor_classes = (Tensor, torch.nn.Parameter)
 
 
@@ -61,27 +49,27 @@ class _HbnBatchNorm(_BatchNorm):
             raise ValueError(f"Expected more than 1 value per channel when training, got input size {input.size()}")
         if torch.compiler.is_compiling() or _is_watched(input):
             return self._forward_watched(input)
-        # In their dictionaries, which is quicker; replicas and parametrizations keep them elsewhere.
-        parameters: _Tensors = self._parameters
-        buffers: _Tensors = self._buffers
-        if "weight" not in self._parameters or "bias" not in self._parameters or "running_var" not in self._buffers:
-            parameters = buffers = _Attributes(self)
-        elif "running_mean" not in self._buffers or "num_batches_tracked" not in self._buffers:
-            buffers = _Attributes(self)
-        count = None
-        running_mean, running_var = buffers["running_mean"], buffers["running_var"]
-        if training:
-            if self.track_running_stats:
-                count = buffers["num_batches_tracked"]
-            else:
-                running_mean = running_var = None
+        parameters, buffers = self._parameters, self._buffers
+        try:
+            # In their dictionaries, which is quicker.
+            weight, bias = parameters["weight"], parameters["bias"]
+            running_mean, running_var = buffers["running_mean"], buffers["running_var"]
+            count = buffers["num_batches_tracked"]
+        except KeyError:
+            # Replicas and parametrizations keep them elsewhere.
+            weight, bias = self.weight, self.bias
+            running_mean, running_var, count = self.running_mean, self.running_var, self.num_batches_tracked
+        if not training:
+            count = None
+        elif not self.track_running_stats:
+            running_mean = running_var = count = None
         if momentum is None and count is None:
             momentum = 0.0
         try:
             return batch_norm_eager(
                 input,
-                parameters["weight"],
-                parameters["bias"],
+                weight,
+                bias,
                 running_mean,
                 running_var,
                 training,

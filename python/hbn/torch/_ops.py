@@ -261,11 +261,13 @@ def _need_operations(*tensors: Tensor | None) -> bool:
     return False
 
 
-def _is_transformed_further(*gradients: Tensor | None) -> bool:
+def _is_transformed_further(
+    *gradients: Tensor | None, functorch: Callable[[], bool] = torch._C._are_functorch_transforms_active
+) -> bool:
     """Whether a derivative, that of these, is itself looked into, by more than one torch.func.grad."""
     if forward_ad._current_level >= 0:
         return True
-    if torch._C._are_functorch_transforms_active() and _transforms() != [_functorch.TransformType.Grad]:
+    if functorch() and _transforms() != [_functorch.TransformType.Grad]:
         return True
     return _need_operations(*gradients)
 
@@ -528,6 +530,7 @@ def batch_norm_eager(
     eps: float,
     num_batches_tracked: Tensor | None,
     is_profiled: Callable[[], bool] = torch._C._autograd._profiler_enabled,
+    is_grad_enabled: Callable[[], bool] = torch.is_grad_enabled,
 ) -> Tensor:
     """y. In training num_batches_tracked is counted up, and a momentum of None is 1 / that.
 
@@ -548,7 +551,7 @@ def batch_norm_eager(
                 is_profiled=lambda: False,
             )
     requires_grad = False
-    if torch.is_grad_enabled():
+    if is_grad_enabled():
         if running_mean is not None and running_var is not None:
             if running_mean.requires_grad or running_var.requires_grad:
                 _refuse_derivatives_by(running_mean, running_var)
