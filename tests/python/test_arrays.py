@@ -1617,16 +1617,20 @@ def test_failing_calls_keep_no_memory():
     def resident():
         return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * 4096
 
+    # NumPy keeps some of what it frees, up to a limit that thousands of calls may take to reach. What is lost in each
+    # call is lost in every round.
+    grown = []
     tracemalloc.start()
     fail(10000)
-    gc.collect()
-    traced, used = tracemalloc.get_traced_memory()[0], resident()
-    fail(10000)
-    gc.collect()
-    grown = tracemalloc.get_traced_memory()[0] - traced, resident() - used
+    while len(grown) < 8 and (not grown or min(grown)[0] > 2000):
+        gc.collect()
+        traced, used = tracemalloc.get_traced_memory()[0], resident()
+        fail(10000)
+        gc.collect()
+        grown.append((tracemalloc.get_traced_memory()[0] - traced, resident() - used))
     tracemalloc.stop()
-    assert grown[0] < 20_000
-    assert grown[1] < 8_000_000
+    assert min(grown)[0] <= 2000
+    assert min(resident_growth for _, resident_growth in grown) < 8_000_000
 
 
 # ---- threads and processes
