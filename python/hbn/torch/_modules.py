@@ -12,9 +12,16 @@ from torch.autograd import forward_ad
 from torch.fx import Proxy
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from hbn.torch._ops import batch_norm_eager, batch_norm_traced, batch_norm_transformed, has_dispatch
+from hbn.torch._ops import (
+    batch_norm_eager,
+    batch_norm_profiled,
+    batch_norm_traced,
+    batch_norm_transformed,
+    has_dispatch,
+)
 
 _tensor_classes = (Tensor, torch.nn.Parameter)
+_is_profiled: Callable[[], bool] = torch._C._autograd._profiler_enabled
 
 
 def _is_watched(
@@ -65,8 +72,9 @@ class _HbnBatchNorm(_BatchNorm):
             running_mean = running_var = count = None
         if momentum is None and count is None:
             momentum = 0.0
+        batch_norm = batch_norm_profiled if _is_profiled() else batch_norm_eager
         try:
-            return batch_norm_eager(
+            return batch_norm(
                 input,
                 weight,
                 bias,

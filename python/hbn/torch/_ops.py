@@ -7,7 +7,7 @@ PyTorch's own call does.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 import torch
@@ -362,24 +362,21 @@ def _raise_not_differentiable(name: str) -> NoReturn:
     )
 
 
-def _have_tangents(*tensors: Tensor | None) -> bool:
+def _unwrapped(*tensors: Tensor | None) -> Iterator[Tensor]:
+    """Each, and what is beneath functorch's wrappers around it."""
     for t in tensors:
         while t is not None:
-            if forward_ad.unpack_dual(t).tangent is not None:
-                return True
+            yield t
             t = _functorch.get_unwrapped(t) if _functorch.is_functorch_wrapped_tensor(t) else None
-    return False
+
+
+def _have_tangents(*tensors: Tensor | None) -> bool:
+    return any(forward_ad.unpack_dual(t).tangent is not None for t in _unwrapped(*tensors))
 
 
 def _require_grad(*tensors: Tensor | None) -> bool:
     """Whether autograd, or a transform, watches any of them."""
-    if torch.is_grad_enabled():
-        for t in tensors:
-            while t is not None:
-                if t.requires_grad:
-                    return True
-                t = _functorch.get_unwrapped(t) if _functorch.is_functorch_wrapped_tensor(t) else None
-    return False
+    return torch.is_grad_enabled() and any(t.requires_grad for t in _unwrapped(*tensors))
 
 
 # ---- autograd functions, for eager calls
@@ -529,27 +526,12 @@ def batch_norm_eager(
     momentum: float | None,
     eps: float,
     num_batches_tracked: Tensor | None,
-    is_profiled: Callable[[], bool] = torch._C._autograd._profiler_enabled,
     is_grad_enabled: Callable[[], bool] = torch.is_grad_enabled,
 ) -> Tensor:
     """y. In training num_batches_tracked is counted up, and a momentum of None is 1 / that.
 
     Not under functorch's transforms.
     """
-    if is_profiled():
-        with torch.autograd.profiler.record_function("hbn::batch_norm"):
-            return batch_norm_eager(
-                x,
-                weight,
-                bias,
-                running_mean,
-                running_var,
-                training,
-                momentum,
-                eps,
-                num_batches_tracked,
-                is_profiled=lambda: False,
-            )
     requires_grad = False
     if is_grad_enabled():
         if running_mean is not None and running_var is not None:
@@ -577,6 +559,12 @@ def batch_norm_eager(
         constants = (running_mean, running_var, training, momentum, eps, num_batches_tracked)
         return _apply(x, weight, bias, constants)  # type: ignore[no-any-return]
     return _forward(x, weight, bias, running_mean, running_var, training, momentum, eps, num_batches_tracked)[0]
+
+
+def batch_norm_profiled(*args: Any) -> Tensor:
+    """`batch_norm_eager`, as an event that PyTorch's profilers see."""
+    with torch.autograd.profiler.record_function("hbn::batch_norm"):
+        return batch_norm_eager(*args)
 
 
 def batch_norm_transformed(
