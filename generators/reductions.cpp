@@ -177,69 +177,115 @@ Reduction::Sweep sweep_by_lane(const PlaneTiling &tiling, const std::vector<RDom
     return sweep;
 }
 
-// Sums over a tile: in groups, of float32, or all in float64. Nothing is summed unless `where` holds.
-Reduction::Sweep sweep_tile(const PlaneTiling &tiling, bool in_groups, bool guarded,
-                            const Expr &where, const PlaneTerms &terms) {
-    // One step along w takes so many values of each lane.
-    const int values = in_groups ? group_values : 1, step = tiling.lanes * values;
+// The vectors at the end of a row that are less than a step. The last ends where the row does, and leaves out the
+// elements that the one before it had.
+struct RestOfRow {
+    const PlaneTiling &tiling;
+    Expr left;
+
+    Expr vectors() const {
+        return ceil_div(left, tiling.lanes);
+    }
+    // Whether there are any in this tile.
+    Expr here() const {
+        return tiling.width - tiling.tw * tiling.w <= tiling.w && tiling.width >= tiling.lanes;
+    }
+    std::vector<Expr> terms(const PlaneTerms &all, const Expr &vector, const Expr &j, const Expr &l,
+                            Type type) const {
+        const Expr next = tiling.width - left + vector * tiling.lanes;
+        const Expr first = min(next, tiling.width - tiling.lanes);
+        std::vector<Expr> last = all(first - tiling.tw * tiling.w + tiling.lane, j, l, type);
+        for (Expr &term : last) {
+            term = select(first + tiling.lane >= next, term, cast(type, 0));
+        }
+        return last;
+    }
+};
+
+// Rows that are shorter than a vector are summed with some lanes idle.
+RDom narrow_rows(const PlaneTiling &tiling, const Expr &where) {
+    RDom narrow(0, tiling.h, 0, tiling.n, "narrow");
+    narrow.where(tiling.width < tiling.lanes && tiling.lane < tiling.width &&
+                 narrow.x < tiling.tile_h() && narrow.y < tiling.tile_n() && where);
+    return narrow;
+}
+
+// Sums over a tile, all in float64. Nothing is summed unless `where` holds.
+Reduction::Sweep sweep_tile(const PlaneTiling &tiling, const Expr &where, const PlaneTerms &terms) {
+    const int step = tiling.lanes;
     RDom whole(0, tiling.sizes.w_units * (TileSizes::w_unit / step), 0, tiling.h, 0, tiling.n,
                "whole");
     whole.where(likely(tiling.tw * tiling.w + whole.x * step + (step - 1) < tiling.width) &&
                 whole.y < tiling.tile_h() && whole.z < tiling.tile_n() && where);
-    // A tile consists of whole steps, but the row's last tile may end in less than a step, which is summed in vectors.
-    // The last vector ends where the row does, and leaves out the elements that the one before it had.
-    const Expr left = tiling.width % step;
-    RDom rest(0, ceil_div(left, tiling.lanes), 0, tiling.h, 0, tiling.n, "rest");
-    rest.where(tiling.width - tiling.tw * tiling.w <= tiling.w && tiling.width >= tiling.lanes &&
-               rest.y < tiling.tile_h() && rest.z < tiling.tile_n() && where);
-    const Expr next = tiling.width - left + rest.x * tiling.lanes;
-    const Expr first = min(next, tiling.width - tiling.lanes);
-    // Rows that are shorter than a vector are summed with some lanes idle.
-    RDom narrow(0, tiling.h, 0, tiling.n, "narrow");
-    narrow.where(tiling.width < tiling.lanes && tiling.lane < tiling.width &&
-                 narrow.x < tiling.tile_h() && narrow.y < tiling.tile_n() && where);
-
-    Var i("i"), j("j"), l("l");
-    std::vector<Var> group_at = {tiling.lane, i, j, l};
-    std::vector<Expr> this_group = {tiling.lane, whole.x, whole.y, whole.z};
-    for (const Var &v : tiling.tile_args()) {
-        group_at.push_back(v);
-        this_group.emplace_back(v);
-    }
-    Func group_sums("group_sums");
-    const RDom in_group(0, values, "in_group");
-    if (in_groups) {
-        sum_group(group_sums, group_at,
-                  terms(i * step + in_group * tiling.lanes + tiling.lane, j, l, Float(32)));
-    }
+    const RestOfRow rest_of_row{tiling, tiling.width % step};
+    RDom rest(0, rest_of_row.vectors(), 0, tiling.h, 0, tiling.n, "rest");
+    rest.where(rest_of_row.here() && rest.y < tiling.tile_h() && rest.z < tiling.tile_n() && where);
+    const RDom narrow = narrow_rows(tiling, where);
     // With steps of a single element nothing is left over, and no row is too short.
     const std::vector<RDom> over =
         step == 1 ? std::vector<RDom>{whole} : std::vector<RDom>{whole, rest, narrow};
-    Reduction::Sweep sweep = sweep_by_lane(tiling, over, guarded, [&](size_t update) {
+    return sweep_by_lane(tiling, over, false, [&](size_t update) {
         switch (update) {
-        case 0: {
-            if (!in_groups) {
-                return terms(whole.x * step + tiling.lane, whole.y, whole.z, Float(64));
-            }
-            const FuncRef sums = group_sums(this_group);
-            return std::vector<Expr>{sums[0], sums[1]};
-        }
-        case 1: {
-            std::vector<Expr> last =
-                terms(first - tiling.tw * tiling.w + tiling.lane, rest.y, rest.z, Float(64));
-            for (Expr &term : last) {
-                term = select(first + tiling.lane >= next, term, f64(0));
-            }
-            return last;
-        }
+        case 0:
+            return terms(whole.x * step + tiling.lane, whole.y, whole.z, Float(64));
+        case 1:
+            return rest_of_row.terms(terms, rest.x, rest.y, rest.z, Float(64));
         default:
             return terms(tiling.lane, narrow.x, narrow.y, Float(64));
         }
     });
-    if (in_groups) {
-        sweep.group = group_sums;
-        sweep.in_group = in_group;
+}
+
+// The same in groups, of float32.
+Reduction::Sweep sweep_tile_in_groups(const PlaneTiling &tiling, bool guarded,
+                                      const PlaneTerms &terms) {
+    // A group has twice as many lanes: sums that don't wait for each other, and whole words of 16-bit elements.
+    const int group_lanes = 2 * tiling.lanes, step = group_lanes * group_values;
+    RDom whole(0, tiling.sizes.w_units * (TileSizes::w_unit / step), 0, tiling.h, 0, tiling.n,
+               "whole");
+    whole.where(likely(tiling.tw * tiling.w + whole.x * step + (step - 1) < tiling.width) &&
+                whole.y < tiling.tile_h() && whole.z < tiling.tile_n());
+    const RestOfRow rest_of_row{tiling, tiling.width % step};
+    RDom ends(0, tiling.h, 0, tiling.n, "ends");
+    ends.where(rest_of_row.here() && rest_of_row.left > 0 && ends.x < tiling.tile_h() &&
+               ends.y < tiling.tile_n());
+
+    Var group_lane("group_lane"), i("i"), j("j"), l("l");
+    std::vector<Var> group_at = {group_lane, i, j, l}, end_at = {tiling.lane, j, l};
+    std::vector<Expr> first_half = {tiling.lane, whole.x, whole.y, whole.z};
+    std::vector<Expr> this_end = {tiling.lane, ends.x, ends.y};
+    for (const Var &v : tiling.tile_args()) {
+        group_at.push_back(v);
+        end_at.push_back(v);
+        first_half.emplace_back(v);
+        this_end.emplace_back(v);
     }
+    std::vector<Expr> second_half = first_half;
+    second_half[0] = tiling.lane + tiling.lanes;
+
+    Reduction::Sweep sweep;
+    Func group("group_sums"), end("end_sums");
+    const RDom in_group(0, group_values, "in_group");
+    sum_group(group, group_at,
+              terms(i * step + in_group * group_lanes + group_lane, j, l, Float(32)));
+    RDom rest(0, step / tiling.lanes, "rest");
+    rest.where(rest.x < rest_of_row.vectors());
+    sum_group(end, end_at, rest_of_row.terms(terms, rest.x, j, l, Float(32)));
+
+    const RDom narrow = narrow_rows(tiling, Internal::const_true());
+    sweep = sweep_by_lane(tiling, {whole, ends, narrow}, guarded, [&](size_t update) {
+        switch (update) {
+        case 0: {
+            const FuncRef first = group(first_half), second = group(second_half);
+            return std::vector<Expr>{first[0] + second[0], first[1] + second[1]};
+        }
+        case 1:
+            return elements_of(end(this_end), 2);
+        default:
+            return terms(tiling.lane, narrow.x, narrow.y, Float(64));
+        }
+    });
+    sweep.groups = {{group, in_group, group_lane}, {end, rest, tiling.lane}};
     return sweep;
 }
 
@@ -248,8 +294,8 @@ std::vector<Expr> sum_tile(const PlaneTiling &tiling, Type tensor, const PlaneTe
                            Reduction &r) {
     const std::vector<Var> at = tiling.tile_args();
     const bool guarded = tiling.in_groups && needs_guard(tensor);
-    r.sweeps.push_back(
-        sweep_tile(tiling, tiling.in_groups, guarded, Internal::const_true(), terms));
+    r.sweeps.push_back(tiling.in_groups ? sweep_tile_in_groups(tiling, guarded, terms)
+                                        : sweep_tile(tiling, Internal::const_true(), terms));
     const FuncRef sums = r.sweeps.back().sums(at);
     if (!guarded) {
         return {sums[0], sums[1]};
@@ -257,7 +303,7 @@ std::vector<Expr> sum_tile(const PlaneTiling &tiling, Type tensor, const PlaneTe
     Func use_float64("use_float64");
     use_float64(at) = out_of_range(sums);
     r.per_tile.push_back(use_float64);
-    r.sweeps.push_back(sweep_tile(tiling, false, false, use_float64(at), terms));
+    r.sweeps.push_back(sweep_tile(tiling, use_float64(at), terms));
     const FuncRef wide = r.sweeps.back().sums(at);
     return {select(use_float64(at), wide[0], sums[0]), select(use_float64(at), wide[1], sums[1])};
 }
@@ -276,7 +322,7 @@ Reduction reduce_moments(const Func &x, const PlaneTiling &tiling, Pivot from) {
         const PlaneTerms value = [&](const Expr &i, const Expr &j, const Expr &l, Type type) {
             return std::vector<Expr>{term_of_tile_mean(tiling.at(x, i, j, l)), cast(type, 0)};
         };
-        r.sweeps = {sweep_tile(tiling, false, false, Internal::const_true(), value)};
+        r.sweeps = {sweep_tile(tiling, Internal::const_true(), value)};
         pivot(at) = tile_mean(r.sweeps[0].sums(at)[0], n, tiling.at(x, 0, 0, 0));
     } else {
         const RDom over = tiling.sample();
@@ -364,25 +410,39 @@ ColumnReduction::Sweep sweep_rows_in_groups(const ColumnTiling &tiling, const Ro
                                             bool guarded) {
     const Var &tile = tiling.tile;
     const std::vector<Var> at = {tiling.column, tiling.channel_block, tile};
-    RDom whole(0, tiling.tile_rows / row_group, "groups");
-    whole.where(tiling.first_row(tile) + whole.x * row_group + (row_group - 1) < tiling.rows);
+    // The tile's whole groups, and sets of them. In float32 a set's groups are added up one after the other.
+    const Expr groups = min(tiling.tile_rows, tiling.rows - tiling.first_row(tile)) / row_group;
+    RDom sets(0, ceil_div(tiling.tile_rows, row_group * groups_in_set), "sets");
+    sets.where(sets.x * groups_in_set < groups);
     // A tile consists of whole groups of rows, but the one with the last rows, which is the first tile, may have more.
     const Expr left = tiling.rows % row_group;
     RDom rest(0, left, "rest");
     rest.where(tile == 0);
 
-    Func by_column("column_group_sums");
-    set_to_zero(by_column, at, guarded);
+    Var set("set");
+    std::vector<Var> set_at = at;
+    set_at.push_back(set);
+    RDom in_set(0, groups_in_set, "in_set");
+    const Expr this_group = set * groups_in_set + in_set.x;
+    in_set.where(this_group < groups);
     std::vector<Expr> group = {0.0f, 0.0f};
     for (int row = 0; row < row_group; row++) {
         const std::vector<Expr> values =
-            terms(tiling.first_row(tile) + whole.x * row_group + row, Float(32));
+            terms(tiling.first_row(tile) + this_group * row_group + row, Float(32));
         group = {group[0] + values[0], group[1] + values[1]};
     }
-    add(by_column, at, group);
+    Func set_sums("set_sums");
+    sum_group(set_sums, set_at, group);
+
+    Func by_column("column_group_sums");
+    set_to_zero(by_column, at, guarded);
+    std::vector<Expr> this_set(at.begin(), at.end());
+    this_set.emplace_back(sets.x);
+    add(by_column, at, elements_of(set_sums(this_set), 2));
     add(by_column, at, terms(tiling.rows - left + rest.x, Float(64)));
-    ColumnReduction::Sweep sweep = sweep_rows(tiling, by_column, {whole, rest});
-    sweep.in_groups = true;
+    ColumnReduction::Sweep sweep = sweep_rows(tiling, by_column, {sets, rest});
+    sweep.set = set_sums;
+    sweep.in_set = in_set;
     return sweep;
 }
 

@@ -146,7 +146,8 @@ protected:
     }
     // ColumnTiling's plane and repeats.
     Expr plane() const {
-        return *shared.plane;
+        // Known, so that neighbouring channels are neighbours in memory.
+        return layout == Layout::rows ? Expr(1) : Expr(*shared.plane);
     }
     Expr repeats() const {
         return *shared.repeats;

@@ -21,8 +21,9 @@ enum class Layout {
 #include "runtime/layouts.def"
 };
 
-// How many rows of columns make a group, which is summed at once.
-constexpr int row_group = 8;
+// How many rows of columns make a group, which is summed at once, and how many groups in float32 are added up before
+// they are added in float64.
+constexpr int row_group = 8, groups_in_set = 4;
 
 // How many vectors make a group where planes are summed.
 constexpr int group_values = 8;
@@ -37,9 +38,14 @@ struct Reduction {
         Halide::Func by_lane;  // (lane, c, tw, th, tn): partial sums side by side along w
         Halide::Var lane;
         std::vector<Halide::RDom> over;  // what each of by_lane's updates sums over
-        // Where by_lane's first update adds up groups of vectors: the sums of one group, along in_group.
-        Halide::Func group;
-        Halide::RDom in_group;
+        // Where by_lane's updates add up groups of vectors: for each of the first updates the sums of one group, along
+        // its vectors. What the first one reads it reads a whole group of.
+        struct Group {
+            Halide::Func sums;
+            Halide::RDom vectors;
+            Halide::Var lane;
+        };
+        std::vector<Group> groups;
     };
     std::vector<Sweep> sweeps;           // one to three
     std::vector<Halide::Func> per_tile;  // none to two
@@ -64,9 +70,11 @@ struct ColumnReduction {
     struct Sweep {
         // (column, channel block, tile); undefined where each channel is summed at once.
         Halide::Func by_column;
-        // What each of by_column's updates sums over: rows of a tile, or groups of row_group rows.
+        // What each of by_column's updates sums over: rows of a tile, or sets of groups of rows.
         std::vector<Halide::RDom> rows;
-        bool in_groups = false;   // whether the first update's are groups
+        // Where by_column's first update adds up sets: the sums of one, (column, channel block, tile, set), over its groups.
+        Halide::Func set;
+        Halide::RDom in_set;
         Halide::Func by_channel;  // (channel, channel block, tile), over channel_columns
         Halide::RDom channel_columns;
     };

@@ -34,12 +34,13 @@ void compute_tiles_at(Reduction &r, Func consumer, const Loop &loop) {
                 .reorder(with_inner(sweep.lane, sweep.over[i]))
                 .vectorize(sweep.lane);
         }
-        if (sweep.group.defined()) {
-            sweep.group.compute_at(sweep.by_lane, sweep.over[0].x).vectorize(sweep.lane);
-            sweep.group.update()
-                .reorder(sweep.lane, sweep.in_group.x)
-                .vectorize(sweep.lane)
-                .unroll(sweep.in_group.x);
+        for (size_t i = 0; i < sweep.groups.size(); i++) {
+            Reduction::Sweep::Group &group = sweep.groups[i];
+            group.sums.compute_at(sweep.by_lane, sweep.over[i].x).vectorize(group.lane);
+            group.sums.update().reorder(group.lane, group.vectors.x).vectorize(group.lane);
+            if (i == 0) {
+                group.sums.update().unroll(group.vectors.x);
+            }
         }
     }
     for (Func &f : r.per_tile) {
@@ -106,10 +107,11 @@ void schedule_channels_side_by_side(ChannelPipeline &p, const VectorParameters &
                     .reorder(with_inner(r.c, sweep.over[i]))
                     .vectorize(r.c, lanes, guarded);
             }
-            if (sweep.group.defined()) {
-                sweep.group.compute_at(sweep.by_lane, sweep.over[0].x)
+            for (size_t i = 0; i < sweep.groups.size(); i++) {
+                Reduction::Sweep::Group &group = sweep.groups[i];
+                group.sums.compute_at(sweep.by_lane, sweep.over[i].x)
                     .vectorize(r.c, lanes, guarded);
-                sweep.group.update().reorder(r.c, sweep.in_group.x).vectorize(r.c, lanes, guarded);
+                group.sums.update().reorder(r.c, group.vectors.x).vectorize(r.c, lanes, guarded);
             }
         }
         for (Func &f : at_tile) {
@@ -210,11 +212,20 @@ void compute_column_tiles_at(ColumnReduction &r, Func consumer, const Loop &loop
         }
         s.by_column.compute_at(consumer, loop)
             .vectorize(r.column, parameters.column_lanes, guarded);
+        if (s.set.defined()) {
+            Var lanes("lanes");
+            s.set.compute_at(s.by_column, s.rows[0].x)
+                .vectorize(r.column, parameters.column_lanes, guarded);
+            s.set.update()
+                .split(r.column, r.column, lanes, parameters.column_lanes, guarded)
+                .reorder(lanes, r.column, s.in_set.x)
+                .vectorize(lanes);
+        }
         for (size_t i = 0; i < s.rows.size(); i++) {
             Var lanes("lanes");
             Stage sum = s.by_column.update(int(i));
             sum.split(r.column, r.column, lanes, parameters.column_lanes, guarded);
-            if (s.in_groups) {
+            if (s.set.defined()) {
                 sum.reorder(lanes, r.column, s.rows[i].x).vectorize(lanes);
                 continue;
             }

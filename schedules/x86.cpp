@@ -51,7 +51,15 @@ void schedule_for_x86(ChannelPipeline pipeline, const Halide::Target &target) {
     }
     if (pipeline.element_type.is_bfloat() && pairs_bfloat16(target) &&
         pipeline.uses(Pass::bfloat16_pairs)) {
-        compute_bfloat16_in_pairs(pipeline.pipeline);
+        std::set<std::string> groups;
+        for (const Reduction &r : pipeline.reductions) {
+            for (const Reduction::Sweep &sweep : r.sweeps) {
+                for (const Reduction::Sweep::Group &group : sweep.groups) {
+                    groups.insert(group.sums.name());
+                }
+            }
+        }
+        compute_bfloat16_in_pairs(pipeline.pipeline, groups);
     }
     if (pipeline.uses(Pass::streaming)) {
         for (const Halide::Func &f : pipeline.elementwise) {

@@ -266,7 +266,7 @@ constexpr int64_t kTileElements = 32768;
 // Where a tile is rows of all channels, rather than of one.
 constexpr int64_t kTileElementsOfAllChannels = 65536;
 // As in generators/: Cut and row_group.
-constexpr int64_t kUnit = 128, kSampleUnit = 16, kRowGroup = 8;
+constexpr int64_t kUnit = 256, kSampleUnit = 16, kRowGroup = 8;
 // One in so many of a tile's values is in its sample, at least.
 constexpr int64_t kSampled = 64;
 

@@ -1,6 +1,7 @@
 #include "schedules/passes/lanes.h"
 
 #include <algorithm>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -95,6 +96,12 @@ class HalvesOfWords : public Lanes {
 public:
     HalvesOfWords(int lanes, bool odd) : Lanes(odd ? 1 : 0, 2, lanes / 2), odd_(odd) {
     }
+    // What is to be added to sums, of which there are few beside the elements that are added: other vectors are shuffled.
+    // `halved`: the buffer, if any, whose first half of lanes is of even lanes, and the second of odd ones.
+    HalvesOfWords(int lanes, bool odd, const std::string *halved) : HalvesOfWords(lanes, odd) {
+        shuffles_ = true;
+        halved_ = halved;
+    }
 
 protected:
     using Lanes::visit;
@@ -120,6 +127,16 @@ protected:
             const Expr pairs = Reinterpret::make(UInt(16, count_), op);
             return Cast::make(UInt(8, count_), odd_ ? pairs >> 8 : pairs);
         }
+        if (shuffles_ && is_dense(op)) {
+            const Ramp *all = op->index.as<Ramp>();
+            if (!halved_ || op->name != *halved_) {
+                return Shuffle::make_slice(op, odd_, 2, count_);
+            }
+            const Expr base = all->base + (odd_ ? cast(all->base.type(), count_) : 0);
+            return Load::make(op->type.with_lanes(count_), op->name,
+                              Ramp::make(base, all->stride, count_), op->image, op->param,
+                              const_true(count_), ModulusRemainder());
+        }
         const Expr index = simplify(mutate(op->index));
         const Ramp *ramp = index.as<Ramp>();
         if (!ramp || !is_const_one(ramp->stride) || !is_const_one(op->predicate)) {
@@ -141,6 +158,8 @@ private:
     }
 
     const bool odd_;
+    bool shuffles_ = false;
+    const std::string *halved_ = nullptr;
 };
 
 // Statements that consist of vectors' names and one store, as the store alone.
@@ -165,7 +184,7 @@ protected:
     }
 
     Stmt visit(const Store *op) override {
-        if (op->value.type().is_scalar() || !op->param.defined()) {
+        if (op->value.type().is_scalar()) {
             return op;
         }
         const Stmt whole = Store::make(op->name, without_names(op->value), without_names(op->index),
@@ -185,9 +204,34 @@ private:
     std::vector<std::pair<std::string, Expr>> lets_;
 };
 
+class LoadsBFloat16 : public IRVisitor {
+public:
+    static bool in(const Expr &e) {
+        LoadsBFloat16 search;
+        e.accept(&search);
+        return search.found_;
+    }
+
+protected:
+    using IRVisitor::visit;
+
+    void visit(const Load *op) override {
+        found_ = found_ || op->type.element_of() == BFloat(16);
+        IRVisitor::visit(op);
+    }
+
+private:
+    bool found_ = false;
+};
+
 class PairBFloat16 : public MutateStores {
     // Lanes are a power of two.
     static constexpr int least_lanes = 8;
+
+public:
+    explicit PairBFloat16(std::set<std::string> lanes_in_any_order)
+        : lanes_in_any_order_(std::move(lanes_in_any_order)) {
+    }
 
 protected:
     Stmt replace(const Store *op) override {
@@ -197,10 +241,44 @@ protected:
             !is_const_one(op->predicate)) {
             return Stmt();
         }
+        if (!op->param.defined()) {
+            return op->value.type().element_of() == Float(32) && LoadsBFloat16::in(op->value)
+                       ? pair_sums(op)
+                       : Stmt();
+        }
         return op->value.type().element_of() == UInt(8) ? pair_bytes(op) : pair_bfloat16(op);
     }
 
 private:
+    Stmt pair_sums(const Store *op) const {
+        const std::string func = op->name.substr(0, op->name.find('.'));
+        bool ok = true;
+        const Expr value = lanes_in_any_order_.count(func) ? pair(op->value, &op->name, &ok)
+                                                           : pair_what_is_loaded(op->value, &ok);
+        return ok ? Store::make(op->name, value, op->index, op->param, op->predicate, op->alignment)
+                  : Stmt();
+    }
+
+    // Sums so far, which lie in memory as they are, plus elements in pairs.
+    static Expr pair_what_is_loaded(const Expr &e, bool *ok) {
+        if (!LoadsBFloat16::in(e)) {
+            return e;
+        }
+        const Add *sum = e.as<Add>();
+        if (sum && (!LoadsBFloat16::in(sum->a) || !LoadsBFloat16::in(sum->b))) {
+            return pair_what_is_loaded(sum->a, ok) + pair_what_is_loaded(sum->b, ok);
+        }
+        return pair(e, nullptr, ok);
+    }
+
+    static Expr pair(const Expr &e, const std::string *halved, bool *ok) {
+        const int lanes = e.type().lanes();
+        HalvesOfWords even(lanes, false, halved), odd(lanes, true, halved);
+        const std::vector<Expr> halves = {even.mutate(e), odd.mutate(e)};
+        *ok = *ok && even.ok() && odd.ok();
+        return halved ? Shuffle::make_concat(halves) : Shuffle::make_interleave(halves);
+    }
+
     // A mask beside the tensor.
     static Stmt pair_bytes(const Store *op) {
         const int lanes = op->value.type().lanes();
@@ -235,13 +313,15 @@ private:
         return Store::make(op->name, Reinterpret::make(op->value.type(), bits), op->index,
                            op->param, op->predicate, op->alignment);
     }
+
+    const std::set<std::string> lanes_in_any_order_;
 };
 
 class HalveTails : public MutateStores {
 protected:
     Stmt replace(const Store *op) override {
         const int lanes = op->value.type().lanes();
-        if (is_const_one(op->predicate) || (lanes & (lanes - 1)) != 0) {
+        if (!op->param.defined() || is_const_one(op->predicate) || (lanes & (lanes - 1)) != 0) {
             return Stmt();
         }
         // Predicates are those of GuardWithIf: the first lanes are in use. What was stored so far is a multiple
@@ -286,8 +366,8 @@ private:
 
 }  // namespace
 
-void compute_bfloat16_in_pairs(Pipeline pipeline) {
-    pipeline.add_custom_lowering_pass(new PairBFloat16);
+void compute_bfloat16_in_pairs(Pipeline pipeline, const std::set<std::string> &lanes_in_any_order) {
+    pipeline.add_custom_lowering_pass(new PairBFloat16(lanes_in_any_order));
 }
 
 void store_tails_by_halves(Pipeline pipeline) {

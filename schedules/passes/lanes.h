@@ -4,6 +4,9 @@
 
 #include <Halide.h>
 
+#include <set>
+#include <string>
+
 namespace hbn {
 
 // Both are for a generator's schedule(), with its get_pipeline(), before stream_stores(). Neither changes a
@@ -15,8 +18,10 @@ void store_tails_by_halves(Halide::Pipeline pipeline);
 
 // Where vectors of bfloat16 are computed from vectors of bfloat16, from what is the same for all lanes, and from
 // paired coefficients, even and odd lanes are computed apart: as halves of 32-bit words they come and go without a
-// shuffle. After store_tails_by_halves(), so that it has tails, too.
-void compute_bfloat16_in_pairs(Halide::Pipeline pipeline);
+// shuffle. After store_tails_by_halves(), so that it has tails, too. The same for sums of such vectors; those in Funcs with
+// `lanes_in_any_order` are left there with even lanes first.
+void compute_bfloat16_in_pairs(Halide::Pipeline pipeline,
+                               const std::set<std::string> &lanes_in_any_order);
 
 }  // namespace hbn
 
