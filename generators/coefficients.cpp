@@ -36,7 +36,9 @@ std::vector<Expr> deviation_coefficients(const Expr &mean, const Expr &scale, co
 
 Expr deviation(const Expr &x, const std::vector<Expr> &coefficients, const Arithmetic &a) {
     const Expr wide = cast(coefficients[0].type(), x);
-    return exact_order((deviation_size(a) == 1 ? wide : wide * coefficients[1]) - coefficients[0]);
+    // Products with a power of two are exact, and so those with or without fused multiply-add are the same.
+    return deviation_size(a) == 1 ? exact_order(wide - coefficients[0])
+                                  : wide * coefficients[1] - coefficients[0];
 }
 
 Expr scale_of(const Expr &invstd, const Arithmetic &a) {
@@ -79,7 +81,10 @@ Expr normalize(const Expr &x, const std::vector<Expr> &coefficients, const Arith
 
 Expr normalize_in_exact_order(const Expr &x, const std::vector<Expr> &coefficients,
                               const Arithmetic &a) {
-    return exact_order(normalize(x, coefficients, a));
+    const int next = deviation_size(a);
+    return exact_order_around(deviation(x, coefficients, a), [&](const Expr &d) {
+        return d * coefficients[next] + coefficients[next + 1];
+    });
 }
 
 std::vector<Expr> input_gradient_coefficients(const Expr &mean, const Expr &invstd,
@@ -103,9 +108,7 @@ Expr input_gradient(const Expr &grad_output, const Expr &x, const std::vector<Ex
     const int next = deviation_size(a);
     const Expr centred =
         exact_order(cast(coefficients[0].type(), grad_output) - coefficients[next + 1]);
-    // The order is the same wherever this is compiled, so that an output's bits don't depend on how it is stored.
-    return exact_order((centred - deviation(x, coefficients, a) * coefficients[next]) *
-                       coefficients[next + 2]);
+    return (centred - deviation(x, coefficients, a) * coefficients[next]) * coefficients[next + 2];
 }
 
 std::vector<Expr> tangent_coefficients(const Expr &mean, const Expr &invstd, const Expr &weight,

@@ -1,6 +1,7 @@
 #include "generators/rounding.h"
 
 #include <limits>
+#include <string>
 
 namespace hbn {
 
@@ -8,6 +9,12 @@ using namespace Halide;
 
 Expr exact_order(const Expr &e) {
     return strict_float(e);
+}
+
+Expr exact_order_around(const Expr &inner, const std::function<Expr(const Expr &)> &f) {
+    const std::string name = Internal::unique_name("inner");
+    return Internal::substitute(name, inner,
+                                exact_order(f(Internal::Variable::make(inner.type(), name))));
 }
 
 Expr round_to(Type type, const Expr &value) {
@@ -20,10 +27,12 @@ Expr round_to(Type type, const Expr &value) {
                        select(is_nan(value), Expr(quiet_nan), reinterpret(UInt(16), rounded)));
 }
 
-Expr round_to_bfloat16(const Expr &value) {
-    // Halide's own conversion does the same, but keeps what it converts from using fused multiply-add.
+Expr round_to_bfloat16(const Expr &value, const Expr &one) {
+    // Halide's own conversion does the same, but keeps what it converts from using fused multiply-add. What is to be added
+    // is 0x7fff, and 1 more to an odd number. Its negative takes the lowest bit by an exclusive or, which is one instruction
+    // with what selects that bit.
     const Expr bits = reinterpret(UInt(32), value);
-    const Expr rounded = bits + (Expr(uint32_t(0x7fff)) + ((bits >> 16) & Expr(uint32_t(1))));
+    const Expr rounded = bits - (((bits >> 16) & Expr(uint32_t(1))) ^ (one * Expr(0u - 0x7fffu)));
     return reinterpret(BFloat(16), cast<uint16_t>(rounded >> 16));
 }
 

@@ -4,6 +4,8 @@
 
 #include <Halide.h>
 
+#include <functional>
+
 namespace hbn {
 
 using Halide::Expr;
@@ -17,6 +19,9 @@ inline Expr f64(const Expr &e) {
 // infinity, unless told not to. An expression wrapped in exact_order() relies on its own rounding.
 Expr exact_order(const Expr &e);
 
+// The same for f(inner), but not for what is within `inner`: the compiler may make one fused multiply-add of it.
+Expr exact_order_around(const Expr &inner, const std::function<Expr(const Expr &)> &f);
+
 // Rounds to nearest even, in any type. Halide's own conversion to the 16-bit types turns NaN into infinity or zero
 // where the target has no instruction for it.
 Expr round_to(Type type, const Expr &value);
@@ -24,7 +29,8 @@ Expr round_to(Type type, const Expr &value);
 // The same for an output's elements, which are many. A NaN among them, if any, comes from a bfloat16 tensor, from
 // arithmetic, or from coefficients that went through with_plain_nan(): such a NaN has no bits beyond bfloat16's, so
 // that rounding can't carry it over into a number.
-Expr round_to_bfloat16(const Expr &value);
+// `one` is 1, as a uint32 that the compiler had better not know: what it makes of the same with constants takes longer.
+Expr round_to_bfloat16(const Expr &value, const Expr &one);
 Expr with_plain_nan(const Expr &value);
 
 // Whether a float32 or float64 is neither NaN nor infinite. Its bits say so, since LLVM assumes that arithmetic gives

@@ -248,7 +248,7 @@ protected:
     Expr rounded(const Expr &value) const {
         const Type type = dtype;
         if (type.is_bfloat()) {
-            return round_to_bfloat16(value);
+            return round_to_bfloat16(value, one());
         }
         return rounds_float16(Base::get_target()) ? Halide::cast(type, value)
                                                   : round_to(type, value);
@@ -266,12 +266,19 @@ protected:
         (promise_vector(vectors), ...);
     }
 
+    // 1, in a form that no compiler can know.
+    Expr one() const {
+        return standalone ? Expr(uint32_t(1))
+                          : Halide::cast<uint32_t>(Halide::min(*shared.plane, 1));
+    }
+
     void schedule_work() {
         work.layout = layout;
         work.element = element();
         work.channel = channel();
         work.element_type = dtype;
         work.stream = standalone ? Halide::Internal::const_false() : Expr(*shared.stream);
+        work.one = one();
         work.standalone = standalone;
         work.without = passes_named(without);
         work.parallel = parallel || !standalone;

@@ -122,6 +122,7 @@ struct ChannelPipeline {
     Halide::Expr stream;        // whether elementwise outgrows the cache
     Halide::Expr row_elements;  // extent of the innermost dimension
     Halide::Expr num_features;
+    Halide::Expr one;         // a uint32 that is 1, which the compiler doesn't know
     bool standalone = false;  // little code, and no memory but the stack
     bool parallel = true;
     std::set<Pass> without;  // passes to leave out

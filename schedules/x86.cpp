@@ -46,7 +46,10 @@ void schedule_for_x86(ChannelPipeline pipeline, const Halide::Target &target) {
     if (pipeline.standalone) {
         return;
     }
-    if (!target.has_feature(Halide::Target::AVX512_Skylake) && pipeline.uses(Pass::tails)) {
+    // AVX-512 has masked stores of 16 bits, but what bfloat16 is computed from comes in pairs.
+    if ((!target.has_feature(Halide::Target::AVX512_Skylake) ||
+         pipeline.element_type.is_bfloat()) &&
+        pipeline.uses(Pass::tails)) {
         store_tails_by_halves(pipeline.pipeline);
     }
     if (pipeline.element_type.is_bfloat() && pairs_bfloat16(target) &&
@@ -59,7 +62,11 @@ void schedule_for_x86(ChannelPipeline pipeline, const Halide::Target &target) {
                 }
             }
         }
-        compute_bfloat16_in_pairs(pipeline.pipeline, groups);
+        // One instruction that selects bits, where there is one, takes the place of a shuffle.
+        const Halide::Expr selector = target.has_feature(Halide::Target::AVX512_Skylake)
+                                          ? pipeline.one * Halide::Expr(uint32_t(0xffff))
+                                          : Halide::Expr();
+        compute_bfloat16_in_pairs(pipeline.pipeline, groups, selector);
     }
     if (pipeline.uses(Pass::streaming)) {
         for (const Halide::Func &f : pipeline.elementwise) {

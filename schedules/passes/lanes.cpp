@@ -229,8 +229,8 @@ class PairBFloat16 : public MutateStores {
     static constexpr int least_lanes = 8;
 
 public:
-    explicit PairBFloat16(std::set<std::string> lanes_in_any_order)
-        : lanes_in_any_order_(std::move(lanes_in_any_order)) {
+    PairBFloat16(std::set<std::string> lanes_in_any_order, Expr lower_half)
+        : lanes_in_any_order_(std::move(lanes_in_any_order)), lower_half_(std::move(lower_half)) {
     }
 
 protected:
@@ -289,7 +289,7 @@ private:
         return even.ok() && odd.ok() ? with_value(op, lower | (upper << 8)) : Stmt();
     }
 
-    static Stmt pair_bfloat16(const Store *op) {
+    Stmt pair_bfloat16(const Store *op) const {
         const int lanes = op->value.type().lanes();
         // The upper halves of words, as round_to_bfloat16() has it.
         const Reinterpret *bits = op->value.as<Reinterpret>();
@@ -306,7 +306,11 @@ private:
         if (!even.ok() || !odd.ok()) {
             return Stmt();
         }
-        return with_value(op, (lower >> 16) | (upper & HalvesOfWords::upper_half(lanes / 2)));
+        const Expr low = lower >> 16;
+        return with_value(op,
+                          lower_half_.defined()
+                              ? upper ^ ((upper ^ low) & Broadcast::make(lower_half_, lanes / 2))
+                              : low | (upper & HalvesOfWords::upper_half(lanes / 2)));
     }
 
     static Stmt with_value(const Store *op, const Expr &bits) {
@@ -315,6 +319,7 @@ private:
     }
 
     const std::set<std::string> lanes_in_any_order_;
+    const Expr lower_half_;
 };
 
 class HalveTails : public MutateStores {
@@ -366,8 +371,9 @@ private:
 
 }  // namespace
 
-void compute_bfloat16_in_pairs(Pipeline pipeline, const std::set<std::string> &lanes_in_any_order) {
-    pipeline.add_custom_lowering_pass(new PairBFloat16(lanes_in_any_order));
+void compute_bfloat16_in_pairs(Pipeline pipeline, const std::set<std::string> &lanes_in_any_order,
+                               const Expr &lower_half) {
+    pipeline.add_custom_lowering_pass(new PairBFloat16(lanes_in_any_order, lower_half));
 }
 
 void store_tails_by_halves(Pipeline pipeline) {
