@@ -146,11 +146,15 @@ Expr out_of_range(const FuncRef &sums) {
            (sums[2] > 0 && abs(sums[1]) < Expr(least));
 }
 
+void add_to_group(Func group, const std::vector<Var> &at, const std::vector<Expr> &terms) {
+    const FuncRef so_far = group(at);
+    group(at) = Tuple(so_far[0] + terms[0], so_far[1] + terms[1]);
+}
+
 // The two float32 sums over one group.
 void sum_group(Func group, const std::vector<Var> &at, const std::vector<Expr> &terms) {
     group(at) = Tuple(0.0f, 0.0f);
-    const FuncRef so_far = group(at);
-    group(at) = Tuple(so_far[0] + terms[0], so_far[1] + terms[1]);
+    add_to_group(group, at, terms);
 }
 
 // Sums each lane, then all lanes. terms(i) are what the update over `over[i]` adds to a lane.
@@ -164,6 +168,7 @@ Reduction::Sweep sweep_by_lane(const PlaneTiling &tiling, const std::vector<RDom
     sweep.by_lane = Func("lane_sums");
     sweep.lane = tiling.lane;
     sweep.lanes = RDom(0, tiling.lanes, "lanes");
+    sweep.lane_count = tiling.lanes;
     std::vector<Var> lane_at = {tiling.lane};
     lane_at.insert(lane_at.end(), at.begin(), at.end());
     set_to_zero(sweep.by_lane, lane_at, guarded);
@@ -268,9 +273,15 @@ Reduction::Sweep sweep_tile_in_groups(const PlaneTiling &tiling, bool guarded,
     const RDom in_group(0, group_values, "in_group");
     sum_group(group, group_at,
               terms(i * step + in_group * group_lanes + group_lane, j, l, Float(32)));
-    RDom rest(0, step / tiling.lanes, "rest");
-    rest.where(rest.x < rest_of_row.vectors());
-    sum_group(end, end_at, rest_of_row.terms(terms, rest.x, j, l, Float(32)));
+    const Expr whole_vectors = rest_of_row.left / tiling.lanes;
+    RDom rest(0, whole_vectors, "rest");
+    sum_group(end, end_at,
+              terms(tiling.width - rest_of_row.left - tiling.tw * tiling.w + rest.x * tiling.lanes +
+                        tiling.lane,
+                    j, l, Float(32)));
+    RDom last(0, 1, "last");
+    last.where(rest_of_row.left % tiling.lanes > 0);
+    add_to_group(end, end_at, rest_of_row.terms(terms, whole_vectors + last.x, j, l, Float(32)));
 
     const RDom narrow = narrow_rows(tiling, Internal::const_true());
     sweep = sweep_by_lane(tiling, {whole, ends, narrow}, guarded, [&](size_t update) {

@@ -35,11 +35,12 @@ struct Reduction {
     struct Sweep {
         Halide::Func sums;  // adds up `lanes` of by_lane
         Halide::RDom lanes;
+        int lane_count = 1;
         Halide::Func by_lane;  // (lane, c, tw, th, tn): partial sums side by side along w
         Halide::Var lane;
         std::vector<Halide::RDom> over;  // what each of by_lane's updates sums over
         // Where by_lane's updates add up groups of vectors: for each of the first updates the sums of one group, along
-        // its vectors. What the first one reads it reads a whole group of.
+        // its vectors. A second update, if any, is of a vector at the end.
         struct Group {
             Halide::Func sums;
             Halide::RDom vectors;

@@ -1,5 +1,7 @@
 #include "schedules/vectorized.h"
 
+#include <algorithm>
+
 namespace hbn {
 
 using namespace Halide;
@@ -22,12 +24,29 @@ std::vector<VarOrRVar> with_inner(const Var &inner, const RDom &over) {
     return order;
 }
 
+// Of an update that adds up `lanes` partial sums: as a tree, so that additions wait less for each other.
+template<typename Loop>
+void add_lanes_as_tree(Func sums, RVar lane, int lanes, Func consumer, const Loop &loop) {
+    while (lanes > 2) {
+        const int halves = std::max(lanes / 4, 2);
+        RVar step("step"), half("half");
+        Var half_lane("half_lane");
+        sums.update().split(lane, step, half, halves);
+        Func partial = sums.update().rfactor(half, half_lane);
+        partial.compute_at(consumer, loop).vectorize(half_lane);
+        partial.update().reorder(half_lane, step).vectorize(half_lane).unroll(step);
+        lane = half;
+        lanes = halves;
+    }
+}
+
 // What is computed for each tile of a reduction, at `consumer`'s loop. Partial sums stay in vectors for the
 // whole tile.
 template<typename Loop>
 void compute_tiles_at(Reduction &r, Func consumer, const Loop &loop) {
     for (Reduction::Sweep &sweep : r.sweeps) {
         sweep.sums.compute_at(consumer, loop);
+        add_lanes_as_tree(sweep.sums, sweep.lanes.x, sweep.lane_count, consumer, loop);
         sweep.by_lane.compute_at(consumer, loop).vectorize(sweep.lane);
         for (size_t i = 0; i < sweep.over.size(); i++) {
             sweep.by_lane.update(int(i))
@@ -40,6 +59,8 @@ void compute_tiles_at(Reduction &r, Func consumer, const Loop &loop) {
             group.sums.update().reorder(group.lane, group.vectors.x).vectorize(group.lane);
             if (i == 0) {
                 group.sums.update().unroll(group.vectors.x);
+            } else {
+                group.sums.update(1).vectorize(group.lane);
             }
         }
     }
@@ -112,6 +133,9 @@ void schedule_channels_side_by_side(ChannelPipeline &p, const VectorParameters &
                 group.sums.compute_at(sweep.by_lane, sweep.over[i].x)
                     .vectorize(r.c, lanes, guarded);
                 group.sums.update().reorder(r.c, group.vectors.x).vectorize(r.c, lanes, guarded);
+                if (group.sums.num_update_definitions() > 1) {
+                    group.sums.update(1).vectorize(r.c, lanes, guarded);
+                }
             }
         }
         for (Func &f : at_tile) {
@@ -192,6 +216,7 @@ void compute_channel_sums_at(Func sums, const RDom &over, const ColumnReduction 
     order[0] = step;
     order.insert(order.begin(), partial_lane);
     partial.update().reorder(order).vectorize(partial_lane);
+    add_lanes_as_tree(sums, lane, parameters.run_lanes, sums, r.channel);
 }
 
 // What is computed for each tile of a reduction, at `consumer`'s loop. Rows are taken in groups: a

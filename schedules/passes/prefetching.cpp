@@ -249,6 +249,9 @@ private:
                 continue;
             }
             const int element_bytes = access.type.bytes();
+            if (*elements * element_bytes < line) {
+                continue;  // what is left of a row, which is not worth finding out what comes next
+            }
             Buffer &buffer = buffers[access.buffer];
             if (!buffer.first.defined()) {
                 buffer.first = first;
