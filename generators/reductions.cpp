@@ -181,7 +181,7 @@ Reduction::Sweep sweep_by_lane(const PlaneTiling &tiling, const std::vector<RDom
 Reduction::Sweep sweep_tile(const PlaneTiling &tiling, bool in_groups, bool guarded,
                             const Expr &where, const PlaneTerms &terms) {
     // One step along w takes so many values of each lane.
-    const int values = in_groups ? group_values : 1, step = tiling.lanes * values;
+    const int values = in_groups ? tiling.group_values : 1, step = tiling.lanes * values;
     RDom whole(0, tiling.sizes.w_units * (TileSizes::w_unit / step), 0, tiling.h, 0, tiling.n,
                "whole");
     whole.where(likely(tiling.tw * tiling.w + whole.x * step + (step - 1) < tiling.width) &&
@@ -247,9 +247,9 @@ Reduction::Sweep sweep_tile(const PlaneTiling &tiling, bool in_groups, bool guar
 std::vector<Expr> sum_tile(const PlaneTiling &tiling, Type tensor, const PlaneTerms &terms,
                            Reduction &r) {
     const std::vector<Var> at = tiling.tile_args();
-    const bool guarded = tiling.in_groups && needs_guard(tensor);
+    const bool guarded = tiling.in_groups() && needs_guard(tensor);
     r.sweeps.push_back(
-        sweep_tile(tiling, tiling.in_groups, guarded, Internal::const_true(), terms));
+        sweep_tile(tiling, tiling.in_groups(), guarded, Internal::const_true(), terms));
     const FuncRef sums = r.sweeps.back().sums(at);
     if (!guarded) {
         return {sums[0], sums[1]};
@@ -314,7 +314,7 @@ Reduction reduce_gradients(const Func &grad_output, const Func &x, const Func &m
                            const PlaneTiling &tiling) {
     const Var &c = tiling.c;
     const std::vector<Var> at = tiling.tile_args();
-    const Expr center = tiling.in_groups ? cast<float>(mean(c)) : mean(c);
+    const Expr center = tiling.in_groups() ? cast<float>(mean(c)) : mean(c);
     const PlaneTerms product = [&](const Expr &i, const Expr &j, const Expr &l, Type type) {
         const Expr dy = exact_order(cast(type, tiling.at(grad_output, i, j, l)));
         const Expr xmu = exact_order(cast(type, tiling.at(x, i, j, l)) - cast(type, center));
@@ -364,23 +364,28 @@ ColumnReduction::Sweep sweep_rows_in_groups(const ColumnTiling &tiling, const Ro
                                             bool guarded) {
     const Var &tile = tiling.tile;
     const std::vector<Var> at = {tiling.column, tiling.channel_block, tile};
-    RDom whole(0, tiling.tile_rows / row_group, "groups");
-    whole.where(tiling.first_row(tile) + whole.x * row_group + (row_group - 1) < tiling.rows);
+    const int group_rows = tiling.group_rows;
+    RDom whole(0, tiling.tile_rows / group_rows, "groups");
+    whole.where(tiling.first_row(tile) + whole.x * group_rows + (group_rows - 1) < tiling.rows);
     // A tile consists of whole groups of rows, but the one with the last rows, which is the first tile, may have more.
-    const Expr left = tiling.rows % row_group;
+    const bool any_has_rest = group_rows > row_group;
+    const Expr first = tiling.first_row(tile), rows = tiling.rows_of(tile);
+    const Expr left = any_has_rest ? Expr(group_rows - 1) : tiling.rows % group_rows;
+    const Expr first_left =
+        any_has_rest ? first + rows / group_rows * group_rows : tiling.rows - left;
     RDom rest(0, left, "rest");
-    rest.where(tile == 0);
+    rest.where(any_has_rest ? first_left + rest.x < first + rows : tile == 0);
 
     Func by_column("column_group_sums");
     set_to_zero(by_column, at, guarded);
     std::vector<Expr> group = {0.0f, 0.0f};
-    for (int row = 0; row < row_group; row++) {
+    for (int row = 0; row < group_rows; row++) {
         const std::vector<Expr> values =
-            terms(tiling.first_row(tile) + whole.x * row_group + row, Float(32));
+            terms(tiling.first_row(tile) + whole.x * group_rows + row, Float(32));
         group = {group[0] + values[0], group[1] + values[1]};
     }
     add(by_column, at, group);
-    add(by_column, at, terms(tiling.rows - left + rest.x, Float(64)));
+    add(by_column, at, terms(first_left + rest.x, Float(64)));
     ColumnReduction::Sweep sweep = sweep_rows(tiling, by_column, {whole, rest});
     sweep.in_groups = true;
     return sweep;

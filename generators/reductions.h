@@ -17,7 +17,8 @@ namespace hbn {
 // sample of m of the tile's values. It can't be further off than (pivot - mean)^2 <= m2 / m, so that
 // sum(d^2) <= (1 + n / m) * m2, of which groups lose at most 11 units of 2^-24, and sum(d)^2 / n loses 16. n / m is at
 // most 64, which leaves 13 bits whatever the data, and usually about 20; a float16 has 11 bits, a bfloat16 has 8.
-// Gradients' sums are off by at most 9 units of 2^-24 of the sum of their magnitudes.
+// Gradients' sums are off by at most 9 units of 2^-24 of the sum of their magnitudes. Groups of g values, where a kernel is
+// compiled with group_values or group_rows, lose g + 3, 2 * g and g + 1 units: of 16, which are the most, 12 bits are left.
 //
 // Sums of float16 can't leave float32's range, but those of bfloat16 can. They are guarded: a tile is summed once more
 // in float64 where a group's sum came near to overflow, or where sum(d^2), or the sum of products, is so small (2^-100)

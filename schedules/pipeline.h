@@ -6,11 +6,13 @@
 #ifndef HBN_SCHEDULES_PIPELINE_H
 #define HBN_SCHEDULES_PIPELINE_H
 
+#include "schedules/parameters.h"
 #include "schedules/passes/passes.h"
 
 #include <Halide.h>
 
 #include <set>
+#include <string>
 #include <vector>
 
 namespace hbn {
@@ -21,11 +23,8 @@ enum class Layout {
 #include "runtime/layouts.def"
 };
 
-// How many rows of columns make a group, which is summed at once.
+// Tiles of rows of columns consist of so many rows at a time.
 constexpr int row_group = 8;
-
-// How many vectors make a group where planes are summed.
-constexpr int group_values = 8;
 
 // A reduction of each channel in tiles, where tensors are (w, h, c, n). All Funcs but `merged` are functions of a tile,
 // (c, tw, th, tn). A sweep sums over a tile; per_tile is what later sweeps need to know first. `tile` is the result for a
@@ -64,7 +63,7 @@ struct ColumnReduction {
     struct Sweep {
         // (column, channel block, tile); undefined where each channel is summed at once.
         Halide::Func by_column;
-        // What each of by_column's updates sums over: rows of a tile, or groups of row_group rows.
+        // What each of by_column's updates sums over: rows of a tile, or groups of them.
         std::vector<Halide::RDom> rows;
         bool in_groups = false;   // whether the first update's are groups
         Halide::Func by_channel;  // (channel, channel block, tile), over channel_columns
@@ -117,13 +116,17 @@ struct ChannelPipeline {
     bool standalone = false;  // little code, and no memory but the stack
     bool parallel = true;
     std::set<Pass> without;  // passes to leave out
+    ScheduleParameters *parameters = nullptr;
 
     bool uses(Pass pass) const {
         return without.count(pass) == 0;
     }
 };
 
-// Applies the schedule of the target's family. One file each in schedules/.
+// The family of a target, for tensors of this layout: one file each in schedules/.
+std::string family_of(const Halide::Target &target, Layout layout);
+
+// Applies the schedule of the target's family.
 void schedule(ChannelPipeline pipeline, const Halide::Target &target);
 
 // Whether the target has an instruction that rounds float32 to float16, which keeps NaN.
