@@ -36,9 +36,7 @@ public:
     Halide::GeneratorParam<Layout> layout{"layout", Layout::nchw, layout_names};
 
 #define HBN_SCHEDULE_PARAMETER(name, families, layouts, values, description) \
-    Halide::GeneratorParam<int> name {                                       \
-        #name, 0                                                             \
-    };
+    Halide::GeneratorParam<int> name{#name, 0};
 #include "schedules/parameters.def"
 
     // Which of schedules/passes/passes.h to leave out, separated by commas.
@@ -295,7 +293,7 @@ protected:
         work.pipeline = Base::get_pipeline();
         work.parameters = &parameters;
         hbn::schedule(work, Base::get_target());
-        parameters.check_effects();
+        parameters.check_effects(family(), layout_name());
     }
 
     Type statistics() const {
@@ -317,6 +315,10 @@ private:
     std::string family() const {
         return family_of(Base::get_target(), layout);
     }
+    std::string layout_name() const {
+        const auto is_this = [this](const auto &row) { return row.second == layout; };
+        return std::find_if(layout_names.begin(), layout_names.end(), is_this)->first;
+    }
 
     // Whether sums of so many lanes and values of each can be had, and are as accurate as is said of Pivot.
     void check_lanes(int sums, int values) const {
@@ -332,9 +334,7 @@ private:
 #define HBN_SCHEDULE_PARAMETER(name, families, layouts, values, description) \
     parameters.name.choose(name);
 #include "schedules/parameters.def"
-        const auto is_this = [this](const auto &row) { return row.second == layout; };
-        const auto name = std::find_if(layout_names.begin(), layout_names.end(), is_this)->first;
-        parameters.check_values(family(), name);
+        parameters.check_values(family(), layout_name());
     }
 
     std::vector<Expr> merged_tiles() const {

@@ -49,8 +49,8 @@ struct ScheduleParameters {
     // A user error unless each that was chosen has an allowed value, and an effect on the family of targets and on the
     // layout. Call it before any is read.
     void check_values(const std::string &family, const std::string &layout) const;
-    // A user error unless each that was chosen has been read. Call it when all has been scheduled.
-    void check_effects() const;
+    // A user error unless each that was chosen has been read. Call it when all has been scheduled, with the same.
+    void check_effects(const std::string &family, const std::string &layout) const;
 };
 
 }  // namespace hbn
