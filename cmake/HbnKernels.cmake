@@ -80,6 +80,7 @@ set(HBN_GENERATOR_SOURCES
     generators/double_backward_elemt.cpp
     generators/per_channel.cpp
     schedules/schedule.cpp
+    schedules/parameters.cpp
     schedules/vectorized.cpp
     schedules/passes/passes.cpp
     schedules/passes/streaming.cpp
@@ -198,8 +199,7 @@ function(hbn_add_all_kernels library)
                     continue()
                 endif ()
                 hbn_add_kernel(${library} hbn_${name}_${dtype}_${layout_name} ${generator}
-                               "${HBN_HALIDE_TARGETS}" dtype=${dtype} layout=${layout_name}
-                               ${HBN_TENSOR_PARAMS} ${parameters})
+                               "${HBN_HALIDE_TARGETS}" dtype=${dtype} layout=${layout_name} ${parameters})
                 string(APPEND lines "HBN_BUILT_KERNEL(${name}, ${dtype}, ${layout_name})\n")
             endforeach ()
         endforeach ()

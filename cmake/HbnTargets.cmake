@@ -6,12 +6,10 @@
 # HBN_INSTRUCTION_SETS     their names, in the same order, as users write them in HBN_INSTRUCTION_SET
 # HBN_DTYPES, HBN_LAYOUTS  what kernels exist for
 # HBN_DEVICE_RUNTIME       whether kernels run on a device, through Halide's own runtime
-# HBN_TENSOR_PARAMS        generator parameters of all operations on tensors
 
 set(HBN_DTYPES float32 float64 bfloat16 float16)
 set(HBN_LAYOUTS nchw nchw_few_channels blocks rows strided)
 set(HBN_DEVICE_RUNTIME OFF)
-set(HBN_TENSOR_PARAMS "")
 # The wrapper checks every argument before a kernel runs, so kernels need not.
 set(HBN_HALIDE_FEATURES no_asserts no_bounds_query)
 
@@ -34,16 +32,12 @@ elseif (HBN_TARGET STREQUAL "opencl")
     set(HBN_DTYPES float32)
     set(HBN_LAYOUTS nchw nhwc strided)
     set(HBN_DEVICE_RUNTIME ON)
-    # A thread sums one channel's tile, one value after the other.
-    set(HBN_TENSOR_PARAMS lanes=1)
 elseif (HBN_TARGET STREQUAL "cuda")
     set(HBN_HALIDE_TARGETS host-cuda-cuda_capability_80)
     set(HBN_INSTRUCTION_SETS cuda)
     set(HBN_DTYPES float32)
     set(HBN_LAYOUTS nchw nhwc strided)
     set(HBN_DEVICE_RUNTIME ON)
-    # A thread sums one channel's tile, one value after the other.
-    set(HBN_TENSOR_PARAMS lanes=1)
 elseif (HBN_TARGET STREQUAL "portable")
     set(HBN_HALIDE_TARGETS cmake)
     set(HBN_LAYOUTS nchw nhwc strided)

@@ -63,6 +63,15 @@ Expr finite_pivot(const Expr &value) {
     return zero_where(!is_number(value), value);
 }
 
+// How far a value is from the pivot (or center). In float64, where additions and fused multiply-adds may wait for different
+// ports, it is one of the latter: what is added up afterwards are the former.
+Expr distance(const Expr &value, const Expr &pivot, Type type, const Expr &one) {
+    const Expr wide = cast(type, value), from = cast(type, pivot);
+    return type == Float(64) && value.type() == Float(32) && one.defined()
+               ? wide * cast(type, one) - from
+               : exact_order(wide - from);
+}
+
 // A tile's moments, from the sums of d and d^2 over its n values, d being the distance from the pivot.
 Tuple moments_from_pivot(Pivot from, const Expr &pivot, const Expr &sum_d, const Expr &sum_dd,
                          const Expr &n) {
@@ -245,7 +254,7 @@ Reduction::Sweep sweep_tile(const PlaneTiling &tiling, const Expr &where, const 
 Reduction::Sweep sweep_tile_in_groups(const PlaneTiling &tiling, bool guarded,
                                       const PlaneTerms &terms) {
     // A group has twice as many lanes: sums that don't wait for each other, and whole words of 16-bit elements.
-    const int group_lanes = 2 * tiling.lanes, step = group_lanes * group_values;
+    const int group_lanes = 2 * tiling.lanes, step = group_lanes * tiling.group_values;
     RDom whole(0, tiling.sizes.w_units * (TileSizes::w_unit / step), 0, tiling.h, 0, tiling.n,
                "whole");
     whole.where(likely(tiling.tw * tiling.w + whole.x * step + (step - 1) < tiling.width) &&
@@ -270,7 +279,7 @@ Reduction::Sweep sweep_tile_in_groups(const PlaneTiling &tiling, bool guarded,
 
     Reduction::Sweep sweep;
     Func group("group_sums"), end("end_sums");
-    const RDom in_group(0, group_values, "in_group");
+    const RDom in_group(0, tiling.group_values, "in_group");
     sum_group(group, group_at,
               terms(i * step + in_group * group_lanes + group_lane, j, l, Float(32)));
     const Expr whole_vectors = rest_of_row.left / tiling.lanes;
@@ -304,9 +313,9 @@ Reduction::Sweep sweep_tile_in_groups(const PlaneTiling &tiling, bool guarded,
 std::vector<Expr> sum_tile(const PlaneTiling &tiling, Type tensor, const PlaneTerms &terms,
                            Reduction &r) {
     const std::vector<Var> at = tiling.tile_args();
-    const bool guarded = tiling.in_groups && needs_guard(tensor);
-    r.sweeps.push_back(tiling.in_groups ? sweep_tile_in_groups(tiling, guarded, terms)
-                                        : sweep_tile(tiling, Internal::const_true(), terms));
+    const bool guarded = tiling.in_groups() && needs_guard(tensor);
+    r.sweeps.push_back(tiling.in_groups() ? sweep_tile_in_groups(tiling, guarded, terms)
+                                          : sweep_tile(tiling, Internal::const_true(), terms));
     const FuncRef sums = r.sweeps.back().sums(at);
     if (!guarded) {
         return {sums[0], sums[1]};
@@ -321,7 +330,7 @@ std::vector<Expr> sum_tile(const PlaneTiling &tiling, Type tensor, const PlaneTe
 
 }  // namespace
 
-Reduction reduce_moments(const Func &x, const PlaneTiling &tiling, Pivot from) {
+Reduction reduce_moments(const Func &x, const PlaneTiling &tiling, Pivot from, const Expr &one) {
     const Var &c = tiling.c;
     const std::vector<Var> at = tiling.tile_args();
     const Expr n = tiling.count(tiling.tw, tiling.th, tiling.tn);
@@ -349,7 +358,7 @@ Reduction reduce_moments(const Func &x, const PlaneTiling &tiling, Pivot from) {
     r.per_tile = {pivot};
 
     const PlaneTerms deviation = [&](const Expr &i, const Expr &j, const Expr &l, Type type) {
-        const Expr d = exact_order(cast(type, tiling.at(x, i, j, l)) - cast(type, pivot(at)));
+        const Expr d = distance(tiling.at(x, i, j, l), pivot(at), type, one);
         return std::vector<Expr>{d, d * d};
     };
     const auto sums = sum_tile(tiling, x.type(), deviation, r);
@@ -368,13 +377,13 @@ Reduction reduce_moments(const Func &x, const PlaneTiling &tiling, Pivot from) {
 }
 
 Reduction reduce_gradients(const Func &grad_output, const Func &x, const Func &mean,
-                           const PlaneTiling &tiling) {
+                           const PlaneTiling &tiling, const Expr &one) {
     const Var &c = tiling.c;
     const std::vector<Var> at = tiling.tile_args();
-    const Expr center = tiling.in_groups ? cast<float>(mean(c)) : mean(c);
+    const Expr center = tiling.in_groups() ? cast<float>(mean(c)) : mean(c);
     const PlaneTerms product = [&](const Expr &i, const Expr &j, const Expr &l, Type type) {
         const Expr dy = exact_order(cast(type, tiling.at(grad_output, i, j, l)));
-        const Expr xmu = exact_order(cast(type, tiling.at(x, i, j, l)) - cast(type, center));
+        const Expr xmu = distance(tiling.at(x, i, j, l), center, type, one);
         return std::vector<Expr>{dy, dy * xmu};
     };
     Reduction r;
@@ -423,8 +432,8 @@ ColumnReduction::Sweep sweep_rows_in_groups(const ColumnTiling &tiling, const Ro
     const std::vector<Var> at = {tiling.column, tiling.channel_block, tile};
     // The tile's whole groups, and sets of them. In float32 a set's groups are added up one after the other.
     const Expr groups = min(tiling.tile_rows, tiling.rows - tiling.first_row(tile)) / row_group;
-    RDom sets(0, ceil_div(tiling.tile_rows, row_group * groups_in_set), "sets");
-    sets.where(sets.x * groups_in_set < groups);
+    RDom sets(0, ceil_div(tiling.tile_rows, row_group * tiling.groups_in_set), "sets");
+    sets.where(sets.x * tiling.groups_in_set < groups);
     // A tile consists of whole groups of rows, but the one with the last rows, which is the first tile, may have more.
     const Expr left = tiling.rows % row_group;
     RDom rest(0, left, "rest");
@@ -433,8 +442,8 @@ ColumnReduction::Sweep sweep_rows_in_groups(const ColumnTiling &tiling, const Ro
     Var set("set");
     std::vector<Var> set_at = at;
     set_at.push_back(set);
-    RDom in_set(0, groups_in_set, "in_set");
-    const Expr this_group = set * groups_in_set + in_set.x;
+    RDom in_set(0, tiling.groups_in_set, "in_set");
+    const Expr this_group = set * tiling.groups_in_set + in_set.x;
     in_set.where(this_group < groups);
     std::vector<Expr> group = {0.0f, 0.0f};
     for (int row = 0; row < row_group; row++) {
@@ -486,7 +495,8 @@ std::vector<Expr> sum_rows(const ColumnTiling &tiling, bool in_groups, Type tens
 
 }  // namespace
 
-ColumnReduction reduce_moments(const Func &x, const ColumnTiling &tiling, Pivot from) {
+ColumnReduction reduce_moments(const Func &x, const ColumnTiling &tiling, Pivot from,
+                               const Expr &one) {
     const Var &column = tiling.column, &channel_block = tiling.channel_block;
     const Var &channel = tiling.channel, &tile = tiling.tile;
     const std::vector<Var> at = {channel, channel_block, tile};
@@ -521,8 +531,8 @@ ColumnReduction reduce_moments(const Func &x, const ColumnTiling &tiling, Pivot 
     r.per_column = tiling.by_column(pivot, "column_pivot");
 
     const RowTerms deviation = [&](const Expr &row, Type type) {
-        const Expr d = exact_order(cast(type, x(column, channel_block, row)) -
-                                   cast(type, r.per_column(column, channel_block, tile)));
+        const Expr d = distance(x(column, channel_block, row),
+                                r.per_column(column, channel_block, tile), type, one);
         return std::vector<Expr>{d, d * d};
     };
     const auto sums = sum_rows(tiling, from == Pivot::sample_mean, x.type(), deviation, r);
@@ -542,7 +552,7 @@ ColumnReduction reduce_moments(const Func &x, const ColumnTiling &tiling, Pivot 
 }
 
 ColumnReduction reduce_gradients(const Func &grad_output, const Func &x, const Func &mean,
-                                 const ColumnTiling &tiling, bool in_groups) {
+                                 const ColumnTiling &tiling, bool in_groups, const Expr &one) {
     const Var &column = tiling.column, &channel_block = tiling.channel_block;
     const Var &channel = tiling.channel, &tile = tiling.tile;
     ColumnReduction r;
@@ -554,8 +564,8 @@ ColumnReduction reduce_gradients(const Func &grad_output, const Func &x, const F
 
     const RowTerms product = [&](const Expr &row, Type type) {
         const Expr dy = exact_order(cast(type, grad_output(column, channel_block, row)));
-        const Expr xmu = exact_order(cast(type, x(column, channel_block, row)) -
-                                     cast(type, r.per_column(column, channel_block)));
+        const Expr xmu =
+            distance(x(column, channel_block, row), r.per_column(column, channel_block), type, one);
         return std::vector<Expr>{dy, dy * xmu};
     };
     const auto sums = sum_rows(tiling, in_groups, x.type(), product, r);

@@ -13,11 +13,12 @@ namespace hbn {
 // more whatever the data, and usually about 50: enough for float32 with one sweep over the data. For float64, and where
 // chains are long, the pivot is the tile's mean, which takes a sweep of its own.
 //
-// Sums of 16-bit tensors run in float32 over groups of 8 values, and in float64 over groups. The pivot is the mean of a
-// sample of m of the tile's values. It can't be further off than (pivot - mean)^2 <= m2 / m, so that
-// sum(d^2) <= (1 + n / m) * m2, of which groups lose at most 11 units of 2^-24, and sum(d)^2 / n loses 16. n / m is at
-// most 64, which leaves 13 bits whatever the data, and usually about 20; a float16 has 11 bits, a bfloat16 has 8.
-// Gradients' sums are off by at most 9 units of 2^-24 of the sum of their magnitudes.
+// Sums of 16-bit tensors run in float32 over groups, of which a value goes through at most 16 additions: of 8 vectors and
+// their halves, or of up to 16 at the end of a row, or of 8 rows and up to 8 such groups. Over groups they run in float64.
+// The pivot is the mean of a sample of m of the tile's values. It can't be further off than (pivot - mean)^2 <= m2 / m, so
+// that sum(d^2) <= (1 + n / m) * m2, of which groups lose at most 19 units of 2^-24, and sum(d)^2 / n loses 32. n / m is at
+// most 64, which leaves 12 bits whatever the data, and usually about 20; a float16 has 11 bits, a bfloat16 has 8.
+// Gradients' sums are off by at most 17 units of 2^-24 of the sum of their magnitudes.
 //
 // Sums of float16 can't leave float32's range, but those of bfloat16 can. They are guarded: a tile is summed once more
 // in float64 where a group's sum came near to overflow, or where sum(d^2), or the sum of products, is so small (2^-100)
@@ -39,15 +40,17 @@ struct Moments {
 Moments merge(const Moments &a, const Expr &count_a, const Moments &b, const Expr &count_b,
               Type tensor);
 
-// Moments of x's channels.
-Reduction reduce_moments(const Func &x, const PlaneTiling &tiling, Pivot pivot);
-ColumnReduction reduce_moments(const Func &x, const ColumnTiling &tiling, Pivot pivot);
+// Moments of x's channels. `one` is a uint32 that is 1, which the compiler doesn't know; undefined where it would be of no
+// use.
+Reduction reduce_moments(const Func &x, const PlaneTiling &tiling, Pivot pivot, const Expr &one);
+ColumnReduction reduce_moments(const Func &x, const ColumnTiling &tiling, Pivot pivot,
+                               const Expr &one);
 
 // {sum of dy, sum of dy * (x - mean)}: plain sums over each tile, and tiles added in order.
 Reduction reduce_gradients(const Func &grad_output, const Func &x, const Func &mean,
-                           const PlaneTiling &tiling);
+                           const PlaneTiling &tiling, const Expr &one);
 ColumnReduction reduce_gradients(const Func &grad_output, const Func &x, const Func &mean,
-                                 const ColumnTiling &tiling, bool in_groups);
+                                 const ColumnTiling &tiling, bool in_groups, const Expr &one);
 
 }  // namespace hbn
 

@@ -35,8 +35,11 @@ public:
     Halide::GeneratorParam<Type> dtype{"dtype", Halide::Float(32)};  // of the tensors
     Halide::GeneratorParam<Layout> layout{"layout", Layout::nchw, layout_names};
 
-    // How many partial sums run side by side where planes are summed; 0 for what suits the target's vectors.
-    Halide::GeneratorParam<int> lanes{"lanes", 0};
+#define HBN_SCHEDULE_PARAMETER(name, families, layouts, values, description) \
+    Halide::GeneratorParam<int> name {                                       \
+        #name, 0                                                             \
+    };
+#include "schedules/parameters.def"
 
     // Which of schedules/passes/passes.h to leave out, separated by commas.
     Halide::GeneratorParam<std::string> without{"without", ""};
@@ -67,6 +70,7 @@ protected:
     // Call last in configure(): sets dtypes and dimensions, and adds the inputs that all kernels have.
     template<typename... TensorBuffers>
     void declare_tensors(TensorBuffers &...tensors) {
+        choose_parameters();
         (tensors.set_type(dtype), ...);
         (tensors.set_dimensions(in_columns() ? 3 : 4), ...);
         if (standalone) {
@@ -144,6 +148,14 @@ protected:
     ColumnTiling column_tiling() const {
         return {extents[0], extents[2], plane(), channels, repeats(), tile_sizes()};
     }
+    // The same, of sums.
+    ColumnTiling column_sums_tiling() const {
+        ColumnTiling tiling = column_tiling();
+        if (in_groups()) {
+            tiling.groups_in_set = parameters.groups_in_set.value_or(tiling.groups_in_set);
+        }
+        return tiling;
+    }
     // ColumnTiling's plane and repeats.
     Expr plane() const {
         // Known, so that neighbouring channels are neighbours in memory.
@@ -153,18 +165,22 @@ protected:
         return *shared.repeats;
     }
     int lanes_along_w() const {
-        const int vector = std::max(4, Base::natural_vector_size(Halide::Float(32)));
-        if (lanes > 0) {
-            return lanes;
-        }
         // In NHWC the lanes of a vector are channels.
         if (layout == Layout::strided || layout == Layout::nhwc) {
             return 1;
         }
-        return in_groups() ? vector : 2 * vector;
+        // A GPU's thread sums one channel's tile, one value after the other. So does a small processor without vectors.
+        const int vector = std::max(4, Base::natural_vector_size(Halide::Float(32)));
+        const bool one_by_one = family() == "gpu" || (standalone && family() == "portable");
+        return parameters.lanes.value_or(one_by_one ? 1 : in_groups() ? vector : 2 * vector);
     }
     PlaneTiling plane_tiling() const {
-        return {extents[0], extents[1], extents[3], tile_sizes(), lanes_along_w(), in_groups()};
+        const int sums = lanes_along_w();
+        const int values = in_groups() ? parameters.group_values.value_or(8) : 1;
+        if (parameters.lanes.chosen() != 0 || parameters.group_values.chosen() != 0) {
+            check_lanes(sums, values);
+        }
+        return {extents[0], extents[1], extents[3], tile_sizes(), sums, values};
     }
     // How many values a channel has.
     Expr count() const {
@@ -184,9 +200,10 @@ protected:
     // {mean, m2} of x's channels, as functions of channel().
     std::vector<Expr> moments_of(const Func &x) {
         if (in_columns()) {
-            work.column_reductions = {reduce_moments(x, column_tiling(), pivot())};
+            work.column_reductions = {
+                reduce_moments(x, column_sums_tiling(), pivot(), distance_one())};
         } else {
-            work.reductions = {reduce_moments(x, plane_tiling(), pivot())};
+            work.reductions = {reduce_moments(x, plane_tiling(), pivot(), distance_one())};
         }
         return merged_tiles();
     }
@@ -195,10 +212,11 @@ protected:
         Func wide_mean("wide_mean");
         wide_mean(channel()) = mean;
         if (in_columns()) {
-            work.column_reductions = {
-                reduce_gradients(grad_output, x, wide_mean, column_tiling(), in_groups())};
+            work.column_reductions = {reduce_gradients(
+                grad_output, x, wide_mean, column_sums_tiling(), in_groups(), distance_one())};
         } else {
-            work.reductions = {reduce_gradients(grad_output, x, wide_mean, plane_tiling())};
+            work.reductions = {
+                reduce_gradients(grad_output, x, wide_mean, plane_tiling(), distance_one())};
         }
         return merged_tiles();
     }
@@ -266,6 +284,11 @@ protected:
         (promise_vector(vectors), ...);
     }
 
+    // For reduce_moments() and reduce_gradients().
+    Expr distance_one() const {
+        return standalone ? Expr() : one();
+    }
+
     // 1, in a form that no compiler can know.
     Expr one() const {
         return standalone ? Expr(uint32_t(1))
@@ -285,7 +308,9 @@ protected:
         work.row_elements = extents[0];
         work.num_features = channels;
         work.pipeline = Base::get_pipeline();
+        work.parameters = &parameters;
         hbn::schedule(work, Base::get_target());
+        parameters.check_effects(family(), layout_name());
     }
 
     Type statistics() const {
@@ -302,6 +327,33 @@ protected:
 
 private:
     SharedInputs shared;
+    ScheduleParameters parameters;
+
+    std::string family() const {
+        return family_of(Base::get_target(), layout);
+    }
+    std::string layout_name() const {
+        const auto is_this = [this](const auto &row) { return row.second == layout; };
+        return std::find_if(layout_names.begin(), layout_names.end(), is_this)->first;
+    }
+
+    // Whether sums of so many lanes and values of each can be had, and are as accurate as is said of Pivot.
+    void check_lanes(int sums, int values) const {
+        const int most =
+            in_groups() ? std::min<int>(TileSizes::w_unit / (2 * values), TileSizes::sample_w_unit)
+                        : TileSizes::w_unit;
+        const int least = pivot() == Pivot::first_value && family() != "gpu" && !standalone ? 8 : 1;
+        _halide_user_assert(least <= sums && sums <= most)
+            << "lanes=" << sums << " group_values=" << values << ": allowed are " << least << " to "
+            << most << " lanes of " << Type(dtype) << " with so many values\n";
+    }
+
+    void choose_parameters() {
+#define HBN_SCHEDULE_PARAMETER(name, families, layouts, values, description) \
+    parameters.name.choose(name);
+#include "schedules/parameters.def"
+        parameters.check_values(family(), layout_name());
+    }
 
     std::vector<Expr> merged_tiles() const {
         const Func &merged =

@@ -31,7 +31,7 @@ TileSizes standalone_tile_sizes(const Expr &width, const Expr &batch, int most) 
 }
 
 PlaneTiling::PlaneTiling(const Expr &width, const Expr &height, const Expr &batch,
-                         const TileSizes &sizes, int lanes, bool in_groups)
+                         const TileSizes &sizes, int lanes, int group_values)
     : width(width),
       height(height),
       batch(batch),
@@ -41,7 +41,7 @@ PlaneTiling::PlaneTiling(const Expr &width, const Expr &height, const Expr &batc
       n(sizes.n),
       tiles(0, sizes.tiles_w, 0, sizes.tiles_h, 0, sizes.tiles_n, "tiles"),
       lanes(lanes),
-      in_groups(in_groups) {
+      group_values(group_values) {
 }
 
 RDom PlaneTiling::sample() const {

@@ -40,13 +40,19 @@ struct PlaneTiling {
     TileSizes sizes;
     Expr w, h, n;  // extents of a whole tile
     RDom tiles;    // which tile, along w, h and n
-    // How many partial sums run side by side along w: a power of two, and at most sample_w_unit where in_groups.
+    // How many partial sums run side by side along w: a power of two, and at most sample_w_unit where in_groups().
     int lanes;
-    bool in_groups;  // of float32, see Pivot
+    // How many vectors, each of twice as many lanes, are added up in float32 at a time, see Pivot; 1 where sums are of
+    // float64. A power of two, and with all lanes at most w_unit.
+    int group_values;
     Var lane{"lane"}, c{"c"}, tw{"tw"}, th{"th"}, tn{"tn"};
 
     PlaneTiling(const Expr &width, const Expr &height, const Expr &batch, const TileSizes &sizes,
-                int lanes, bool in_groups);
+                int lanes, int group_values);
+
+    bool in_groups() const {
+        return group_values > 1;
+    }
 
     // Element (i, j, l) of x within the tile.
     Expr at(const Func &x, const Expr &i, const Expr &j, const Expr &l) const {
@@ -84,7 +90,10 @@ struct PlaneTiling {
 //   NHWC: 1 block of all channels, plane = 1, a repeat for each of a few pixels side by side, then rows of those
 struct ColumnTiling {
     Expr columns, rows, plane, channels, repeats;
-    Expr tile_rows;    // of a whole tile
+    Expr tile_rows;  // of a whole tile
+    // How many groups of rows are added up in float32 before they are added in float64, where sums run in groups, see
+    // Pivot.
+    int groups_in_set = 4;
     RDom tiles;        // which tile
     RDom all_columns;  // a block's columns: p, channel, repeat
     Var column{"column"}, channel_block{"block"}, channel{"k"}, tile{"t"};

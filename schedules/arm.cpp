@@ -7,10 +7,13 @@
 namespace hbn {
 
 void schedule_for_arm(ChannelPipeline pipeline, const Halide::Target &) {
-    VectorParameters parameters;
-    parameters.map_lanes = 8;
-    parameters.row_lanes = pipeline.standalone ? 16 : 8;
-    schedule_vectorized(pipeline, parameters);
+    ScheduleParameters &parameters = *pipeline.parameters;
+    parameters.channel_lanes.set_default(8);
+    parameters.column_lanes.set_default(8);
+    parameters.run_lanes.set_default(4);
+    parameters.row_lanes.set_default(pipeline.standalone ? 16 : 8);
+    parameters.rows_per_column.set_default(4);
+    schedule_vectorized(pipeline);
 }
 
 }  // namespace hbn

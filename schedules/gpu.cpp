@@ -12,15 +12,14 @@ using namespace Halide;
 
 namespace {
 
-constexpr int threads_per_block = 64;
 constexpr TailStrategy guarded = TailStrategy::GuardWithIf;
 
-void one_thread_a_channel(Func &f, const Var &c) {
+void one_thread_a_channel(Func &f, const Var &c, int threads_per_block) {
     Var group("group"), thread("thread");
     f.compute_root().gpu_tile(c, group, thread, threads_per_block, guarded);
 }
 
-void schedule_reduction(Reduction &r) {
+void schedule_reduction(Reduction &r, int threads_per_block) {
     Var tile("tile"), group("group"), thread("thread"), block("block");
     r.tile.compute_root()
         .fuse(r.tw, r.th, tile)
@@ -37,7 +36,7 @@ void schedule_reduction(Reduction &r) {
     for (Func &f : r.per_tile) {
         f.compute_at(r.tile, thread);
     }
-    one_thread_a_channel(r.merged, r.c);
+    one_thread_a_channel(r.merged, r.c, threads_per_block);
     Var update_group("update_group"), update_thread("update_thread");
     r.merged.update()
         .split(r.c, update_group, update_thread, threads_per_block, guarded)
@@ -46,36 +45,43 @@ void schedule_reduction(Reduction &r) {
         .gpu_blocks(update_group);
 }
 
-void schedule_map(Func &f, const std::vector<Var> &element, Layout layout) {
+// A thread maps `items` elements, each threads_per_block elements after the one before it.
+void schedule_map(Func &f, const std::vector<Var> &element, Layout layout, int threads_per_block,
+                  int items) {
     const Var &w = element[0], &h = element[1], &c = element[2], &n = element[3];
-    Var group("group"), thread("thread"), rest("rest"), block("block");
+    Var group("group"), item("item"), thread("thread"), rest("rest"), block("block");
     const bool dense_channels = layout == Layout::nhwc;
     const Var inner = dense_channels ? c : w, outer = dense_channels ? w : c;
     f.compute_root()
         .reorder(inner, h, outer, n)
         .fuse(h, outer, rest)
         .fuse(rest, n, rest)
-        .split(inner, group, thread, threads_per_block, guarded)
+        .split(inner, group, thread, threads_per_block * items, guarded)
         .reorder(thread, group, rest)
-        .fuse(group, rest, block)
-        .gpu_threads(thread)
-        .gpu_blocks(block);
+        .fuse(group, rest, block);
+    if (items > 1) {
+        f.split(thread, item, thread, threads_per_block).reorder(item, thread);
+    }
+    f.gpu_threads(thread).gpu_blocks(block);
 }
 
 }  // namespace
 
 void schedule_for_gpu(ChannelPipeline p, const Target &) {
+    p.parameters->gpu_block.set_default(64);
+    p.parameters->gpu_items.set_default(1);
+    const int threads_per_block = p.parameters->gpu_block;
     for (Reduction &r : p.reductions) {
-        schedule_reduction(r);
+        schedule_reduction(r, threads_per_block);
     }
     for (Func &f : p.coefficients) {
-        one_thread_a_channel(f, p.channel[0]);
+        one_thread_a_channel(f, p.channel[0], threads_per_block);
     }
     for (Func &f : p.elementwise) {
-        schedule_map(f, p.element, p.layout);
+        schedule_map(f, p.element, p.layout, threads_per_block, p.parameters->gpu_items);
     }
     for (Func &f : p.per_channel) {
-        one_thread_a_channel(f, p.channel[0]);
+        one_thread_a_channel(f, p.channel[0], threads_per_block);
     }
 }
 

@@ -6,11 +6,13 @@
 #ifndef HBN_SCHEDULES_PIPELINE_H
 #define HBN_SCHEDULES_PIPELINE_H
 
+#include "schedules/parameters.h"
 #include "schedules/passes/passes.h"
 
 #include <Halide.h>
 
 #include <set>
+#include <string>
 #include <vector>
 
 namespace hbn {
@@ -21,12 +23,8 @@ enum class Layout {
 #include "runtime/layouts.def"
 };
 
-// How many rows of columns make a group, which is summed at once, and how many groups in float32 are added up before
-// they are added in float64.
-constexpr int row_group = 8, groups_in_set = 4;
-
-// How many vectors make a group where planes are summed.
-constexpr int group_values = 8;
+// Tiles of rows of columns consist of so many rows at a time, a group, which is summed at once.
+constexpr int row_group = 8;
 
 // A reduction of each channel in tiles, where tensors are (w, h, c, n). All Funcs but `merged` are functions of a tile,
 // (c, tw, th, tn). A sweep sums over a tile; per_tile is what later sweeps need to know first. `tile` is the result for a
@@ -127,13 +125,17 @@ struct ChannelPipeline {
     bool standalone = false;  // little code, and no memory but the stack
     bool parallel = true;
     std::set<Pass> without;  // passes to leave out
+    ScheduleParameters *parameters = nullptr;
 
     bool uses(Pass pass) const {
         return without.count(pass) == 0;
     }
 };
 
-// Applies the schedule of the target's family. One file each in schedules/.
+// The family of a target, for tensors of this layout: one file each in schedules/.
+std::string family_of(const Halide::Target &target, Layout layout);
+
+// Applies the schedule of the target's family.
 void schedule(ChannelPipeline pipeline, const Halide::Target &target);
 
 // Whether the target has an instruction that rounds float32 to float16, which keeps NaN.

@@ -1,24 +1,39 @@
 // The one place that maps a target to its family's schedule, and what schedules share.
 #include "schedules/pipeline.h"
 
+#include <map>
+
 namespace hbn {
 
 using Halide::Target;
 
-void schedule(ChannelPipeline pipeline, const Target &target) {
+std::string family_of(const Target &target, Layout layout) {
     if (target.has_gpu_feature()) {
-        schedule_for_gpu(pipeline, target);
-    } else if (pipeline.layout == Layout::strided) {
-        schedule_for_any_target(pipeline, target);
-    } else if (target.arch == Target::X86 && target.has_feature(Target::SSE41)) {
-        schedule_for_x86(pipeline, target);
-    } else if (target.arch == Target::ARM && !target.has_feature(Target::NoNEON)) {
-        schedule_for_arm(pipeline, target);
-    } else if (target.arch == Target::WebAssembly && target.has_feature(Target::WasmSimd128)) {
-        schedule_for_wasm(pipeline, target);
-    } else {
-        schedule_for_any_target(pipeline, target);
+        return "gpu";
     }
+    if (layout == Layout::strided) {
+        return "portable";
+    }
+    if (target.arch == Target::X86 && target.has_feature(Target::SSE41)) {
+        return "x86";
+    }
+    if (target.arch == Target::ARM && !target.has_feature(Target::NoNEON)) {
+        return "arm";
+    }
+    if (target.arch == Target::WebAssembly && target.has_feature(Target::WasmSimd128)) {
+        return "wasm";
+    }
+    return "portable";
+}
+
+void schedule(ChannelPipeline pipeline, const Target &target) {
+    static const std::map<std::string, void (*)(ChannelPipeline, const Target &)> families = {
+        {"x86", schedule_for_x86},
+        {"arm", schedule_for_arm},
+        {"wasm", schedule_for_wasm},
+        {"gpu", schedule_for_gpu},
+        {"portable", schedule_for_any_target}};
+    families.at(family_of(target, pipeline.layout))(pipeline, target);
 }
 
 bool rounds_float16(const Target &target) {

@@ -12,9 +12,6 @@ constexpr TailStrategy guarded = TailStrategy::GuardWithIf;
 
 namespace {
 
-// Elements a parallel task maps where nothing else decides: enough to outweigh the task's start.
-constexpr int task_elements = 16384;
-
 // `inner`, then the dimensions of `over`.
 std::vector<VarOrRVar> with_inner(const Var &inner, const RDom &over) {
     std::vector<VarOrRVar> order = {inner};
@@ -69,13 +66,21 @@ void compute_tiles_at(Reduction &r, Func consumer, const Loop &loop) {
     }
 }
 
-void map_plane(Func &f, const Var &w, const VectorParameters &parameters) {
+// Some vectors in one step of a map's innermost loop, which is over `vectors`.
+void unroll_map(Func &f, const Var &vectors, const Var &next, int count) {
+    if (count > 1) {
+        f.split(vectors, vectors, next, count, guarded).unroll(next);
+    }
+}
+
+void map_plane(Func &f, const Var &w, const ScheduleParameters &parameters) {
     f.vectorize(w, parameters.row_lanes, guarded);
+    unroll_map(f, w, Var("next_vector"), parameters.map_unroll);
 }
 
 // NCHW: one parallel loop over channels. A channel is reduced, its coefficients derived and its
 // elements mapped before the next, so what the reduction read is mapped from cache.
-void schedule_channel_after_channel(ChannelPipeline &p, const VectorParameters &parameters) {
+void schedule_channel_after_channel(ChannelPipeline &p, const ScheduleParameters &parameters) {
     const Var w = p.element[0], h = p.element[1], c = p.element[2], n = p.element[3];
     Func owner = p.elementwise.empty() ? p.per_channel[0] : p.elementwise[0];
     if (!p.elementwise.empty()) {
@@ -94,12 +99,12 @@ void schedule_channel_after_channel(ChannelPipeline &p, const VectorParameters &
 
 // NHWC where one thread does all, in little code: as many channels as there are lanes, one such group after the
 // other. Sums and coefficients stay in registers.
-void schedule_channels_side_by_side(ChannelPipeline &p, const VectorParameters &parameters) {
+void schedule_channels_side_by_side(ChannelPipeline &p, const ScheduleParameters &parameters) {
     const Var w = p.element[0], h = p.element[1], c = p.element[2], n = p.element[3];
     Func owner = p.elementwise.empty() ? p.per_channel[0] : p.elementwise[0];
     Var group("group"), lane("lane");
     // Where their number is not known, one by one: what is left over would take most of the code, and memory.
-    const int lanes = Internal::is_const(p.num_features) ? parameters.map_lanes : 1;
+    const int lanes = Internal::is_const(p.num_features) ? parameters.channel_lanes : 1;
     std::vector<Func> outputs = p.elementwise;
     outputs.insert(outputs.end(), p.per_channel.begin(), p.per_channel.end());
     for (Func &f : outputs) {
@@ -149,7 +154,7 @@ void schedule_channels_side_by_side(ChannelPipeline &p, const VectorParameters &
 
 // NCHW where channels are too few to share out, or there is nothing to reduce: tiles of all channels
 // in parallel, then parts of planes.
-void schedule_all_channels(ChannelPipeline &p, const VectorParameters &parameters) {
+void schedule_all_channels(ChannelPipeline &p, const ScheduleParameters &parameters) {
     const Var w = p.element[0], h = p.element[1], c = p.element[2], n = p.element[3];
     Var task("task");
     for (Reduction &r : p.reductions) {
@@ -167,10 +172,11 @@ void schedule_all_channels(ChannelPipeline &p, const VectorParameters &parameter
     }
     for (Func &f : p.elementwise) {
         Var part("part"), channel("channel");
-        // Even parts, in whole vectors; in a form that Halide does not fold into products that overflow.
-        const int lanes = parameters.row_lanes;
+        const int task_elements = parameters.task_elements;
+        const int step = int(parameters.row_lanes) * int(parameters.map_unroll);
+        // Even parts, in whole steps; in a form that Halide does not fold into products that overflow.
         const Expr parts = (p.row_elements - 1) / task_elements + 1;
-        const Expr part_elements = ((p.row_elements - 1) / (parts * lanes) + 1) * lanes;
+        const Expr part_elements = ((p.row_elements - 1) / (parts * step) + 1) * step;
         // Of small planes several, one after the other as they lie in memory.
         const Expr channels = max(task_elements / p.row_elements, 1);
         f.split(w, part, w, part_elements, guarded)
@@ -185,17 +191,17 @@ void schedule_all_channels(ChannelPipeline &p, const VectorParameters &parameter
 
 // Of what is written to each column from its channel.
 void schedule_by_column(Func &f, const RDom &all_columns, Layout layout,
-                        const VectorParameters &parameters) {
+                        const ScheduleParameters &parameters) {
     // A run of columns is a channel's plane, or in NHWC all channels.
     const RVar run = layout == Layout::blocks ? all_columns.x : all_columns.y;
-    f.update().allow_race_conditions().vectorize(run, parameters.map_lanes, guarded);
+    f.update().allow_race_conditions().vectorize(run, parameters.channel_lanes, guarded);
 }
 
 // Sums of each channel's columns, `over` columns of a channel first.
 template<typename Loop>
 void compute_channel_sums_at(Func sums, const RDom &over, const ColumnReduction &r, Func consumer,
                              const Loop &loop, const ChannelPipeline &p,
-                             const VectorParameters &parameters) {
+                             const ScheduleParameters &parameters) {
     sums.compute_at(consumer, loop);
     RVar step("step"), lane("lane");
     Var partial_lane("partial_lane");
@@ -204,9 +210,9 @@ void compute_channel_sums_at(Func sums, const RDom &over, const ColumnReduction 
         order.emplace_back(over[2]);
     }
     if (p.layout == Layout::rows) {
-        sums.vectorize(r.channel, parameters.map_lanes, guarded);
+        sums.vectorize(r.channel, parameters.channel_lanes, guarded);
         order.insert(order.begin(), r.channel);
-        sums.update().reorder(order).vectorize(r.channel, parameters.map_lanes, guarded);
+        sums.update().reorder(order).vectorize(r.channel, parameters.channel_lanes, guarded);
         return;
     }
     // A channel's columns are a run.
@@ -223,12 +229,13 @@ void compute_channel_sums_at(Func sums, const RDom &over, const ColumnReduction 
 // vector of columns stays in registers through a group.
 template<typename Loop>
 void compute_column_tiles_at(ColumnReduction &r, Func consumer, const Loop &loop,
-                             const ChannelPipeline &p, const VectorParameters &parameters) {
+                             const ChannelPipeline &p, const ScheduleParameters &parameters) {
     schedule_by_column(r.per_column, r.all_columns, p.layout, parameters);
     r.per_column.compute_at(consumer, loop);
     if (r.use_float64.defined()) {
         r.use_float64.compute_at(consumer, loop);
-        r.use_float64.update().atomic().vectorize(r.tile_channels.x, parameters.map_lanes, guarded);
+        r.use_float64.update().atomic().vectorize(r.tile_channels.x, parameters.channel_lanes,
+                                                  guarded);
     }
     for (ColumnReduction::Sweep &s : r.sweeps) {
         compute_channel_sums_at(s.by_channel, s.channel_columns, r, consumer, loop, p, parameters);
@@ -256,7 +263,8 @@ void compute_column_tiles_at(ColumnReduction &r, Func consumer, const Loop &loop
             }
             RVar group("group"), row("row");
             // Two tensors' rows share cache sets where they are likely a multiple of 4 KB apart.
-            sum.split(s.rows[i].x, group, row, row_group / r.tensors)
+            const int unroll_rows = parameters.unroll_rows.value_or(row_group / r.tensors);
+            sum.split(s.rows[i].x, group, row, unroll_rows)
                 .reorder(lanes, row, r.column, group)
                 .vectorize(lanes)
                 .unroll(row);
@@ -267,7 +275,7 @@ void compute_column_tiles_at(ColumnReduction &r, Func consumer, const Loop &loop
 // The loops within `outer` ones: a vector of columns, with its coefficients, through a few rows. Not where
 // rows are likely a multiple of 4 KB apart: a load of the next row would then wait for this one's store.
 void map_rows(Func &f, const Var &column, const Var &row, const std::vector<Var> &outer,
-              int rows_at_a_time, const VectorParameters &parameters) {
+              int rows_at_a_time, const ScheduleParameters &parameters) {
     Var lanes("lanes"), next("next");
     std::vector<VarOrRVar> order = {lanes, next, column, row};
     order.insert(order.end(), outer.begin(), outer.end());
@@ -276,14 +284,16 @@ void map_rows(Func &f, const Var &column, const Var &row, const std::vector<Var>
         .reorder(order)
         .vectorize(lanes)
         .unroll(next);
+    unroll_map(f, column, Var("next_vector"), parameters.map_unroll);
 }
 
 // Columns in blocks, one parallel loop over them: as channel after channel, many at a time.
-void schedule_block_after_block(ChannelPipeline &p, const VectorParameters &parameters) {
+void schedule_block_after_block(ChannelPipeline &p, const ScheduleParameters &parameters) {
     const Var block = p.channel[1];
     Func owner = p.elementwise.empty() ? p.per_channel[0] : p.elementwise[0];
     if (!p.elementwise.empty()) {
-        map_rows(owner, p.element[0], p.element[2], {block}, 1, parameters);
+        const int rows_at_a_time = parameters.rows_per_column.value_or(1);
+        map_rows(owner, p.element[0], p.element[2], {block}, rows_at_a_time, parameters);
     }
     share_out(owner, block, p);
     for (ColumnReduction &r : p.column_reductions) {
@@ -300,40 +310,41 @@ void schedule_block_after_block(ChannelPipeline &p, const VectorParameters &para
         f.compute_at(owner, block);
     }
     for (Func &f : p.paired_coefficients) {
-        f.compute_at(owner, block).vectorize(f.args()[0], parameters.map_lanes);
+        f.compute_at(owner, block).vectorize(f.args()[0], parameters.channel_lanes);
     }
     fuse_channel_outputs(p, owner, block);
 }
 
 // Many rows: tiles of rows in parallel, merged in order, then rows are mapped in parallel.
-void schedule_rows(ChannelPipeline &p, const VectorParameters &parameters) {
+void schedule_rows(ChannelPipeline &p, const ScheduleParameters &parameters) {
     Var task("task");
     for (ColumnReduction &r : p.column_reductions) {
         r.tile.compute_root()
             .fuse(r.channel_block, r.tile_var, task)
-            .vectorize(r.channel, parameters.map_lanes, guarded);
+            .vectorize(r.channel, parameters.channel_lanes, guarded);
         share_out(r.tile, task, p);
         compute_column_tiles_at(r, r.tile, task, p, parameters);
-        r.merged.compute_root().vectorize(r.channel, parameters.map_lanes, guarded);
+        r.merged.compute_root().vectorize(r.channel, parameters.channel_lanes, guarded);
         r.merged.update()
             .reorder(r.channel, r.tiles.x, r.channel_block)
-            .vectorize(r.channel, parameters.map_lanes, guarded);
+            .vectorize(r.channel, parameters.channel_lanes, guarded);
     }
     for (Func &f : p.coefficients) {
-        f.compute_root().vectorize(p.channel[0], parameters.map_lanes, guarded);
+        f.compute_root().vectorize(p.channel[0], parameters.channel_lanes, guarded);
     }
     for (Func &f : p.column_coefficients) {
         schedule_by_column(f, p.all_columns, p.layout, parameters);
         f.compute_root();
     }
     for (Func &f : p.paired_coefficients) {
-        f.compute_root().vectorize(f.args()[0], parameters.map_lanes);
+        f.compute_root().vectorize(f.args()[0], parameters.channel_lanes);
     }
     for (Func &f : p.elementwise) {
         const Var column = p.element[0], block = p.element[1], row = p.element[2];
-        const Expr rows = max(task_elements / p.row_elements, 1) * parameters.rows_per_column;
+        const int rows_at_a_time = parameters.rows_per_column;
+        const Expr rows = max(int(parameters.task_elements) / p.row_elements, 1) * rows_at_a_time;
         f.split(row, task, row, rows, guarded);
-        map_rows(f, column, row, {block, task}, parameters.rows_per_column, parameters);
+        map_rows(f, column, row, {block, task}, rows_at_a_time, parameters);
         f.fuse(block, task, task);
         share_out(f, task, p);
     }
@@ -341,7 +352,11 @@ void schedule_rows(ChannelPipeline &p, const VectorParameters &parameters) {
 
 }  // namespace
 
-void schedule_vectorized(ChannelPipeline p, const VectorParameters &parameters) {
+void schedule_vectorized(ChannelPipeline p) {
+    ScheduleParameters &parameters = *p.parameters;
+    parameters.map_unroll.set_default(1);
+    // Enough to outweigh a task's start.
+    parameters.task_elements.set_default(16384);
     switch (p.layout) {
     case Layout::nchw:
         if (!p.reductions.empty() || p.standalone) {

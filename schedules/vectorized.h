@@ -6,16 +6,8 @@
 
 namespace hbn {
 
-// Those that have values suit vectors of 128 bits.
-struct VectorParameters {
-    int map_lanes;         // elements a vector of the elementwise map
-    int column_lanes = 8;  // columns whose float64 accumulators stay in registers over a row group
-    int run_lanes = 4;     // columns of one channel added up side by side
-    int row_lanes;         // columns mapped at a time, in as many rows as:
-    int rows_per_column = 4;
-};
-
-void schedule_vectorized(ChannelPipeline pipeline, const VectorParameters &parameters);
+// Its parameters that have no default here need the family's, which the family sets before the call.
+void schedule_vectorized(ChannelPipeline pipeline);
 
 }  // namespace hbn
 

@@ -8,6 +8,8 @@
 #include "schedules/passes/streaming.h"
 #include "schedules/vectorized.h"
 
+#include <algorithm>
+
 namespace hbn {
 
 namespace {
@@ -29,20 +31,32 @@ void prefetch(const ChannelPipeline &pipeline, const Halide::Target &target) {
     if (!reduces && jumps) {
         ahead.inputs = half_a_page;
     }
+    // Those chosen otherwise; -1 is for none.
+    const auto chosen = [](const ScheduleParameter &parameter, int otherwise) {
+        return std::max(parameter.value_or(otherwise), 0);
+    };
+    const ScheduleParameters &parameters = *pipeline.parameters;
+    if (reduces) {
+        ahead.sums = chosen(parameters.prefetch_sums, ahead.sums);
+    }
+    if (!pipeline.elementwise.empty()) {
+        ahead.inputs = chosen(parameters.prefetch_inputs, ahead.inputs);
+        ahead.outputs = chosen(parameters.prefetch_outputs, ahead.outputs);
+    }
     prefetch_ahead(pipeline.pipeline, target, ahead);
 }
 
 }  // namespace
 
 void schedule_for_x86(ChannelPipeline pipeline, const Halide::Target &target) {
-    VectorParameters parameters;
-    parameters.map_lanes = target.natural_vector_size(Halide::Float(32));
-    parameters.column_lanes = 2 * target.natural_vector_size(Halide::Float(32));
-    parameters.run_lanes = 2 * target.natural_vector_size(Halide::Float(64));
+    ScheduleParameters &parameters = *pipeline.parameters;
+    parameters.channel_lanes.set_default(target.natural_vector_size(Halide::Float(32)));
+    parameters.column_lanes.set_default(2 * target.natural_vector_size(Halide::Float(32)));
+    parameters.run_lanes.set_default(2 * target.natural_vector_size(Halide::Float(64)));
     // A whole cache line, which streaming stores leave complete.
-    parameters.row_lanes = 64 / pipeline.element_type.bytes();
-    parameters.rows_per_column = 1;
-    schedule_vectorized(pipeline, parameters);
+    parameters.row_lanes.set_default(64 / pipeline.element_type.bytes());
+    parameters.rows_per_column.set_default(1);
+    schedule_vectorized(pipeline);
     if (pipeline.standalone) {
         return;
     }

@@ -52,7 +52,7 @@ class Compiler:
         n, c, h, w = self.request.sizes()
         parameters = [f"dtype={self.request.dtype}", f"layout={self.request.layout}", "standalone=true", f"samples={n}",
                       f"num_features={c}", f"plane_size={h * w}", f"parallel={str(self.request.parallel()).lower()}"]
-        return parameters + ["lanes=1"] * self.target.c_source + function.parameters()
+        return parameters + function.parameters()
 
     def halide_targets(self) -> list[str]:
         """What to compile a kernel for, the best first; the next one where that takes what the processor lacks."""
