@@ -332,7 +332,7 @@ void choose_view(const hbn_tensor *const *tensors, int count, std::bitset<kMostT
     if (reduces) {
         view->cut = view->in_columns() ? cut_rows(*view) : cut_planes(*view);
     }
-    last = {view->layout, view->stream, false};
+    last = {view->layout, view->stream, false, false, false};
 }
 
 bool suit_kernels(const hbn_tensor *const *tensors, int count, bool reduces, Layouts available) {

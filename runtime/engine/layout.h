@@ -10,6 +10,19 @@ namespace hbn::internal {
 
 using Layouts = std::bitset<kLayouts>;
 
+// thresholds.def, whose rows say what each is, with the defaults.
+struct Thresholds {
+#define HBN_THRESHOLD(name, initial, least, most, description) int64_t name = initial;
+#include "thresholds.def"
+};
+inline constexpr Thresholds kDefaultThresholds;
+
+// Those about copies of tensors that are not dense.
+namespace copy_thresholds {
+#define HBN_COPY_THRESHOLD(name, value, description) constexpr int64_t name = value;
+#include "thresholds.def"
+}  // namespace copy_thresholds
+
 // How each channel is cut into tiles, the unit of summing; what generators/batch_norm.h calls a Cut. Extents are
 // of a whole tile: the last along each axis may be smaller.
 struct Cut {
@@ -58,7 +71,9 @@ bool suit_kernels(const hbn_tensor *const *tensors, int count, bool reduces, Lay
 struct Choice {
     Layout layout;
     bool stream;
-    bool staged;  // whether any of the tensors was a copy (staging.h)
+    bool staged;        // whether any of the tensors was a copy (staging.h)
+    bool tuned;         // whether its thresholds are not the defaults (tuning.h)
+    bool tuned_kernel;  // whether its kernel is not the library's own for the layout
 };
 Choice last_view();
 void record_staging(bool staged);
