@@ -52,16 +52,11 @@ struct KernelView {
     }
 };
 
-// For tensors of one shape. The choice depends on the shape, strides and dtype alone, so that a
-// result does not depend on the machine. `reduces`: whether the operation takes sums over channels.
-// `streamable` are the tensors that are written and may bypass the cache. `view` is as constructed.
+// For tensors of one shape. The choice depends on the shape, strides, dtype and thresholds alone: a result does not depend
+// on the number of threads, nor on the machine but for its tuned entries. `reduces`: whether the operation takes sums over
+// channels. `streamable` are the tensors that are written and may bypass the cache. `view` is as constructed.
 void choose_view(const hbn_tensor *const *tensors, int count, std::bitset<kMostTensors> streamable,
-                 bool reduces, Layouts available, KernelView *view);
-
-// Bytes of neighbours, in channels or in a plane, that serve kernels as well as dense memory does.
-constexpr int64_t kWideRow = 96;
-// Tensors of more bytes than this, together, outgrow most caches.
-constexpr int64_t kCachedBytes = 24 << 20;
+                 bool reduces, Layouts available, const Thresholds &thresholds, KernelView *view);
 
 // Whether kernels are about as fast on these tensors, of one shape, as on dense ones, or faster than they and copies are
 // together. `reduces`: whether there are sums to take, which short rows slow down more than they do maps.
@@ -77,6 +72,7 @@ struct Choice {
 };
 Choice last_view();
 void record_staging(bool staged);
+void record_tuning(bool tuned, bool tuned_kernel);
 
 }  // namespace hbn::internal
 
