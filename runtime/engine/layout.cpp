@@ -274,8 +274,8 @@ void choose_layout(const Geometry &g, bool reduces, Layouts available, const Thr
 // ---- cuts. They depend on the shape alone, never on the number of threads: that keeps results bitwise the same.
 // How accurate sums are depends on how large tiles are: generators/batch_norm.h, Pivot.
 
-// As in generators/: Cut and row_group.
-constexpr int64_t kUnit = 128, kSampleUnit = 16, kRowGroup = 8;
+// As in generators/tiling.h.
+constexpr int64_t kSampleUnit = 16;
 // One in so many of a tile's values is in its sample, at least.
 constexpr int64_t kSampled = 64;
 
@@ -296,8 +296,8 @@ Cut cut_planes(const KernelView &view, const Thresholds &t) {
         view.layout == Layout::nhwc
             ? std::max<int64_t>(t.row_tile_elements / view.dimensions[2].size, 16)
             : t.tile_elements;
-    const int64_t units = ceil_div(even_share(width, budget), kUnit);
-    const int64_t w = std::min(units * kUnit, width);
+    const int64_t units = ceil_div(even_share(width, budget), kTileUnit);
+    const int64_t w = std::min(units * kTileUnit, width);
     const int64_t h = even_share(height, std::max<int64_t>(budget / w, 1));
     const int64_t n = even_share(samples, std::max<int64_t>(budget / (w * h), 1));
     const int64_t sampled = ceil_div(ceil_div(w * h * n, kSampled), kSampleUnit);
@@ -307,7 +307,7 @@ Cut cut_planes(const KernelView &view, const Thresholds &t) {
     return {int32_t(units),
             int32_t(h),
             int32_t(n),
-            int32_t(ceil_div(width, units * kUnit)),
+            int32_t(ceil_div(width, units * kTileUnit)),
             int32_t(ceil_div(height, h)),
             int32_t(ceil_div(samples, n)),
             int32_t(sample_units),
@@ -321,8 +321,8 @@ Cut cut_rows(const KernelView &view, const Thresholds &t) {
                                ? std::max(t.row_tile_elements / columns, t.row_tile_rows)
                                : std::max(t.block_tile_elements / columns, t.block_tile_rows);
     Cut cut;
-    cut.units = int32_t(ceil_div(even_share(rows, enough), kRowGroup));
-    cut.tiles_w = int32_t(ceil_div(rows, cut.units * kRowGroup));
+    cut.units = int32_t(ceil_div(even_share(rows, enough), kTileRowUnit));
+    cut.tiles_w = int32_t(ceil_div(rows, cut.units * kTileRowUnit));
     return cut;
 }
 

@@ -23,8 +23,11 @@ namespace copy_thresholds {
 #include "thresholds.def"
 }  // namespace copy_thresholds
 
-// How each channel is cut into tiles, the unit of summing; what generators/batch_norm.h calls a Cut. Extents are
-// of a whole tile: the last along each axis may be smaller.
+// A tile's width is so many units (generators/tiling.h); in columns it is rows that are.
+constexpr int64_t kTileUnit = 128, kTileRowUnit = 8;
+
+// How each channel is cut into tiles, the unit of summing; what generators/tiling.h calls TileSizes. Extents are of a
+// whole tile: the last along each axis may be smaller.
 struct Cut {
     int32_t units = 1, h = 1, n = 1;
     int32_t tiles_w = 1, tiles_h = 1, tiles_n = 1;

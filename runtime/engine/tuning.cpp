@@ -1,6 +1,7 @@
 #include "tuning.h"
 
 #include "kernels.h"
+#include "pieces.h"
 #include "runtime/checks.h"
 #include "runtime/context.h"
 
@@ -81,8 +82,9 @@ void link_entries() {
     }
 }
 
-// In the order n, c, h, w of an entry's tensors, or n, h, w, c. What has no steps along a dimension is dense whatever its
-// stride.
+constexpr int kInnerToOuterNchw[4] = {3, 2, 1, 0}, kInnerToOuterNhwc[4] = {1, 3, 2, 0};
+
+// What has no steps along a dimension is dense whatever its stride.
 bool is_dense(const hbn_tensor &t, const int (&inner_to_outer)[4]) {
     int64_t stride = 1;
     for (const int d : inner_to_outer) {
@@ -130,9 +132,9 @@ const ThresholdRange &thresholds_in_use() {
 
 const TunedEntry *find_tuned_entry(const TunedEntry *first, const hbn_tensor *const *tensors,
                                    int count) {
-    constexpr int nchw[4] = {3, 2, 1, 0}, nhwc[4] = {1, 3, 2, 0};
-    const bool in_nchw = all_are_dense(tensors, count, nchw);
-    if (!in_nchw && !all_are_dense(tensors, count, nhwc)) {
+    // Of those that are both, with one channel or one pixel, the first.
+    const bool in_nchw = all_are_dense(tensors, count, kInnerToOuterNchw);
+    if (!in_nchw && !all_are_dense(tensors, count, kInnerToOuterNhwc)) {
         return nullptr;
     }
     const CallMemory *call = thread_state.call;
@@ -217,6 +219,73 @@ hbn_status set_threshold(const char *name, const char *value, Thresholds *thresh
 #include "thresholds.def"
         ;
     return fail(HBN_INVALID_ARGUMENT, text::unknown_threshold, name, names);
+}
+
+// ---- for hbn-info
+
+namespace {
+
+const char *why_no_entry(Kernel kernel, hbn_dtype dtype, const int64_t *sizes, bool in_nhwc) {
+    const int instruction_set = default_context().instruction_set;
+    bool for_kernel = false, for_shape = false, for_processor = false;
+    const TunedEntries all = all_tuned_entries();
+    for (int i = 0; i < all.count; i++) {
+        const TunedEntry &entry = all.first[i];
+        const bool is_for_kernel = entry.kernel == kernel && entry.dtype == dtype;
+        const bool is_for_shape = is_for_kernel && entry.is_for(in_nhwc, sizes);
+        for_kernel = for_kernel || is_for_kernel;
+        for_shape = for_shape || is_for_shape;
+        for_processor = for_processor ||
+                        (is_for_shape && std::strcmp(entry.processor, processor_to_use()) == 0);
+    }
+    return !for_kernel           ? "no entry for this kernel and dtype"
+           : !for_shape          ? "no entry for this shape and layout"
+           : !for_processor      ? "no entry for this CPU"
+           : instruction_set < 0 ? "no instruction set in use"
+                                 : "no entry for this instruction set";
+}
+
+}  // namespace
+
+hbn_status explain_call(Kernel kernel, hbn_dtype dtype, const int64_t (&sizes)[4], bool in_nhwc,
+                        Explanation *explanation) {
+    const Signature *signature;
+    HBN_TRY(signature_of(kernel, dtype, &signature));
+    hbn_tensor tensor{};
+    tensor.dtype = dtype;
+    std::copy(sizes, sizes + 4, tensor.sizes);
+    int64_t stride = 1;
+    for (const int d : in_nhwc ? kInnerToOuterNhwc : kInnerToOuterNchw) {
+        tensor.strides[d] = stride;
+        stride *= sizes[d];
+    }
+    Values values;
+    values.set(Arg::x, tensor);
+    if (channels_per_block(values, sizes[1]) < sizes[1] || !Pieces(values).one()) {
+        return fail(HBN_UNSUPPORTED, text::in_pieces);
+    }
+    hbn_tensor all[kMostTensors];
+    const hbn_tensor *tensors[kMostTensors];
+    std::bitset<kMostTensors> streamable;
+    int count = 0;
+    for (const Signature::Argument &argument : *signature) {
+        if (is_tensor(argument.arg)) {
+            all[count] = tensor;
+            all[count].dtype = argument.role == Role::mask ? HBN_UINT8 : dtype;
+            streamable[count] = argument.is_output && argument.role != Role::mask;
+            tensors[count] = &all[count];
+            count++;
+        }
+    }
+    const TunedEntry *entry = tuned_entry(kernel, dtype, tensors, count);
+    const Thresholds &thresholds = entry ? entry->tuning.thresholds : kDefaultThresholds;
+    *explanation = {};
+    explanation->entry = entry;
+    explanation->why_none = entry ? nullptr : why_no_entry(kernel, dtype, sizes, in_nhwc);
+    explanation->serial = stride < thresholds.serial_elements;
+    choose_view(tensors, count, streamable, row(kernel).kind == KernelKind::sums,
+                layouts_of(kernel, dtype), thresholds, &explanation->view);
+    return HBN_OK;
 }
 
 }  // namespace hbn::internal

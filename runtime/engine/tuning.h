@@ -116,6 +116,18 @@ inline const TunedEntry *tuned_entry(Kernel kernel, hbn_dtype dtype,
     return first ? find_tuned_entry(first, tensors, count) : nullptr;
 }
 
+// ---- for hbn-info: what a call on dense tensors of these sizes, at aligned addresses, does
+
+struct Explanation {
+    KernelView view;
+    bool serial;              // whether one thread runs it
+    const TunedEntry *entry;  // null for none
+    const char *why_none;     // null where there is one
+};
+// Fails where the library lacks the kernel, or cuts such tensors into pieces.
+hbn_status explain_call(Kernel kernel, hbn_dtype dtype, const int64_t (&sizes)[4], bool in_nhwc,
+                        Explanation *explanation);
+
 }  // namespace hbn::internal
 
 #endif
