@@ -194,7 +194,7 @@ function(hbn_add_tuned_kernels library file)
         separate_arguments(parameters UNIX_COMMAND "${parameters_of_${name}}")
         # For its one instruction set: the engine asks before it calls.
         hbn_add_kernel(${library} hbn_${name}_${dtype}_${layout}_tuned_${number} ${generator_of_${name}} ${target}
-                       dtype=${dtype} layout=${layout} ${HBN_TENSOR_PARAMS} ${parameters} ${line})
+                       dtype=${dtype} layout=${layout} ${parameters} ${line})
     endforeach ()
 endfunction()
 

@@ -42,9 +42,7 @@ def _rows(path: pathlib.Path, kind: str) -> list[dict[str, str]]:
 KERNELS = [row["name"] for row in rows("HBN_KERNEL")]
 DTYPES = next(row["dtypes"] for row in rows("HBN_VECTOR_KERNEL") if row["name"] == "convert").split()
 LAYOUTS = [row["name"] for row in _rows(ROOT / "runtime" / "layouts.def", "HBN_LAYOUT")]
-THRESHOLDS = {
-    row["name"]: row for row in _rows(ROOT / "runtime" / "engine" / "thresholds.def", "HBN_THRESHOLD")
-}
+THRESHOLDS = {row["name"]: row for row in _rows(ROOT / "runtime" / "engine" / "thresholds.def", "HBN_THRESHOLD")}
 # Threshold `layout`: by name in a file, by number where the library decides.
 LAYOUT_THRESHOLD = "layout"
 SCHEDULE_PARAMETERS = {row["name"]: row for row in _rows(PARAMETERS, "HBN_SCHEDULE_PARAMETER")}
@@ -332,7 +330,7 @@ class Build:
     """The kernels and instruction sets that a build has, and could have."""
 
     def __init__(self, kernels: str, built: str, all_sets: list[str], built_sets: list[str]):
-        # Lines are "kernel dtype layout", and HBN_BUILT_KERNEL(kernel, dtype, layout).
+        """Of lines "kernel dtype layout", and of the text of hbn_kernels.h."""
         self.kernels = {tuple(line.split()) for line in kernels.splitlines()}
         self.built = {tuple(m[1].split(", ")) for m in re.finditer(r"HBN_BUILT_KERNEL\(([^)]*)\)\n", built)}
         self.all_sets, self.built_sets = all_sets, built_sets
