@@ -15,10 +15,10 @@ namespace {
 int tuned_kernel_calls = 0;
 }  // namespace
 
-extern "C" int __real_hbn_forward_training_float32_rows_tuned_0_argv(void **);
-extern "C" int __wrap_hbn_forward_training_float32_rows_tuned_0_argv(void **arguments) {
+extern "C" int __real_hbn_forward_training_float32_rows_tuned_sample_0_argv(void **);
+extern "C" int __wrap_hbn_forward_training_float32_rows_tuned_sample_0_argv(void **arguments) {
     tuned_kernel_calls++;
-    return __real_hbn_forward_training_float32_rows_tuned_0_argv(arguments);
+    return __real_hbn_forward_training_float32_rows_tuned_sample_0_argv(arguments);
 }
 extern "C" int hbn_forward_training_float32_rows_argv(void **);
 extern "C" const halide_filter_metadata_t *hbn_forward_training_float32_rows_metadata();
