@@ -178,7 +178,8 @@ function(hbn_add_tuned_kernels library file)
                 --built ${hbn_BINARY_DIR}/hbn_kernels.h --output ${folder} "--prefix=${prefix}"
         RESULT_VARIABLE status ERROR_VARIABLE errors)
     if (NOT status EQUAL 0)
-        message(FATAL_ERROR "${errors}")
+        string(REPLACE "\n" "\n  " errors "  ${errors}")  # indented lines stay as they are
+        message(FATAL_ERROR "\n${errors}")
     endif ()
     hbn_read_table(HBN_KERNEL kernel)
     math(EXPR last "${kernel} - 1")
