@@ -46,6 +46,7 @@ else ()
     message(FATAL_ERROR "HBN_TARGET '${HBN_TARGET}' is none of x86, arm64, armv7, opencl, cuda, portable")
 endif ()
 
+set(HBN_ALL_INSTRUCTION_SETS ${HBN_INSTRUCTION_SETS})
 if (HBN_ONLY_INSTRUCTION_SETS)
     set(chosen_targets "")
     set(chosen_sets "")

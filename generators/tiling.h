@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "generators/rounding.h"
+#include "runtime/tile_units.h"
 #include "schedules/pipeline.h"
 
 namespace hbn {
@@ -20,7 +21,7 @@ using Halide::Var;
 // The sizes of tiles, which the caller chooses so that tiles are about equally large (runtime/layout.cpp). Where
 // tensors are rows of columns, a unit of w is row_group rows, and h and n are 1.
 struct TileSizes {
-    static constexpr int w_unit = 256, sample_w_unit = 16;
+    static constexpr int w_unit = tile_width_unit, sample_w_unit = sample_width_unit;
 
     Expr w_units, h, n;              // extents of a whole tile; its width is w_units * w_unit
     Expr tiles_w, tiles_h, tiles_n;  // how many tiles there are along each axis

@@ -1,6 +1,7 @@
 #include "context.h"
 
 #include "checks.h"
+#include "engine/tuning.h"
 #include "halide/threads.h"
 #include "scratch_bound.h"
 
@@ -286,7 +287,9 @@ hbn_status Call::begin(int vectors, int64_t channels, const hbn_tensor *x, int64
     ThreadState &mine = thread_state;
     hbn_context &context = current_context();
     const int64_t per_channel = x ? x->sizes[0] * x->sizes[2] * x->sizes[3] : 0;
-    const bool parallel = x && !mine.serial && per_channel * x->sizes[1] >= kSerialElements;
+    // Which kernels the operation will call is not known yet.
+    const bool parallel =
+        x && !mine.serial && per_channel * x->sizes[1] >= thresholds_in_use().least.serial_elements;
     CallMemory *memory = take_memory(context);
     if (memory) {
         memory->threads = context.num_threads;

@@ -46,9 +46,6 @@ struct hbn_context {
 
 namespace hbn::internal {
 
-// Below this many elements starting threads costs more than it gains.
-constexpr int64_t kSerialElements = 32768;
-
 // What one call at a time uses, with the settings that hold for all of it.
 struct CallMemory {
     hbn_context *const context;

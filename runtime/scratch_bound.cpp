@@ -2,6 +2,7 @@
 // allocations. tests/scratch_test.cpp fails where one goes beyond this.
 #include "scratch_bound.h"
 
+#include "engine/tuning.h"
 #include "halide/scratch.h"
 
 #include <algorithm>
@@ -12,9 +13,6 @@ namespace {
 
 // Allocations of a kernel that are alive at once, and of one of its tasks: at most 36 today.
 constexpr int64_t kAllocations = 48;
-// What layout.cpp makes of small planes and of small numbers of channels: rows of so many columns, at most; of 16-bit
-// values that outgrow the cache, twice as many.
-constexpr int64_t kColumns = 1024;
 // Sums of a tile, or of a channel: three of 8 bytes.
 constexpr int64_t kSums = 3 * 8;
 // Coefficients, of a channel, spread to columns, and, of bfloat16, those again in pairs.
@@ -26,11 +24,22 @@ constexpr int64_t kTaskSums = 12 * 8;
 // Kernels reach no further; larger tensors are cut.
 constexpr int64_t kMostElements = int64_t(1) << 31;
 
-// Tiles of all channels together. In planes a tile has 4096 elements or is the whole; in rows of channels at least 64
-// rows, and 32768 elements unless rows are the longer (layout.cpp's budgets, cut evenly, which may halve them).
-int64_t tiles(int64_t channels, int64_t elements) {
-    const int64_t of_rows = std::min(elements / 64, elements / 32768 * channels + channels);
-    return channels + std::max(elements / 4096, of_rows);
+// What layout.cpp makes of small planes and of small numbers of channels: rows of so many columns, at most.
+int64_t most_columns(const Thresholds &most, hbn_dtype dtype) {
+    const int64_t bytes = dtype == HBN_FLOAT32 ? 4 : dtype == HBN_FLOAT64 ? 8 : 2;
+    return std::max({most.nhwc_columns, most.block_columns, most.block_bytes_to_stream / bytes,
+                     most.block_plane_to_sum, most.narrow_block_plane_to_sum,
+                     most.block_plane_to_map, most.block_plane_to_stream});
+}
+
+// Tiles of all channels together. In planes a tile has an eighth of the elements that layout.cpp allows it (it cuts
+// evenly, along each of three dimensions, which may halve them) or is the whole; in rows of channels at least half of the
+// rows, and half of the elements unless rows are the longer.
+int64_t tiles(const Thresholds &least, int64_t channels, int64_t elements) {
+    const int64_t rows = std::min(least.row_tile_rows, least.block_tile_rows) / 2;
+    const int64_t in_rows = std::min(least.row_tile_elements, least.block_tile_elements) / 2;
+    const int64_t of_rows = std::min(elements / rows, elements / in_rows * channels + channels);
+    return channels + std::max(elements / (least.tile_elements / 8), of_rows);
 }
 
 }  // namespace
@@ -44,19 +53,20 @@ ScratchBytes scratch_bytes(int64_t channels, int64_t per_channel, hbn_dtype dtyp
     if (__builtin_mul_overflow(channels, per_channel, &elements) || elements > kMostElements) {
         elements = kMostElements;
     }
-    const bool narrow = dtype == HBN_BFLOAT16 || dtype == HBN_FLOAT16;
+    const ThresholdRange &thresholds = thresholds_in_use();
     const bool paired = dtype == HBN_BFLOAT16;
     const int64_t by_column = kSpread + (paired ? kPaired : 0);
     const int64_t padding = paired ? kPairedPadding : 0;
 
-    const int64_t columns = std::min((narrow ? 2 : 1) * kColumns, elements);
+    const int64_t columns = std::min(most_columns(thresholds.most, dtype), elements);
     const int64_t task =
         overhead + padding + columns * (by_column + kCoefficients + kSums + kTaskSums);
 
     // Channels that rows are too short for are in blocks: of one channel each, where their number is prime.
-    const int64_t blocks = channels > kColumns ? channels : 1;
+    const int64_t blocks = channels > thresholds.least.nhwc_columns ? channels : 1;
     const int64_t root = overhead + blocks * padding + std::max(channels, columns) * by_column +
-                         channels * (kCoefficients + kSums) + tiles(channels, elements) * kSums;
+                         channels * (kCoefficients + kSums) +
+                         tiles(thresholds.least, channels, elements) * kSums;
     return {root + task, task};
 }
 

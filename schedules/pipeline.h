@@ -7,6 +7,7 @@
 #define HBN_SCHEDULES_PIPELINE_H
 
 #include "schedules/parameters.h"
+#include "runtime/tile_units.h"
 #include "schedules/passes/passes.h"
 
 #include <Halide.h>
@@ -24,7 +25,7 @@ enum class Layout {
 };
 
 // Tiles of rows of columns consist of so many rows at a time, a group, which is summed at once.
-constexpr int row_group = 8;
+constexpr int row_group = tile_row_unit;
 
 // A reduction of each channel in tiles, where tensors are (w, h, c, n). All Funcs but `merged` are functions of a tile,
 // (c, tw, th, tn). A sweep sums over a tile; per_tile is what later sweeps need to know first. `tile` is the result for a

@@ -67,6 +67,11 @@ constexpr char unknown_kernel_argument[] =
 constexpr char kernel_arguments_differ[] =
     "%s takes other arguments than the same kernel for another layout";
 constexpr char too_many_kernel_arguments[] = "%s takes more arguments than a call has room for";
+constexpr char in_pieces[] =
+    "such tensors are cut into pieces of fewer than 2^31 elements: ask for the shape of one";
+constexpr char unknown_threshold[] = "unknown threshold '%s': expected one of%s";
+constexpr char threshold_number[] = "threshold %s: expected a number from %lld to %lld, got '%s'";
+constexpr char threshold_range[] = "threshold %s: expected %lld to %lld, got %lld";
 constexpr char missing_kernel_argument[] = "%s takes '%s', which %s does not give it";
 constexpr char unknown_activation[] = "unknown activation (%d)";
 constexpr char unknown_activation_name[] = "unknown activation '%s'";

@@ -266,12 +266,19 @@ hbn_status Block::run(const KernelCall &c, bool on_copies) {
     const bool on_tensors = c.on_tensors();
     KernelView view;
     int64_t elements = channels_;
+    const Tuning *tuned = nullptr;
     if (on_tensors) {
+        const bool staged = on_copies || (staged_ && staged_->any()) || is_staged_in_outputs_;
+        const TunedEntry *entry =
+            staged ? nullptr : tuned_entry(c.kernel, c.dtype, c.tensors, c.num_tensors);
+        tuned = entry ? &entry->tuning : nullptr;
         const int64_t *sizes = c.tensors[0]->sizes;
         elements = sizes[0] * sizes[1] * sizes[2] * sizes[3];
         choose_view(c.tensors, c.num_tensors, c.streamable, row(c.kernel).kind == KernelKind::sums,
-                    layouts_of(c.kernel, c.dtype), &view);
-        record_staging(on_copies || (staged_ && staged_->any()) || is_staged_in_outputs_);
+                    layouts_of(c.kernel, c.dtype), tuned ? tuned->thresholds : kDefaultThresholds,
+                    &view);
+        record_staging(staged);
+        record_tuning(tuned, tuned && tuned->kernel(view.layout).call);
     }
     ArgumentList list;
     int tensor = 0;
@@ -294,7 +301,8 @@ hbn_status Block::run(const KernelCall &c, bool on_copies) {
             list.add_view_number(argument.view_offset, view);
         }
     }
-    return list.run(c.kernel, c.dtype, on_tensors ? view.layout : Layout(0), elements, view.stream);
+    return list.run(c.kernel, c.dtype, on_tensors ? view.layout : Layout(0), elements, view.stream,
+                    tuned);
 }
 
 hbn_status Block::store_outputs() {
@@ -345,9 +353,11 @@ hbn_status run(Operation operation, const Given *given) {
         std::min(staging.channels(), channels_per_block(problem.values, problem.channels));
     // All that can fail does so before anything is written: memory, and kernels that the build left out.
     const hbn_tensor *x = problem.has_tensors ? &problem.values.tensor(Arg::x) : nullptr;
+    const bool rehearses =
+        !has_every_kernel();  // and loads tuned entries, whose thresholds tell how much to book
     Call memory;
     HBN_TRY(memory.begin(kWorkspaceVectors, per_block, x, staging.scratch_bytes()));
-    if (!has_every_kernel()) {
+    if (rehearses) {
         HBN_TRY(solve_block(problem, staging, 0, per_block, Block::Mode::rehearse));
     }
     return for_each_block(problem.channels, per_block, [&](int64_t begin, int64_t size) {

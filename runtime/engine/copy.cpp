@@ -1,5 +1,6 @@
 #include "copy.h"
 
+#include "layout.h"
 #include "runtime/checks.h"
 #include "runtime/small_sort.h"
 #include "runtime/halide/threads.h"
@@ -62,7 +63,7 @@ public:
     }
 
     hbn_status run() const {
-        const KernelScope scope(all_ < kSerialElements, false);
+        const KernelScope scope(all_ < copy_thresholds::serial_elements, false);
         run_parallel(
             nullptr,
             [](void *, int task, uint8_t *self) {

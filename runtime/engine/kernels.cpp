@@ -22,16 +22,15 @@ extern "C" {
     const halide_filter_metadata_t *hbn_##kernel##_##dtype##_metadata();
 #define HBN_BUILT_CONVERSION(from, to) int hbn_convert_##from##_##to##_argv(void **);
 #include <hbn_kernels.h>
+#define HBN_TUNED_KERNEL(kernel, dtype, layout, number)                     \
+    int hbn_##kernel##_##dtype##_##layout##_tuned_##number##_argv(void **); \
+    const halide_filter_metadata_t *hbn_##kernel##_##dtype##_##layout##_tuned_##number##_metadata();
+#include <hbn_tuned.h>
 }
 
 namespace hbn::internal {
 
 namespace {
-
-struct Compiled {
-    int (*call)(void **) = nullptr;  // null where the kernel was left out of the build
-    const halide_filter_metadata_t *(*metadata)() = nullptr;
-};
 
 constexpr int dtype_named(std::string_view name) {
     constexpr std::string_view names[kDTypes] = {"float32", "float64", "bfloat16", "float16"};
@@ -44,16 +43,36 @@ constexpr int dtype_named(std::string_view name) {
 
 // What one kernel is compiled to for one dtype.
 struct Variants {
-    Compiled of_layout[kLayouts];  // of a kernel on vectors the first alone
+    CompiledKernel of_layout[kLayouts];  // of a kernel on vectors the first alone
     std::bitset<kLayouts> layouts;
     std::atomic<const Signature *> signature{nullptr};
 };
+
+constexpr int kTunedEntries = 0
+#define HBN_TUNED_ENTRY(...) +1
+#include <hbn_tuned.h>
+    ;
+
+struct ThresholdValue {
+    int64_t Thresholds::*member;
+    int64_t value;
+};
+
+[[maybe_unused]] Thresholds with(std::initializer_list<ThresholdValue> values) {
+    Thresholds thresholds;
+    for (const ThresholdValue &v : values) {
+        thresholds.*v.member = v.value;
+    }
+    return thresholds;
+}
 
 struct Registry {
     Variants kernels[kKernels][kDTypes];
     int (*conversions[kDTypes][kDTypes])(void **) = {};
     std::bitset<kLayouts> layouts[kDTypes];  // of any kernel on tensors
     bool complete = true;
+    TunedEntry tuned[kTunedEntries + 1];
+    int num_tuned = 0;
 
     Registry() {
 #define HBN_BUILT_KERNEL(kernel, dtype, layout)              \
@@ -66,10 +85,32 @@ struct Registry {
     conversions[dtype_named(#from)][dtype_named(#to)] = hbn_convert_##from##_##to##_argv;
 #include <hbn_kernels.h>
         find_out_whether_complete();
+        // A tuned kernel is its entry's, which is the row before.
+#define HBN_TUNED_ENTRY(kernel, dtype, layout, nchw, nhwc, n0, n1, c0, c1, plane0, plane1, \
+                        processor, set, place, ratio, ...)                                 \
+    tuned[num_tuned++] = {Kernel::kernel,                                                  \
+                          hbn_dtype(dtype_named(#dtype)),                                  \
+                          nullptr,                                                         \
+                          nchw,                                                            \
+                          nhwc,                                                            \
+                          {n0, c0, plane0},                                                \
+                          {n1, c1, plane1},                                                \
+                          processor,                                                       \
+                          set,                                                             \
+                          place,                                                           \
+                          ratio,                                                           \
+                          {with({__VA_ARGS__}), {}}};
+#define HBN_TUNED_KERNEL(kernel, dtype, layout, number)                                         \
+    tuned[num_tuned - 1].kernel_name = "hbn_" #kernel "_" #dtype "_" #layout "_tuned_" #number; \
+    tuned[num_tuned - 1].tuning.kernels[int(Layout::layout)] = {                                \
+        hbn_##kernel##_##dtype##_##layout##_tuned_##number##_argv,                              \
+        hbn_##kernel##_##dtype##_##layout##_tuned_##number##_metadata};
+#include <hbn_tuned.h>
+        load_tuned_entries({tuned, num_tuned});
     }
 
 private:
-    void add(Kernel kernel, int dtype, Layout layout, Compiled compiled) {
+    void add(Kernel kernel, int dtype, Layout layout, CompiledKernel compiled) {
         Variants &variants = kernels[int(kernel)][dtype];
         variants.of_layout[int(layout)] = compiled;
         variants.layouts.set(size_t(layout));
@@ -208,7 +249,7 @@ bool same(const Signature &a, const Signature &b) {
 
 hbn_status read_signature(const Variants &variants, Signature *signature) {
     bool first = true;
-    for (const Compiled &compiled : variants.of_layout) {
+    for (const CompiledKernel &compiled : variants.of_layout) {
         if (!compiled.call) {
             continue;
         }
@@ -220,6 +261,14 @@ hbn_status read_signature(const Variants &variants, Signature *signature) {
         first = false;
     }
     return HBN_OK;
+}
+
+hbn_status check_same(const Signature &signature, const halide_filter_metadata_t &metadata) {
+    Signature other;
+    HBN_TRY(read_signature(metadata, &other));
+    return same(signature, other)
+               ? HBN_OK
+               : fail(HBN_UNSUPPORTED, text::kernel_arguments_differ, metadata.name);
 }
 
 // The text of halide_error() during this thread's current call.
@@ -270,17 +319,31 @@ hbn_status signature_of(Kernel kernel, hbn_dtype dtype, const Signature **signat
     if (!variants->signature.load(std::memory_order_relaxed)) {
         mine = {};
         HBN_TRY(read_signature(*variants, &mine));
+        for (const TunedEntry *entry = first_tuned_entries[int(kernel)][dtype]; entry;
+             entry = entry->next) {
+            for (const CompiledKernel &tuned : entry->tuning.kernels) {
+                if (tuned.call) {
+                    HBN_TRY(check_same(mine, *tuned.metadata()));
+                }
+            }
+        }
         variants->signature.store(&mine, std::memory_order_release);
     }
     *signature = &mine;
     return HBN_OK;
 }
 
+hbn_status check_signature(Kernel kernel, hbn_dtype dtype,
+                           const halide_filter_metadata_t &metadata) {
+    const Signature *signature;
+    HBN_TRY(signature_of(kernel, dtype, &signature));
+    return check_same(*signature, metadata);
+}
+
 // ---- calls
 
-hbn_status ArgumentList::run(int (*kernel)(void **), const char *name, int64_t elements,
-                             bool streams) {
-    const KernelScope scope(elements < kSerialElements, streams);
+hbn_status ArgumentList::run(int (*kernel)(void **), const char *name, bool serial, bool streams) {
+    const KernelScope scope(serial, streams);
     halide_message[0] = '\0';
     const int code = run_kernel(kernel, args_, &buffer(0), is_output_, num_buffers_);
     HBN_TRY(check_loops());
@@ -295,19 +358,24 @@ hbn_status ArgumentList::run(int (*kernel)(void **), const char *name, int64_t e
 }
 
 hbn_status ArgumentList::run(Kernel kernel, hbn_dtype dtype, Layout layout, int64_t elements,
-                             bool streams) {
+                             bool streams, const Tuning *tuned) {
     const Variants *variants = variants_of(kernel, dtype);
     if (!variants || !variants->of_layout[int(layout)].call) {
         return no_kernel(kernel, dtype);
     }
-    return run(variants->of_layout[int(layout)].call, row(kernel).name, elements, streams);
+    const CompiledKernel &own = variants->of_layout[int(layout)];
+    const bool tuned_kernel = tuned && tuned->kernel(layout).call;
+    const Thresholds &thresholds = tuned ? tuned->thresholds : kDefaultThresholds;
+    return run((tuned_kernel ? tuned->kernel(layout) : own).call, row(kernel).name,
+               elements < thresholds.serial_elements, streams);
 }
 
 hbn_status ArgumentList::run_conversion(hbn_dtype from, hbn_dtype to, int64_t elements) {
     if (!has_conversion(from, to)) {
         return no_kernel(Kernel::convert, from);
     }
-    return run(registry().conversions[from][to], row(Kernel::convert).name, elements, false);
+    return run(registry().conversions[from][to], row(Kernel::convert).name,
+               elements < kDefaultThresholds.serial_elements, false);
 }
 
 hbn_status convert(const hbn_vector &from, const hbn_vector &to) {

@@ -3,6 +3,7 @@
 #define HBN_RUNTIME_ENGINE_KERNELS_H
 
 #include "layout.h"
+#include "tuning.h"
 
 #include <HalideRuntime.h>
 
@@ -11,10 +12,6 @@
 #include <type_traits>
 
 namespace hbn::internal {
-
-// The float dtypes, which tables of kernels are indexed by.
-constexpr int kDTypes = 4;
-static_assert(HBN_FLOAT32 == 0 && HBN_FLOAT16 == kDTypes - 1, "float dtypes come first");
 
 constexpr int kMostKernelArguments = 32;
 constexpr int kMostKernelBuffers = 20;
@@ -49,6 +46,10 @@ bool has_conversion(hbn_dtype from, hbn_dtype to);
 // The same for all of the kernel's layouts. Fails, with the argument's name, where a kernel takes what operations.def
 // doesn't name, or where two layouts' kernels differ. Null where there is no such kernel.
 hbn_status signature_of(Kernel kernel, hbn_dtype dtype, const Signature **signature);
+
+// Whether another compiled form of the kernel takes the same arguments. Fails with its name, where it doesn't.
+hbn_status check_signature(Kernel kernel, hbn_dtype dtype,
+                           const halide_filter_metadata_t &metadata);
 
 // HBN_UNSUPPORTED, with the kernel's name.
 hbn_status no_kernel(Kernel kernel, hbn_dtype dtype);
@@ -114,8 +115,10 @@ public:
         args_[count_++] = const_cast<char *>(number);
     }
 
-    // The one way into a kernel. `elements` and `streams` tell how to run its parallel loops.
-    hbn_status run(Kernel kernel, hbn_dtype dtype, Layout layout, int64_t elements, bool streams);
+    // The one way into a kernel. `elements` and `streams` tell how to run its parallel loops. `tuned`: null for the
+    // defaults.
+    hbn_status run(Kernel kernel, hbn_dtype dtype, Layout layout, int64_t elements, bool streams,
+                   const Tuning *tuned);
     hbn_status run_conversion(hbn_dtype from, hbn_dtype to, int64_t elements);
 
 private:
@@ -136,7 +139,7 @@ private:
     halide_buffer_t &buffer(int i) {
         return *reinterpret_cast<halide_buffer_t *>(&buffers_[i]);
     }
-    hbn_status run(int (*kernel)(void **), const char *name, int64_t elements, bool streams);
+    hbn_status run(int (*kernel)(void **), const char *name, bool serial, bool streams);
 
     int count_ = 0, num_buffers_ = 0, num_scalars_ = 0;
     // What is not counted is not initialized: an object of this class costs no more than a call needs.

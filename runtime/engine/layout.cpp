@@ -103,28 +103,7 @@ Dimension every(const Dimension &d, int64_t step, int tensors) {
     return stepped;
 }
 
-// What follows was found by measuring; `make bench` shows what it comes to.
-
-// Columns of a row: enough for a loop to pay, few enough that the sums and coefficients kept for each
-// stay in L1. 1024 of float32 are a page: rows that are summed side by side are then in pages of their own,
-// and processors foresee better what will be read (512 took 1.4 times as long on Zen 4).
-constexpr int64_t kNhwcColumns = 1024;
-constexpr int64_t kBlockColumns = 1024;
-constexpr int64_t kBlockBytesToStream = 4096;
-// Larger planes are summed one by one, and so are those of tensors so small that what is done once a column
-// counts; 16-bit planes have less to gain from whole vectors.
-constexpr int64_t kBlockPlaneToSum = 256, kNarrowBlockPlaneToSum = 128;
-constexpr int64_t kFewBlockElements = 16384;
-// Larger planes are mapped one by one, in the order of memory, where nothing is summed.
-constexpr int64_t kBlockPlaneToMap = 63;
-// Unless what is written had better bypass the cache.
-constexpr int64_t kBlockPlaneToStream = 1024;
-// Fewer rows than this don't pay for what is done once a column.
-constexpr int64_t kFewestRows = 8;
-constexpr int64_t kFewestFoldedRows = 32;
-// Below so many channels they don't share out evenly among threads, unless the tensor is small anyway.
-constexpr int64_t kFewChannels = 16;
-constexpr int64_t kFewElements = 65536;
+// The choices' numbers are in thresholds.def.
 
 constexpr int64_t kLine = 64;
 
@@ -144,7 +123,7 @@ int64_t largest_divisor(int64_t n, int64_t most, int64_t bytes) {
 }
 
 // Dense channels as rows of columns.
-void rows_of_channels(const Geometry &g, KernelView *out) {
+void rows_of_channels(const Geometry &g, const Thresholds &t, KernelView *out) {
     KernelView &view = *out;
     view.layout = Layout::rows;
     view.channels = g.channels.size;
@@ -152,14 +131,14 @@ void rows_of_channels(const Geometry &g, KernelView *out) {
     if (g.num_reduced > 0) {
         view.dimensions[2] = g.reduced[0];
     }
-    if (g.channels.size > kNhwcColumns) {
-        view.channels = largest_divisor(g.channels.size, kNhwcColumns, g.element_bytes);
+    if (g.channels.size > t.nhwc_columns) {
+        view.channels = largest_divisor(g.channels.size, t.nhwc_columns, g.element_bytes);
         view.dimensions[0].size = view.channels;
         view.dimensions[1] = every(g.channels, view.channels, g.tensors);
     } else if (g.num_reduced == 1 && g.continues(g.reduced[0], g.channels)) {
         // Several pixels side by side.
         const int64_t most =
-            std::min(kNhwcColumns / g.channels.size, g.reduced[0].size / kFewestFoldedRows);
+            std::min(t.nhwc_columns / g.channels.size, g.reduced[0].size / t.fewest_folded_rows);
         const int64_t folds =
             largest_divisor(g.reduced[0].size, most, g.channels.size * g.element_bytes);
         view.folds = int32_t(folds);
@@ -169,10 +148,10 @@ void rows_of_channels(const Geometry &g, KernelView *out) {
 }
 
 // Small dense planes as rows of columns: whole channels side by side.
-void blocks_of_channels(const Geometry &g, KernelView *out) {
+void blocks_of_channels(const Geometry &g, const Thresholds &t, KernelView *out) {
     KernelView &view = *out;
     const int64_t most =
-        g.bytes > kCachedBytes ? kBlockBytesToStream / g.element_bytes : kBlockColumns;
+        g.bytes > t.cached_bytes ? t.block_bytes_to_stream / g.element_bytes : t.block_columns;
     view.layout = Layout::blocks;
     view.plane = int32_t(g.reduced[0].size);
     view.channels =
@@ -216,57 +195,85 @@ bool aligned(const KernelView &view, const hbn_tensor &output, int index) {
 }
 
 // Whether whole channels side by side are faster than one after the other, for dense planes.
-bool suits_blocks(const Geometry &g, bool reduces) {
+bool suits_blocks(const Geometry &g, bool reduces, const Thresholds &t) {
     const int64_t plane = g.reduced[0].size;
     // A line that two planes share can't be streamed, unless they are side by side.
-    if (g.bytes > kCachedBytes && plane * g.element_bytes % kLine != 0) {
-        return plane <= (reduces ? kBlockPlaneToSum : kBlockPlaneToStream);
+    if (g.bytes > t.cached_bytes && plane * g.element_bytes % kLine != 0) {
+        return plane <= (reduces ? t.block_plane_to_sum : t.block_plane_to_stream);
     }
     if (!reduces) {
-        return plane <= kBlockPlaneToMap;
+        return plane <= t.block_plane_to_map;
     }
-    return g.elements > kFewBlockElements &&
-           plane <= (g.element_bytes == 2 ? kNarrowBlockPlaneToSum : kBlockPlaneToSum);
+    return g.elements > t.few_block_elements &&
+           plane <= (g.element_bytes == 2 ? t.narrow_block_plane_to_sum : t.block_plane_to_sum);
 }
 
 // Whether to store past the cache. Not two outputs at once of which only parts of a page are stored together,
 // short rows or rows of 16 bits: that took up to 1.4 times as long as ordinary stores.
-bool suits_streaming(const Geometry &g, Layout layout, size_t outputs) {
+bool suits_streaming(const Geometry &g, Layout layout, size_t outputs, const Thresholds &t) {
     const bool by_the_page = layout != Layout::blocks && g.element_bytes >= 4;
-    return g.bytes > kCachedBytes && outputs > 0 && (outputs == 1 || by_the_page);
+    return g.bytes > t.cached_bytes && outputs > 0 && (outputs == 1 || by_the_page);
 }
 
-void choose_layout(const Geometry &g, bool reduces, Layouts available, KernelView *view) {
-    const auto has = [&](Layout layout) { return available[size_t(layout)]; };
+// Which layouts' kernels are right for the tensors, of those that there are.
+Layouts serving_layouts(const Geometry &g, bool reduces, Layouts available) {
     const bool dense_channels = g.channels.size > 1 && g.unit_stride(g.channels);
     const bool dense_w = g.num_reduced == 0 || g.unit_stride(g.reduced[0]);
     const bool dense_planes =
         dense_w && g.num_reduced == 2 && g.continues(g.channels, g.reduced[0]);
-    if (dense_channels && g.num_reduced <= 1 && has(Layout::rows)) {
-        return rows_of_channels(g, view);
+    Layouts serving;
+    const auto serves = [&](Layout layout, bool is_right) {
+        serving[size_t(layout)] = is_right && available[size_t(layout)];
+    };
+    serves(Layout::nchw, dense_w);
+    serves(Layout::nchw_few_channels, dense_w && reduces);
+    serves(Layout::blocks, dense_planes);
+    serves(Layout::rows, dense_channels && g.num_reduced <= 1);
+    serves(Layout::nhwc, dense_channels);
+    serves(Layout::strided, true);
+    return serving;
+}
+
+Layout fastest_layout(const Geometry &g, bool reduces, Layouts serving, const Thresholds &t) {
+    const auto serves = [&](Layout layout) { return serving[size_t(layout)]; };
+    if (serves(Layout::rows)) {
+        return Layout::rows;
     }
-    if (dense_channels && has(Layout::nhwc)) {
-        return four_dimensions(g, Layout::nhwc, view);
+    if (serves(Layout::nhwc)) {
+        return Layout::nhwc;
     }
-    if (dense_planes && g.reduced[1].size >= kFewestRows && has(Layout::blocks) &&
-        suits_blocks(g, reduces)) {
-        return blocks_of_channels(g, view);
+    if (serves(Layout::blocks) && g.reduced[1].size >= t.fewest_rows &&
+        suits_blocks(g, reduces, t)) {
+        return Layout::blocks;
     }
-    if (dense_w && reduces && g.channels.size < kFewChannels && g.elements > kFewElements &&
-        has(Layout::nchw_few_channels)) {
-        return four_dimensions(g, Layout::nchw_few_channels, view);
+    if (serves(Layout::nchw_few_channels) && g.channels.size < t.few_channels &&
+        g.elements > t.few_elements) {
+        return Layout::nchw_few_channels;
     }
-    four_dimensions(g, dense_w && has(Layout::nchw) ? Layout::nchw : Layout::strided, view);
+    return serves(Layout::nchw) ? Layout::nchw : Layout::strided;
+}
+
+void choose_layout(const Geometry &g, bool reduces, Layouts available, const Thresholds &t,
+                   KernelView *view) {
+    const Layouts serving = serving_layouts(g, reduces, available);
+    // Longer rows than these thresholds allow would take more scratch memory than was booked.
+    const bool is_wanted =
+        t.layout >= 0 && serving[size_t(t.layout)] &&
+        (Layout(t.layout) != Layout::blocks || g.reduced[0].size <= t.block_columns);
+    const Layout layout = is_wanted ? Layout(t.layout) : fastest_layout(g, reduces, serving, t);
+    switch (layout) {
+    case Layout::rows:
+        return rows_of_channels(g, t, view);
+    case Layout::blocks:
+        return blocks_of_channels(g, t, view);
+    default:
+        return four_dimensions(g, layout, view);
+    }
 }
 
 // ---- cuts. They depend on the shape alone, never on the number of threads: that keeps results bitwise the same.
 // How accurate sums are depends on how large tiles are: generators/batch_norm.h, Pivot.
 
-constexpr int64_t kTileElements = 32768;
-// Where a tile is rows of all channels, rather than of one.
-constexpr int64_t kTileElementsOfAllChannels = 65536;
-// As in generators/: Cut and row_group.
-constexpr int64_t kUnit = 256, kSampleUnit = 16, kRowGroup = 8;
 // One in so many of a tile's values is in its sample, at least.
 constexpr int64_t kSampled = 64;
 
@@ -280,25 +287,25 @@ int64_t even_share(int64_t all, int64_t most) {
     return all <= most ? all : ceil_div(all, ceil_div(all, most));
 }
 
-Cut cut_planes(const KernelView &view) {
+Cut cut_planes(const KernelView &view, const Thresholds &t) {
     const int64_t width = view.dimensions[0].size, height = view.dimensions[1].size,
                   samples = view.dimensions[3].size;
     const int64_t budget =
         view.layout == Layout::nhwc
-            ? std::max<int64_t>(kTileElementsOfAllChannels / view.dimensions[2].size, 16)
-            : kTileElements;
-    const int64_t units = ceil_div(even_share(width, budget), kUnit);
-    const int64_t w = std::min(units * kUnit, width);
+            ? std::max<int64_t>(t.row_tile_elements / view.dimensions[2].size, 16)
+            : t.tile_elements;
+    const int64_t units = ceil_div(even_share(width, budget), tile_width_unit);
+    const int64_t w = std::min(units * tile_width_unit, width);
     const int64_t h = even_share(height, std::max<int64_t>(budget / w, 1));
     const int64_t n = even_share(samples, std::max<int64_t>(budget / (w * h), 1));
-    const int64_t sampled = ceil_div(ceil_div(w * h * n, kSampled), kSampleUnit);
-    const int64_t sample_units = std::min(sampled, std::max<int64_t>(w / kSampleUnit, 1));
+    const int64_t sampled = ceil_div(ceil_div(w * h * n, kSampled), sample_width_unit);
+    const int64_t sample_units = std::min(sampled, std::max<int64_t>(w / sample_width_unit, 1));
     const int64_t sample_h = std::min(h, ceil_div(sampled, sample_units));
     const int64_t sample_n = std::min(n, ceil_div(sampled, sample_units * sample_h));
     return {int32_t(units),
             int32_t(h),
             int32_t(n),
-            int32_t(ceil_div(width, units * kUnit)),
+            int32_t(ceil_div(width, units * tile_width_unit)),
             int32_t(ceil_div(height, h)),
             int32_t(ceil_div(samples, n)),
             int32_t(sample_units),
@@ -306,33 +313,31 @@ Cut cut_planes(const KernelView &view) {
             int32_t(sample_n)};
 }
 
-Cut cut_rows(const KernelView &view) {
+Cut cut_rows(const KernelView &view, const Thresholds &t) {
     const int64_t columns = view.dimensions[0].size, rows = view.dimensions[2].size;
-    // Enough rows to outweigh what is done once for each column of a tile; where tiles are what runs in
-    // parallel, few enough to have many.
     const int64_t enough = view.layout == Layout::rows
-                               ? std::max<int64_t>(kTileElementsOfAllChannels / columns, 128)
-                               : std::max<int64_t>((1 << 20) / columns, 512);
+                               ? std::max(t.row_tile_elements / columns, t.row_tile_rows)
+                               : std::max(t.block_tile_elements / columns, t.block_tile_rows);
     Cut cut;
-    cut.units = int32_t(ceil_div(even_share(rows, enough), kRowGroup));
-    cut.tiles_w = int32_t(ceil_div(rows, cut.units * kRowGroup));
+    cut.units = int32_t(ceil_div(even_share(rows, enough), tile_row_unit));
+    cut.tiles_w = int32_t(ceil_div(rows, cut.units * tile_row_unit));
     return cut;
 }
 
 }  // namespace
 
 void choose_view(const hbn_tensor *const *tensors, int count, std::bitset<kMostTensors> streamable,
-                 bool reduces, Layouts available, KernelView *view) {
+                 bool reduces, Layouts available, const Thresholds &t, KernelView *view) {
     const Geometry g(tensors, count);
-    choose_layout(g, reduces, available, view);
-    view->stream = suits_streaming(g, view->layout, streamable.count());
+    choose_layout(g, reduces, available, t, view);
+    view->stream = suits_streaming(g, view->layout, streamable.count(), t);
     for (int i = 0; i < count; i++) {
         view->stream = view->stream && (!streamable[i] || aligned(*view, *tensors[i], i));
     }
     if (reduces) {
-        view->cut = view->in_columns() ? cut_rows(*view) : cut_planes(*view);
+        view->cut = view->in_columns() ? cut_rows(*view, t) : cut_planes(*view, t);
     }
-    last = {view->layout, view->stream, false};
+    last = {view->layout, view->stream, false, false, false};
 }
 
 bool suit_kernels(const hbn_tensor *const *tensors, int count, bool reduces, Layouts available) {
@@ -342,7 +347,7 @@ bool suit_kernels(const hbn_tensor *const *tensors, int count, bool reduces, Lay
     const bool maps_any_row = !reduces && g.element_bytes >= 4;
     if (dense_channels && g.num_reduced <= 1 && available[size_t(Layout::rows)]) {
         return maps_any_row || g.num_reduced == 0 ||
-               g.channels.size * g.element_bytes >= kWideRow ||
+               g.channels.size * g.element_bytes >= copy_thresholds::wide_row ||
                g.continues(g.reduced[0], g.channels);
     }
     if (dense_channels && available[size_t(Layout::nhwc)]) {
@@ -358,7 +363,7 @@ bool suit_kernels(const hbn_tensor *const *tensors, int count, bool reduces, Lay
         // Copies of all, the output too, cost more than the kernel for any strides.
         return maps_any_row && g.none_is_dense_along(g.reduced[0]);
     }
-    return maps_any_row || g.reduced[0].size * g.element_bytes >= kWideRow ||
+    return maps_any_row || g.reduced[0].size * g.element_bytes >= copy_thresholds::wide_row ||
            (g.num_reduced <= 2 && g.continues(g.channels, g.reduced[0]));
 }
 
@@ -368,6 +373,11 @@ Choice last_view() {
 
 void record_staging(bool staged) {
     last.staged = staged;
+}
+
+void record_tuning(bool tuned, bool tuned_kernel) {
+    last.tuned = tuned;
+    last.tuned_kernel = tuned_kernel;
 }
 
 }  // namespace hbn::internal

@@ -2,6 +2,8 @@
 #ifndef HBN_RUNTIME_ENGINE_LAYOUT_H
 #define HBN_RUNTIME_ENGINE_LAYOUT_H
 
+#include "runtime/tile_units.h"
+
 #include "table.h"
 
 #include <bitset>
@@ -10,8 +12,21 @@ namespace hbn::internal {
 
 using Layouts = std::bitset<kLayouts>;
 
-// How each channel is cut into tiles, the unit of summing; what generators/batch_norm.h calls a Cut. Extents are
-// of a whole tile: the last along each axis may be smaller.
+// thresholds.def, whose rows say what each is, with the defaults.
+struct Thresholds {
+#define HBN_THRESHOLD(name, initial, least, most, description) int64_t name = initial;
+#include "thresholds.def"
+};
+inline constexpr Thresholds kDefaultThresholds;
+
+// Those about copies of tensors that are not dense.
+namespace copy_thresholds {
+#define HBN_COPY_THRESHOLD(name, value, description) constexpr int64_t name = value;
+#include "thresholds.def"
+}  // namespace copy_thresholds
+
+// How each channel is cut into tiles, the unit of summing; what generators/tiling.h calls TileSizes. Extents are of a
+// whole tile: the last along each axis may be smaller.
 struct Cut {
     int32_t units = 1, h = 1, n = 1;
     int32_t tiles_w = 1, tiles_h = 1, tiles_n = 1;
@@ -39,16 +54,11 @@ struct KernelView {
     }
 };
 
-// For tensors of one shape. The choice depends on the shape, strides and dtype alone, so that a
-// result does not depend on the machine. `reduces`: whether the operation takes sums over channels.
-// `streamable` are the tensors that are written and may bypass the cache. `view` is as constructed.
+// For tensors of one shape. The choice depends on the shape, strides, dtype and thresholds alone: a result does not depend
+// on the number of threads, nor on the machine but for its tuned entries. `reduces`: whether the operation takes sums over
+// channels. `streamable` are the tensors that are written and may bypass the cache. `view` is as constructed.
 void choose_view(const hbn_tensor *const *tensors, int count, std::bitset<kMostTensors> streamable,
-                 bool reduces, Layouts available, KernelView *view);
-
-// Bytes of neighbours, in channels or in a plane, that serve kernels as well as dense memory does.
-constexpr int64_t kWideRow = 96;
-// Tensors of more bytes than this, together, outgrow most caches.
-constexpr int64_t kCachedBytes = 24 << 20;
+                 bool reduces, Layouts available, const Thresholds &thresholds, KernelView *view);
 
 // Whether kernels are about as fast on these tensors, of one shape, as on dense ones, or faster than they and copies are
 // together. `reduces`: whether there are sums to take, which short rows slow down more than they do maps.
@@ -58,10 +68,13 @@ bool suit_kernels(const hbn_tensor *const *tensors, int count, bool reduces, Lay
 struct Choice {
     Layout layout;
     bool stream;
-    bool staged;  // whether any of the tensors was a copy (staging.h)
+    bool staged;        // whether any of the tensors was a copy (staging.h)
+    bool tuned;         // whether its thresholds are not the defaults (tuning.h)
+    bool tuned_kernel;  // whether its kernel is not the library's own for the layout
 };
 Choice last_view();
 void record_staging(bool staged);
+void record_tuning(bool tuned, bool tuned_kernel);
 
 }  // namespace hbn::internal
 

@@ -13,22 +13,10 @@ namespace hbn::internal {
 
 namespace {
 
-// What follows was found by measuring; bench/near_dense.cpp shows what it comes to.
+// Their values were found by measuring; bench/near_dense.cpp shows what they come to.
+using namespace copy_thresholds;
 
-// Fewer elements are done before copies of them would be.
-constexpr int64_t kFewestElements = 4096;
-// Of one tensor's piece: what its copy, written first and read next, still finds in a core's L2.
-constexpr int64_t kPieceBytes = 512 << 10;
-// Of a block's copy that is one piece, where more of them would be slow: pieces may have to be copied twice.
-constexpr int64_t kWholeBytes = 4 << 20;
-// Enough channels to share out among threads, where they are of so many bytes together.
-constexpr int64_t kFewestChannels = 4;
-constexpr int64_t kBlockBytes = 2 << 20;
-int64_t test_bytes = 0;  // a test's limit to all of these; 0 for none
-// Of tensors with more channels, pieces of all channels would be of few values each.
-constexpr int64_t kMostChannels = 16384;
-// A piece of so many elements keeps threads busy.
-constexpr int64_t kFewestInStep = 65536;
+int64_t test_bytes = 0;  // a test's limit to bytes of pieces, wholes and blocks; 0 for none
 
 constexpr int64_t kPage = 4096;
 // Copies begin at different places of a page: see runtime/scratch.cpp.
@@ -78,8 +66,8 @@ bool conforms_to(const Order &order, const hbn_tensor &t) {
             continue;
         }
         const bool gap = stride > next;
-        const bool may_have_gap = after_channels  ? !dense_channels || next * bytes >= kWideRow
-                                  : d == kChannel ? next > 1 && next * bytes >= kWideRow
+        const bool may_have_gap = after_channels  ? !dense_channels || next * bytes >= wide_row
+                                  : d == kChannel ? next > 1 && next * bytes >= wide_row
                                                   : false;
         if (stride != next && !(gap && may_have_gap)) {
             return false;
@@ -102,7 +90,7 @@ bool is_in_long_runs(const Order &order, const hbn_tensor &t) {
             run *= t.sizes[d];
         }
     }
-    return run * element_size(t.dtype) >= kWideRow;
+    return run * element_size(t.dtype) >= wide_row;
 }
 
 int64_t bytes_or_test(int64_t bytes) {
@@ -180,7 +168,7 @@ Staging::Staging(const Problem &problem) {
         return;
     }
     const hbn_tensor &x = problem.values.tensor(Arg::x);
-    if (elements_of(x) < kFewestElements) {
+    if (elements_of(x) < fewest_elements) {
         return;
     }
     Values values = problem.values;
@@ -215,18 +203,18 @@ Staging::Staging(const Problem &problem) {
         }
     });
     slots_ = copies_;
-    const int64_t whole = slow_copies || is_fused ? kWholeBytes : kPieceBytes;
+    const int64_t whole = slow_copies || is_fused ? whole_bytes : piece_bytes;
     if (elements_of(x) * element_bytes > bytes_or_test(whole)) {
-        channels_ = std::min(channels_, kMostChannels);
+        channels_ = std::min(channels_, most_channels);
         if (!choose_blocks(values, x.sizes, element_bytes)) {
-            choose_pieces(x.sizes, bytes_or_test(kPieceBytes) / element_bytes);
+            choose_pieces(x.sizes, bytes_or_test(piece_bytes) / element_bytes);
             slots_ = views;  // a part of what conforms may not
         }
     }
     // Tensors that outgrow caches had better be read twice than written and read again, unless copies cost more.
     // By running statistics kernels may write the output before they read all of the input.
     outputs_hold_inputs_ = problem.batch_statistics && reduces &&
-                           (all_bytes <= double(kCachedBytes) || slow_copies || is_fused);
+                           (all_bytes <= double(cached_bytes) || slow_copies || is_fused);
     const int64_t bytes = channels_ * piece_[0] * piece_[1] * piece_[2] * element_bytes;
     slot_bytes_ = (bytes + kPage - 1) / kPage * kPage + kPlace;
 }
@@ -256,13 +244,13 @@ void Staging::choose_order(Operation operation, const Values &values) {
 // Blocks of few channels are one piece each, and copied once. Not where channels are dense, and parts of rows would be.
 bool Staging::choose_blocks(const Values &values, const int64_t *sizes, int64_t element_bytes) {
     const int64_t per_channel = sizes[0] * sizes[2] * sizes[3] * element_bytes;
-    const int64_t fewest = std::min(sizes[kChannel], kFewestChannels);
+    const int64_t fewest = std::min(sizes[kChannel], fewest_channels);
     bool dense_channels = false;
     for_each_view(values, [&](const hbn_tensor &t) {
         dense_channels = dense_channels || t.strides[kChannel] == 1;
     });
-    const int64_t most = std::max(bytes_or_test(kPieceBytes) / per_channel, fewest);
-    if (dense_channels || most > bytes_or_test(kBlockBytes) / per_channel) {
+    const int64_t most = std::max(bytes_or_test(piece_bytes) / per_channel, fewest);
+    if (dense_channels || most > bytes_or_test(block_bytes) / per_channel) {
         return false;
     }
     channels_ = even_share(channels_, most);
@@ -288,7 +276,7 @@ void Staging::choose_pieces(const int64_t *sizes, int64_t most) {
 bool Staging::single_steps_suit(const Values &values, const Problem &problem) {
     const int64_t *sizes = problem.values.tensor(Arg::x).sizes;
     int64_t elements = channels_ * sizes[0] * sizes[2] * sizes[3];
-    if (elements < kFewestInStep) {
+    if (elements < fewest_in_step) {
         return false;
     }
     Values steps = values;
@@ -299,7 +287,7 @@ bool Staging::single_steps_suit(const Values &values, const Problem &problem) {
             continue;
         }
         elements /= sizes[d];
-        if (elements < kFewestInStep) {
+        if (elements < fewest_in_step) {
             return false;
         }
         piece[d == 0 ? 0 : size_t(d - 1)] = 1;

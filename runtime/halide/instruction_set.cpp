@@ -1,6 +1,7 @@
 // Which of the kernels' instruction sets this processor runs, and which are allowed.
 #include "runtime/checks.h"
 #include "runtime/context.h"
+#include "runtime/engine/tuning.h"
 
 #include <hbn/version.h>
 
@@ -9,11 +10,16 @@
 #if defined(__x86_64__) || defined(__i386__)
 #define HBN_X86 1
 #include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#define HBN_ARM64_LINUX 1
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
 #endif
 
 // Only for HBN_INSTRUCTION_SETS.
 #include <hbn_kernels.h>
 
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 
@@ -147,7 +153,50 @@ constexpr halide_target_feature_t kNeverAllowed[] = {
     halide_target_feature_x86_apx,
 };
 
+// As entries of schedules/tuned/ name processors.
+struct ProcessorName {
+    char text[48] = "unknown";
+
+    ProcessorName() {
+#ifdef HBN_X86
+        // Vendor, family and model, as /proc/cpuinfo has them.
+        unsigned a = 0, b = 0, c = 0, d = 0;
+        char vendor[13] = "";
+        if (!__get_cpuid(0, &a, &b, &c, &d)) {
+            return;
+        }
+        std::memcpy(vendor, &b, 4);
+        std::memcpy(vendor + 4, &d, 4);
+        std::memcpy(vendor + 8, &c, 4);
+        if (!__get_cpuid(1, &a, &b, &c, &d)) {
+            return;
+        }
+        unsigned family = a >> 8 & 0xf, model = a >> 4 & 0xf;
+        if (family == 6 || family == 15) {
+            model += (a >> 16 & 0xf) << 4;
+        }
+        if (family == 15) {
+            family += a >> 20 & 0xff;
+        }
+        std::snprintf(text, sizeof(text), "%s %u %u", vendor, family, model);
+#elif defined(HBN_ARM64_LINUX)
+        // Implementer and part, which Linux lets programs read.
+        if (getauxval(AT_HWCAP) & HWCAP_CPUID) {
+            uint64_t id;
+            asm("mrs %0, MIDR_EL1" : "=r"(id));
+            std::snprintf(text, sizeof(text), "0x%02x 0x%03x", unsigned(id >> 24 & 0xff),
+                          unsigned(id >> 4 & 0xfff));
+        }
+#endif
+    }
+};
+
 }  // namespace
+
+const char *processor_name() {
+    static const ProcessorName mine;
+    return mine.text;
+}
 
 hbn_status find_instruction_set(const char *name, const char *origin, int *index) {
     const int found = sets().find(name);
