@@ -408,7 +408,7 @@ ColumnReduction::Sweep sweep_rows(const ColumnTiling &tiling, Func by_column,
     ColumnReduction::Sweep s;
     s.by_column = std::move(by_column);
     s.rows = rows;
-    s.channel_columns = RDom(0, tiling.plane, 0, tiling.repeats, "channel_columns");
+    s.channel_columns = RDom(0, tiling.plane, 0, tiling.part_repeats, "channel_columns");
     const FuncRef part = s.by_column(
         tiling.column_of(channel, s.channel_columns.x, s.channel_columns.y), channel_block, tile);
     s.by_channel = Func("channel_sums");
@@ -478,7 +478,7 @@ std::vector<Expr> sum_rows(const ColumnTiling &tiling, bool in_groups, Type tens
         return {sums[0], sums[1]};
     }
     // Where one channel needs it, all of the tile's columns are summed in float64, but only that channel's sums change.
-    const RDom channels(0, tiling.channels, "channels");
+    const RDom channels(0, tiling.channel_parts, "channels");
     r.use_float64 = Func("use_float64");
     r.use_float64(channel_block, tile) = cast<uint32_t>(0);
     r.use_float64(channel_block, tile) = max(
@@ -539,12 +539,12 @@ ColumnReduction reduce_moments(const Func &x, const ColumnTiling &tiling, Pivot 
     r.tile = Func("tile_moments");
     r.tile(at) = moments_from_pivot(from, f64(pivot(at)), sums[0], sums[1], n);
 
-    const Expr i = tiling.tiles.x;
+    const Expr part = tiling.tiles.x, i = tiling.tiles.y;
     r.merged = Func("moments");
     const FuncRef so_far = r.merged(channel, channel_block),
-                  tile_sums = r.tile(channel, channel_block, i);
+                  tile_sums = r.tile(channel + tiling.channels * part, channel_block, i);
     r.merged(channel, channel_block) = Tuple(f64(0), f64(0));
-    const Moments merged = merge({so_far[0], so_far[1]}, tiling.count_before(i),
+    const Moments merged = merge({so_far[0], so_far[1]}, tiling.count_before(i, part),
                                  {tile_sums[0], tile_sums[1]}, tiling.count(i), x.type());
     r.merged(channel, channel_block) = Tuple(merged.mean, merged.m2);
     r.set_loops(tiling.tiles, tiling.all_columns, column, channel_block, channel, tile);
@@ -558,8 +558,12 @@ ColumnReduction reduce_gradients(const Func &grad_output, const Func &x, const F
     ColumnReduction r;
     r.tensors = 2;
     Func center("center");
-    center(channel, channel_block) =
-        in_groups ? cast<float>(mean(channel, channel_block)) : mean(channel, channel_block);
+    const Func part_mean = tiling.by_part(mean, "part_mean");
+    if (tiling.has_parts()) {
+        r.per_part = part_mean;
+    }
+    center(channel, channel_block) = in_groups ? cast<float>(part_mean(channel, channel_block))
+                                               : part_mean(channel, channel_block);
     r.per_column = tiling.by_column(center, "column_mean");
 
     const RowTerms product = [&](const Expr &row, Type type) {
@@ -571,9 +575,10 @@ ColumnReduction reduce_gradients(const Func &grad_output, const Func &x, const F
     const auto sums = sum_rows(tiling, in_groups, x.type(), product, r);
     r.tile = Func("tile_gradients");
     r.tile(channel, channel_block, tile) = gradient_sums_from_center(
-        sums, center(channel, channel_block), mean(channel, channel_block));
+        sums, center(channel, channel_block), part_mean(channel, channel_block));
 
-    const FuncRef tile_sums = r.tile(channel, channel_block, tiling.tiles.x);
+    const FuncRef tile_sums =
+        r.tile(channel + tiling.channels * tiling.tiles.x, channel_block, tiling.tiles.y);
     r.merged = Func("sums");
     r.merged(channel, channel_block) = Tuple(f64(0), f64(0));
     r.merged(channel, channel_block) = Tuple(r.merged(channel, channel_block)[0] + tile_sums[0],

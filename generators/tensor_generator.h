@@ -53,8 +53,8 @@ public:
 protected:
     // The inputs that all kernels have, and that come last among their inputs. Standalone kernels have none of them.
     struct SharedInputs {
-        // ColumnTiling's plane and repeats; 1 in other layouts.
-        Input<int32_t> *plane = nullptr, *repeats = nullptr;
+        // ColumnTiling's plane, repeats and parts; 1 in other layouts.
+        Input<int32_t> *plane = nullptr, *repeats = nullptr, *parts = nullptr;
         // A TileSizes, in the order of its members. Kernels that sum nothing don't read them.
         Input<int32_t> *tile_sizes[9] = {};
         // Whether the output outgrows the cache, so that its stores should bypass it. The caller then promises
@@ -76,6 +76,7 @@ protected:
         }
         shared.plane = Base::template add_input<int32_t>("plane");
         shared.repeats = Base::template add_input<int32_t>("folds");
+        shared.parts = Base::template add_input<int32_t>("parts");
         static const char *const tile_size_names[] = {"tile_units",   "tile_h",   "tile_n",
                                                       "tiles_w",      "tiles_h",  "tiles_n",
                                                       "sample_units", "sample_h", "sample_n"};
@@ -144,7 +145,7 @@ protected:
                 *size[5], *size[6], *size[7], *size[8]};
     }
     ColumnTiling column_tiling() const {
-        return {extents[0], extents[2], plane(), channels, repeats(), tile_sizes()};
+        return {extents[0], extents[2], plane(), channels, repeats(), parts(), tile_sizes()};
     }
     // The same, of sums.
     ColumnTiling column_sums_tiling() const {
@@ -161,6 +162,9 @@ protected:
     }
     Expr repeats() const {
         return *shared.repeats;
+    }
+    Expr parts() const {
+        return layout == Layout::rows ? Expr(*shared.parts) : Expr(1);
     }
     int lanes_along_w() const {
         // In NHWC the lanes of a vector are channels.
@@ -235,7 +239,11 @@ protected:
             return coefficients;
         }
         const ColumnTiling tiling = column_tiling();
-        const Func by_column = tiling.by_column(coefficients, "coefficients_by_column");
+        const Func by_part = tiling.by_part(coefficients, "coefficients_by_part");
+        if (tiling.has_parts()) {
+            work.part_coefficients.push_back(by_part);
+        }
+        const Func by_column = tiling.by_column(by_part, "coefficients_by_column");
         work.all_columns = tiling.all_columns;
         work.column_coefficients.push_back(by_column);
         return by_column;

@@ -68,15 +68,18 @@ Expr PlaneTiling::count_before(const Expr &tw, const Expr &th, const Expr &tn) c
 }
 
 ColumnTiling::ColumnTiling(const Expr &columns, const Expr &rows, const Expr &plane,
-                           const Expr &channels, const Expr &repeats, const TileSizes &sizes)
+                           const Expr &channels, const Expr &repeats, const Expr &parts,
+                           const TileSizes &sizes)
     : columns(columns),
       rows(rows),
       plane(plane),
       channels(channels),
-      repeats(repeats),
+      parts(parts),
+      channel_parts(channels * parts),
+      part_repeats(repeats / parts),
       tile_rows(sizes.w_units * row_group),
-      tiles(0, sizes.tiles_w, "tiles"),
-      all_columns(0, plane, 0, channels, 0, repeats, "all_columns") {
+      tiles(0, parts, 0, sizes.tiles_w, "tiles"),
+      all_columns(0, plane, 0, channel_parts, 0, part_repeats, "all_columns") {
 }
 
 RDom ColumnTiling::tile_row() const {
@@ -86,45 +89,65 @@ RDom ColumnTiling::tile_row() const {
 }
 
 RDom ColumnTiling::sample() const {
-    RDom sample(0, plane, 0, repeats, 0, sample_size(tile_rows), "sample");
+    RDom sample(0, plane, 0, part_repeats, 0, sample_size(tile_rows), "sample");
     sample.where(sample.z < rows_of(tile));
     return sample;
 }
 
 Expr ColumnTiling::sample_count() const {
-    return f64(plane) * f64(repeats) * f64(min(sample_size(tile_rows), rows_of(tile)));
+    return f64(plane) * f64(part_repeats) * f64(min(sample_size(tile_rows), rows_of(tile)));
 }
 
 Expr ColumnTiling::count(const Expr &tile) const {
-    return f64(plane) * f64(repeats) * f64(rows_of(tile));
+    return f64(plane) * f64(part_repeats) * f64(rows_of(tile));
 }
 
-Expr ColumnTiling::count_before(const Expr &tile) const {
+Expr ColumnTiling::count_before(const Expr &tile, const Expr &part) const {
     // The tiles before this one have the rows after its last.
-    return f64(plane) * f64(repeats) * f64(max(rows - first_row(tile) - tile_rows, 0));
+    const Expr in_tiles = f64(plane) * f64(part_repeats) * f64(parts) *
+                          f64(max(rows - first_row(tile) - tile_rows, 0));
+    return has_parts() ? in_tiles + f64(part) * count(tile) : in_tiles;
 }
 
-Func ColumnTiling::by_column(const Func &per_channel, const std::string &name) const {
+namespace {
+
+// The function whose update writes the value of per_channel(from, ...) to `to`.
+Func spread(const Func &per_channel, const Var &first, const Expr &to, const Expr &from,
+            const std::string &name) {
     std::vector<Var> others = per_channel.args();
     others.erase(others.begin());
-    std::vector<Var> args = {column};
-    std::vector<Expr> to = {column_of(all_columns.y, all_columns.x, all_columns.z)};
-    std::vector<Expr> from = {all_columns.y};
+    std::vector<Var> args = {first};
+    std::vector<Expr> to_all = {to}, from_all = {from};
     for (const Var &v : others) {
         args.push_back(v);
-        to.emplace_back(v);
-        from.emplace_back(v);
+        to_all.emplace_back(v);
+        from_all.emplace_back(v);
     }
     std::vector<Expr> nothing, value;
     for (int i = 0; i < per_channel.outputs(); i++) {
         nothing.push_back(undef(per_channel.types()[i]));
-        value.push_back(per_channel.outputs() > 1 ? Expr(per_channel(from)[i])
-                                                  : Expr(per_channel(from)));
+        value.push_back(per_channel.outputs() > 1 ? Expr(per_channel(from_all)[i])
+                                                  : Expr(per_channel(from_all)));
     }
-    Func columns_values(name);
-    columns_values(args) = Tuple(nothing);
-    columns_values(to) = Tuple(value);
-    return columns_values;
+    Func values(name);
+    values(args) = Tuple(nothing);
+    values(to_all) = Tuple(value);
+    return values;
+}
+
+}  // namespace
+
+Func ColumnTiling::by_part(const Func &per_channel, const std::string &name) const {
+    if (!has_parts()) {
+        return per_channel;
+    }
+    const RDom all_parts(0, channels, 0, parts, "all_parts");
+    return spread(per_channel, channel, all_parts.x + channels * all_parts.y, all_parts.x, name);
+}
+
+Func ColumnTiling::by_column(const Func &per_part, const std::string &name) const {
+    return spread(per_part, column, column_of(all_columns.y, all_columns.x, all_columns.z),
+                  all_columns.y, name);
 }
 
 }  // namespace hbn

@@ -89,22 +89,26 @@ struct PlaneTiling {
 //
 //   NCHW with small planes: blocks of some channels, plane = H * W, 1 repeat, a row for each n
 //   NHWC: 1 block of all channels, plane = 1, a repeat for each of a few pixels side by side, then rows of those
+//
+// Within a tile few channels are summed in `parts` each, as if a row had that many more channels and fewer repeats:
+// column = p + plane * (part + channel_parts * repeat), where part = channel + channels * i. There are channel_parts, with
+// part_repeats each.
 struct ColumnTiling {
-    Expr columns, rows, plane, channels, repeats;
+    Expr columns, rows, plane, channels, parts, channel_parts, part_repeats;
     Expr tile_rows;  // of a whole tile
     // How many groups of rows are added up in float32 before they are added in float64, where sums run in groups, see
     // Pivot.
     int groups_in_set = 4;
-    RDom tiles;        // which tile
-    RDom all_columns;  // a block's columns: p, channel, repeat
+    RDom tiles;        // which of a channel's parts, and which tile
+    RDom all_columns;  // a block's columns: p, part, repeat
     Var column{"column"}, channel_block{"block"}, channel{"k"}, tile{"t"};
 
     ColumnTiling(const Expr &columns, const Expr &rows, const Expr &plane, const Expr &channels,
-                 const Expr &repeats, const TileSizes &sizes);
+                 const Expr &repeats, const Expr &parts, const TileSizes &sizes);
 
     // The rows of the tile.
     RDom tile_row() const;
-    // A channel's values to sample for the pivot (p, repeat, row), and how many there are.
+    // A part's values to sample for the pivot (p, repeat, row), and how many there are.
     RDom sample() const;
     Expr sample_count() const;
 
@@ -115,18 +119,23 @@ struct ColumnTiling {
     // Tiles go from the last rows to the first. A map that goes from first to last then finds in cache what was
     // reduced last.
     Expr first_row(const Expr &tile) const {
-        return (tiles.x.extent() - 1 - tile) * tile_rows;
+        return (tiles.y.extent() - 1 - tile) * tile_rows;
     }
-    Expr column_of(const Expr &channel, const Expr &p, const Expr &repeat) const {
-        return p + plane * (channel + channels * repeat);
+    Expr column_of(const Expr &part, const Expr &p, const Expr &repeat) const {
+        return p + plane * (part + channel_parts * repeat);
     }
 
-    // How many values of a channel a tile has, and all the tiles before it in the order of `tiles`.
+    // How many values of a part a tile has, and how many of its channel come before it in the order of `tiles`.
     Expr count(const Expr &tile) const;
-    Expr count_before(const Expr &tile) const;
+    Expr count_before(const Expr &tile, const Expr &part) const;
 
-    // For each column the value of its channel: a function of (column, ...) from one of (channel, ...).
-    Func by_column(const Func &per_channel, const std::string &name) const;
+    bool has_parts() const {
+        return !Halide::Internal::is_const_one(parts);
+    }
+    // For each part the value of its channel, and for each column that of its part: a function of (part, ...) from one of
+    // (channel, ...), and one of (column, ...) from that. The first is the same function where channels have no parts.
+    Func by_part(const Func &per_channel, const std::string &name) const;
+    Func by_column(const Func &per_part, const std::string &name) const;
 };
 
 // Of a >= 0. Halide folds (a + b - 1) / b, where b is such a quotient itself, into products that overflow.

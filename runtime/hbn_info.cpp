@@ -51,10 +51,10 @@ std::string describe(const KernelView &v, bool reduces) {
             text += " in " + size(1) + " blocks";
         }
         if (reduces) {
-            text +=
-                ", tiles of " +
-                std::to_string(std::min<int64_t>(cut.units * tile_row_unit, v.dimensions[2].size)) +
-                " rows";
+            text += ", tiles of " +
+                    std::to_string(
+                        std::min<int64_t>(cut.units * hbn::tile_row_unit, v.dimensions[2].size)) +
+                    " rows";
         }
         return text;
     }
@@ -64,7 +64,8 @@ std::string describe(const KernelView &v, bool reduces) {
     }
     text += " in " + size(2) + " channels of " + size(3);
     if (reduces) {
-        const int64_t width = std::min<int64_t>(cut.units * tile_width_unit, v.dimensions[0].size);
+        const int64_t width =
+            std::min<int64_t>(cut.units * hbn::tile_width_unit, v.dimensions[0].size);
         text += ", tiles of " + std::to_string(width) + "x" + std::to_string(cut.h) + "x" +
                 std::to_string(cut.n);
     }

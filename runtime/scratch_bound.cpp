@@ -19,8 +19,8 @@ constexpr int64_t kSums = 3 * 8;
 constexpr int64_t kCoefficients = 8 * 8, kSpread = 8 * 8, kPaired = 8 * 2 * 4;
 // In each block of channels pairs are rounded up to whole vectors, of 16 at most, and there is one more.
 constexpr int64_t kPairedPadding = 32 * kPaired;
-// Sums of columns, of channels and of samples, for each column of a task.
-constexpr int64_t kTaskSums = 12 * 8;
+// Sums of columns, of sets of their rows, of channels and of samples, for each column of a task.
+constexpr int64_t kTaskSums = 13 * 8;
 // Kernels reach no further; larger tensors are cut.
 constexpr int64_t kMostElements = int64_t(1) << 31;
 
@@ -38,7 +38,8 @@ int64_t most_columns(const Thresholds &most, hbn_dtype dtype) {
 int64_t tiles(const Thresholds &least, int64_t channels, int64_t elements) {
     const int64_t rows = std::min(least.row_tile_rows, least.block_tile_rows) / 2;
     const int64_t in_rows = std::min(least.row_tile_elements, least.block_tile_elements) / 2;
-    const int64_t of_rows = std::min(elements / rows, elements / in_rows * channels + channels);
+    const int64_t parts = std::max(channels, kMostParts);
+    const int64_t of_rows = std::min(elements / rows, elements / in_rows * parts + parts);
     return channels + std::max(elements / (least.tile_elements / 8), of_rows);
 }
 
@@ -64,9 +65,9 @@ ScratchBytes scratch_bytes(int64_t channels, int64_t per_channel, hbn_dtype dtyp
 
     // Channels that rows are too short for are in blocks: of one channel each, where their number is prime.
     const int64_t blocks = channels > thresholds.least.nhwc_columns ? channels : 1;
-    const int64_t root = overhead + blocks * padding + std::max(channels, columns) * by_column +
-                         channels * (kCoefficients + kSums) +
-                         tiles(thresholds.least, channels, elements) * kSums;
+    const int64_t root =
+        overhead + blocks * padding + (std::max(channels, columns) + kMostParts) * by_column +
+        channels * (kCoefficients + kSums) + tiles(thresholds.least, channels, elements) * kSums;
     return {root + task, task};
 }
 

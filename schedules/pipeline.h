@@ -85,8 +85,12 @@ struct ColumnReduction {
     Halide::Func use_float64;
     Halide::RDom tile_channels;
     Halide::Func per_column;
-    Halide::Func tile;    // (channel, channel block, tile)
-    Halide::Func merged;  // (channel, channel block), over `tiles`
+    // What that is made of where channels are summed in parts: (part, channel block), over channels and their parts.
+    // Undefined where nothing need be known of channels, or they have no parts.
+    Halide::Func per_part;
+    // (part, channel block, tile), and so are by_channel and pivots; a part is a channel where channels have no parts
+    Halide::Func tile;
+    Halide::Func merged;  // (channel, channel block), over a channel's parts and tiles, `tiles`
     Halide::RDom tiles, all_columns;
     Halide::Var column, channel_block, channel, tile_var;
 
@@ -111,6 +115,8 @@ struct ChannelPipeline {
     std::vector<Halide::Func> coefficients;  // of a channel, read by elementwise; none or one
     // The same of a column, (column, channel block): update 0 writes it to all_columns.
     std::vector<Halide::Func> column_coefficients;
+    // Where channels have parts, the same of a part, (part, channel block), which those read.
+    std::vector<Halide::Func> part_coefficients;
     std::vector<Halide::Func>
         paired_coefficients;  // (pair, odd, channel block), where pairs_bfloat16()
     Halide::RDom all_columns;

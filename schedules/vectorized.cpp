@@ -197,6 +197,11 @@ void schedule_by_column(Func &f, const RDom &all_columns, Layout layout,
     f.update().allow_race_conditions().vectorize(run, parameters.channel_lanes, guarded);
 }
 
+// Of what is written to each part of a channel.
+void schedule_by_part(Func &f, const ScheduleParameters &parameters) {
+    f.update().allow_race_conditions().vectorize(f.rvars()[0], parameters.channel_lanes, guarded);
+}
+
 // Sums of each channel's columns, `over` columns of a channel first.
 template<typename Loop>
 void compute_channel_sums_at(Func sums, const RDom &over, const ColumnReduction &r, Func consumer,
@@ -232,6 +237,10 @@ void compute_column_tiles_at(ColumnReduction &r, Func consumer, const Loop &loop
                              const ChannelPipeline &p, const ScheduleParameters &parameters) {
     schedule_by_column(r.per_column, r.all_columns, p.layout, parameters);
     r.per_column.compute_at(consumer, loop);
+    if (r.per_part.defined()) {
+        schedule_by_part(r.per_part, parameters);
+        r.per_part.compute_at(consumer, loop);
+    }
     if (r.use_float64.defined()) {
         r.use_float64.compute_at(consumer, loop);
         r.use_float64.update().atomic().vectorize(r.tile_channels.x, parameters.channel_lanes,
@@ -298,9 +307,9 @@ void schedule_block_after_block(ChannelPipeline &p, const ScheduleParameters &pa
     share_out(owner, block, p);
     for (ColumnReduction &r : p.column_reductions) {
         r.merged.compute_at(owner, block);
-        r.tile.compute_at(r.merged, r.tiles.x);
-        compute_column_tiles_at(r, r.merged, r.tiles.x, p, parameters);
-        r.merged.update().reorder(r.channel, r.tiles.x);
+        r.tile.compute_at(r.merged, r.tiles.y);
+        compute_column_tiles_at(r, r.merged, r.tiles.y, p, parameters);
+        r.merged.update().reorder(r.channel, r.tiles.x, r.tiles.y);
     }
     for (Func &f : p.coefficients) {
         f.compute_at(owner, block);
@@ -326,11 +335,15 @@ void schedule_rows(ChannelPipeline &p, const ScheduleParameters &parameters) {
         compute_column_tiles_at(r, r.tile, task, p, parameters);
         r.merged.compute_root().vectorize(r.channel, parameters.channel_lanes, guarded);
         r.merged.update()
-            .reorder(r.channel, r.tiles.x, r.channel_block)
+            .reorder(r.channel, r.tiles.x, r.tiles.y, r.channel_block)
             .vectorize(r.channel, parameters.channel_lanes, guarded);
     }
     for (Func &f : p.coefficients) {
         f.compute_root().vectorize(p.channel[0], parameters.channel_lanes, guarded);
+    }
+    for (Func &f : p.part_coefficients) {
+        schedule_by_part(f, parameters);
+        f.compute_root();
     }
     for (Func &f : p.column_coefficients) {
         schedule_by_column(f, p.all_columns, p.layout, parameters);

@@ -142,6 +142,9 @@ void rows_of_channels(const Geometry &g, const Thresholds &t, KernelView *out) {
         const int64_t folds =
             largest_divisor(g.reduced[0].size, most, g.channels.size * g.element_bytes);
         view.folds = int32_t(folds);
+        if (g.channels.size < t.few_row_channels) {
+            view.parts = int32_t(largest_divisor(folds, kMostParts / g.channels.size, kLine));
+        }
         view.dimensions[0].size *= folds;
         view.dimensions[2] = every(g.reduced[0], folds, g.tensors);
     }

@@ -33,6 +33,9 @@ struct Cut {
     int32_t sample_units = 1, sample_h = 1, sample_n = 1;
 };
 
+// Where channels of a row are summed in parts, there are so many parts in it at most.
+constexpr int64_t kMostParts = 64;
+
 // The dimensions that a kernel is given, innermost first: (w, h, c, n), or (column, block, row) in
 // columns. Strides are in elements, one for each tensor of the call.
 struct KernelView {
@@ -46,6 +49,7 @@ struct KernelView {
     int32_t plane = 1;     // in columns: neighbouring columns of one channel
     int64_t channels = 1;  // in columns: of a block
     int32_t folds = 1;     // in columns: of a block's channels
+    int32_t parts = 1;     // in rows: of a channel's folds, which are summed apart
     Cut cut;               // where the operation takes sums
     bool stream = false;   // whether the output outgrows the cache
 
