@@ -81,47 +81,71 @@ inline Real sum_error(DType dtype, Real count) {
 }
 
 // What a result should be, and how far off it may be.
-struct Bounded {
-    Real expected, bound;
+template<typename T>
+struct BasicBounded {
+    T expected, bound;
 
-    bool allows(Real actual) const {
+    bool allows(T actual) const {
         return std::fabs(actual - expected) <= bound;
     }
-    // The distance of `actual`, in bounds; not below 1 where it is not allowed.
-    Real share(Real actual) const {
-        const Real distance = std::fabs(actual - expected);
-        return distance == 0 ? 0 : allows(actual) || distance > bound ? distance / bound : INFINITY;
+    // The distance of `actual`, in bounds: infinite for NaN.
+    T share(T actual) const {
+        const T distance = std::fabs(actual - expected), bounds = distance / bound;
+        return distance == 0 ? 0 : bounds >= 0 ? bounds : std::numeric_limits<T>::infinity();
     }
 };
+using Bounded = BasicBounded<Real>;
 
-// ---- forward
+// ---- elements. What they have in common in a channel is found once. Numbers are of type T: float64 is enough to judge narrower
+// dtypes by.
 
-// design.md's bound: 8 ulps of max(1, |weight * xhat| + |bias|); and the rounding to a narrower output. `ulps` and `residual`
-// are for what comes after normalization.
-inline Bounded bounded_y(DType dtype, const ChannelOracle &s, Real x, Real weight, Real bias,
-                         Real residual = 0, int ulps = 8) {
-    const Real roundoff = unit_roundoff(statistic_dtype(dtype));
-    // A float64 mean has no low part: its own rounding, |mean| ulps, is seen through invstd.
-    const Real spread = 1 + std::fabs(s.mean) * s.invstd;
-    const Real xhat = s.xhat(x);
-    const Real expected = xhat * weight + bias + residual;
-    const Real size =
-        std::fmax(Real(1), std::fabs(xhat * weight) + std::fabs(bias) + std::fabs(residual));
-    Real bound = (Real(ulps) * roundoff + sum_error(dtype, s.count) * spread) * size;
-    if (is_16_bit(dtype)) {
-        bound += xhat_error(dtype, s, xhat) * std::fabs(weight) +
-                 Real(unit_roundoff(dtype)) * std::fabs(expected) * (1 + roundoff) +
-                 Real(smallest_denormal(dtype));
+// y, by design.md's bound: 8 ulps of max(1, |weight * xhat| + |bias|); and the rounding to a narrower output. Where something is
+// added to it before an activation, one more.
+template<typename T = Real>
+class NormalizedBounds {
+public:
+    NormalizedBounds(DType dtype, const ChannelOracle &s, Real weight, Real bias, int ulps = 8)
+        : mean_(T(s.mean)), invstd_(T(s.invstd)), weight_(T(weight)), bias_(T(bias)) {
+        const Real roundoff = unit_roundoff(statistic_dtype(dtype));
+        // A float64 mean has no low part: its own rounding, |mean| ulps, is seen through invstd.
+        const Real spread = 1 + std::fabs(s.mean) * s.invstd;
+        relative_ = T(Real(ulps) * roundoff + sum_error(dtype, s.count) * spread);
+        if (is_16_bit(dtype)) {
+            of_expected_ = T(Real(unit_roundoff(dtype)) * (1 + roundoff));
+            const Real at_0 = xhat_error(dtype, s, 0) * std::fabs(weight);
+            of_xhat_ = T(xhat_error(dtype, s, 1) * std::fabs(weight) - at_0);
+            absolute_ = T(at_0 + Real(smallest_denormal(dtype)));
+        }
     }
-    return {expected, bound};
-}
+    BasicBounded<T> operator()(T x, T residual = 0) const {
+        const T xhat = (x - mean_) * invstd_, scaled = xhat * weight_;
+        const T expected = scaled + bias_ + residual;
+        const T size = std::max(T(1), std::fabs(scaled) + std::fabs(bias_) + std::fabs(residual));
+        return {expected, relative_ * size + of_expected_ * std::fabs(expected) +
+                              of_xhat_ * std::fabs(xhat) + absolute_};
+    }
 
-// The same after an addition and ReLU: one rounding more.
-inline Bounded bounded_relu(DType dtype, const ChannelOracle &s, Real x, Real weight, Real bias,
-                            Real residual) {
-    const Bounded z = bounded_y(dtype, s, x, weight, bias, residual, 9);
-    return {std::fmax(Real(0), z.expected), z.bound};
-}
+private:
+    T mean_, invstd_, weight_, bias_, relative_, of_expected_ = 0, of_xhat_ = 0, absolute_ = 0;
+};
+
+// The same after an addition and ReLU.
+template<typename T = Real>
+class ReluBounds {
+public:
+    ReluBounds(DType dtype, const ChannelOracle &s, Real weight, Real bias)
+        : z_(dtype, s, weight, bias, 9) {
+    }
+    BasicBounded<T> operator()(T x, T residual) const {
+        const BasicBounded<T> z = z_(x, residual);
+        return {std::max(T(0), z.expected), z.bound};
+    }
+
+private:
+    NormalizedBounds<T> z_;
+};
+
+// ---- statistics
 
 inline Bounded relative_to(Real expected, Real relative) {
     return {expected, relative * std::fabs(expected) + 1e-30L};
@@ -217,26 +241,42 @@ private:
 };
 
 // 8 ulps of the sum of the magnitudes of the three terms of grad_input (two of them absent in inference).
-inline Bounded bounded_grad_input(DType dtype, const ChannelOracle &s, const GradientSums &g,
-                                  Real x, Real dy, Real weight, bool training) {
-    const Real roundoff = unit_roundoff(statistic_dtype(dtype));
-    const Real xhat = s.xhat(x);
-    const Real mean_dy = training ? g.sum_dy / s.count : 0;
-    const Real slope = training ? xhat * (g.sum_dy_xhat / s.count) : 0;
-    const Real gain = weight * s.invstd;
-    const Real expected = gain * (dy - mean_dy - slope);
-    // The sums' own error is relative to the sums of magnitudes.
-    const Real sums = training ? (g.sum_abs_dy + std::fabs(xhat) * g.sum_abs_dy_xhat) / s.count : 0;
-    Real bound =
-        std::fabs(gain) * 8 * roundoff * (std::fabs(dy) + std::fabs(mean_dy) + std::fabs(slope)) +
-        std::fabs(gain) * plain_sum_error(dtype, s.count) * 2 * sums +
-        Real(smallest_denormal(statistic_dtype(dtype)));
-    if (is_16_bit(dtype)) {
-        bound += Real(unit_roundoff(dtype)) * std::fabs(expected) * (1 + roundoff) +
-                 Real(smallest_denormal(dtype));
+template<typename T = Real>
+class GradInputBounds {
+public:
+    GradInputBounds(DType dtype, const ChannelOracle &s, const GradientSums &g, Real weight,
+                    bool training)
+        : mean_(T(s.mean)),
+          invstd_(T(s.invstd)),
+          gain_(T(weight * s.invstd)),
+          mean_dy_(T(training ? g.sum_dy / s.count : 0)),
+          slope_(T(training ? g.sum_dy_xhat / s.count : 0)) {
+        const Real roundoff = unit_roundoff(statistic_dtype(dtype)),
+                   gain = std::fabs(weight * s.invstd);
+        relative_ = T(gain * 8 * roundoff);
+        absolute_ = T(smallest_denormal(statistic_dtype(dtype)));
+        if (training) {
+            // The sums' own error is relative to the sums of magnitudes.
+            const Real of_sums = gain * plain_sum_error(dtype, s.count) * 2 / s.count;
+            absolute_ += T(of_sums * g.sum_abs_dy);
+            of_xhat_ = T(of_sums * g.sum_abs_dy_xhat);
+        }
+        if (is_16_bit(dtype)) {
+            of_expected_ = T(Real(unit_roundoff(dtype)) * (1 + roundoff));
+            absolute_ += T(smallest_denormal(dtype));
+        }
     }
-    return {expected, bound};
-}
+    BasicBounded<T> operator()(T x, T dy) const {
+        const T xhat = (x - mean_) * invstd_, slope = xhat * slope_;
+        const T expected = gain_ * (dy - mean_dy_ - slope);
+        const T size = std::fabs(dy) + std::fabs(mean_dy_) + std::fabs(slope);
+        return {expected, relative_ * size + of_xhat_ * std::fabs(xhat) +
+                              of_expected_ * std::fabs(expected) + absolute_};
+    }
+
+private:
+    T mean_, invstd_, gain_, mean_dy_, slope_, relative_, of_xhat_ = 0, of_expected_ = 0, absolute_;
+};
 
 }  // namespace hbn::test
 

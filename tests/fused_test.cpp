@@ -120,9 +120,9 @@ protected:
     }
 
     void expect_activated(int64_t c, const ChannelOracle &s, bool add) const {
+        const ReluBounds<> bounds(p.dtype, s, weight_of(c), bias_of(c));
         expect_elements("y", y, c, [&](int64_t n, int64_t h, int64_t w) {
-            return bounded_relu(p.dtype, s, x.get(n, c, h, w), weight_of(c), bias_of(c),
-                                add ? residual.get(n, c, h, w) : 0);
+            return bounds(x.get(n, c, h, w), add ? residual.get(n, c, h, w) : 0);
         });
     }
 

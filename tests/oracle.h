@@ -33,9 +33,9 @@ void expect_elements(const char *name, const TestTensor &actual, int64_t c, Resu
 
 inline void expect_normalized(const TestTensor &x, const TestTensor &y, int64_t c,
                               const ChannelOracle &s, Real weight, Real bias) {
-    expect_elements("y", y, c, [&](int64_t n, int64_t h, int64_t w) {
-        return bounded_y(y.view().dtype, s, x.get(n, c, h, w), weight, bias);
-    });
+    const NormalizedBounds<> bounds(y.view().dtype, s, weight, bias);
+    expect_elements("y", y, c,
+                    [&](int64_t n, int64_t h, int64_t w) { return bounds(x.get(n, c, h, w)); });
 }
 
 struct GradientOracle : GradientSums {
@@ -55,9 +55,9 @@ struct GradientOracle : GradientSums {
 inline void expect_grad_input(const TestTensor &dy, const TestTensor &x, const TestTensor &dx,
                               int64_t c, const ChannelOracle &s, Real weight,
                               const GradientOracle &g, bool training) {
+    const GradInputBounds<> bounds(dx.view().dtype, s, g, weight, training);
     expect_elements("grad_input", dx, c, [&](int64_t n, int64_t h, int64_t w) {
-        return bounded_grad_input(dx.view().dtype, s, g, x.get(n, c, h, w), dy.get(n, c, h, w),
-                                  weight, training);
+        return bounds(x.get(n, c, h, w), dy.get(n, c, h, w));
     });
 }
 

@@ -158,10 +158,9 @@ std::vector<Inputs> all_inputs(DType dtype, int64_t channels) {
     return all;
 }
 
-void Worst::take(double other_share, const std::string &other) {
-    if (other_share > share) {
-        share = other_share;
-        what = other;
+void Worst::take(const Worst &other) {
+    if (other.share > share) {
+        *this = other;
     }
 }
 
@@ -182,9 +181,10 @@ Problem::Problem(const compare::Library &library, const KernelCall &call,
               bytes_ += form.span() * (is_mask ? 1 : int64_t(compare::bytes_of(form.dtype)));
               tensors.push_back(tensor.buffer);
           }
+          // What operations take, even where the kernel needs none; and what passes an activation.
+          tensors.push_back(&Buffers::x);
           if (call.results == Results::backward && call.relu) {
-              tensors.push_back(
-                  &Buffers::mask);  // what passed, even where the kernel finds that out itself
+              tensors.push_back(&Buffers::mask);
           }
           buffers_.allocate(form, tensors);
           return compare::Arguments(buffers_, convention_of(call));
@@ -416,17 +416,7 @@ std::vector<uint64_t> Problem::hashes() const {
     return all;
 }
 
-Worst Problem::worst() {
-    groups_.clear();
-    Worst worst;
-    for (int64_t c = 0; c < form_.channels(); c++) {
-        const Worst of_channel = worst_of_channel(c);
-        worst.take(of_channel.share, of_channel.what);
-    }
-    groups_.clear();
-    return worst;
-}
-
+template<typename T>
 Worst Problem::worst_of_channel(int64_t c) {
     Worst worst;
     const size_t k = size_t(c);
@@ -436,23 +426,23 @@ Worst Problem::worst_of_channel(int64_t c) {
     const auto check = [&](const char *name, Real actual, const Bounded &result) {
         const double share = double(result.share(actual));
         if (share > worst.share) {
-            worst.take(share, at(name, c, share));
+            worst = {share, at(name, c, share)};
         }
     };
     // What must be the same bits is infinitely far off if it is not.
     const auto check_same = [&](const char *name, bool same) {
         if (!same) {
-            worst.take(INFINITY,
-                       std::string(name) + " of channel " + std::to_string(c) + " is wrong");
+            worst = {INFINITY,
+                     std::string(name) + " of channel " + std::to_string(c) + " is wrong"};
         }
     };
     const auto check_elements = [&](const char *name, const Values &actual, auto result) {
-        Real share = 0;
-        for (size_t i = 0; i < actual.size(); i++) {
+        auto share = result(0).share(actual[0]);
+        for (size_t i = 1; i < actual.size(); i++) {
             share = std::max(share, result(i).share(actual[i]));
         }
-        if (share > worst.share) {
-            worst.take(double(share), at(name, c, double(share)));
+        if (double(share) > worst.share) {
+            worst = {double(share), at(name, c, double(share))};
         }
     };
     const auto check_parameters = [&] {
@@ -461,15 +451,22 @@ Worst Problem::worst_of_channel(int64_t c) {
     };
     const auto float64 = [&](const Buffer &vector) { return Real(vector.data<double>()[c]); };
     const Values &x = channel(buffers_.x, c);
+    const auto check_normalized = [&](const Values &y) {
+        const test::NormalizedBounds<T> bounds(dtype_, s, weight, bias);
+        check_elements("y", y, [&](size_t i) { return bounds(T(x[i])); });
+    };
     switch (call_.results) {
     case Results::forward: {
         const Values &y = channel(buffers_.out, c);
         const Values *residual = call_.add ? &channel(buffers_.residual, c) : nullptr;
-        check_elements("y", y, [&](size_t i) {
-            return call_.relu ? test::bounded_relu(dtype_, s, x[i], weight, bias,
-                                                   residual ? Real((*residual)[i]) : 0)
-                              : test::bounded_y(dtype_, s, x[i], weight, bias);
-        });
+        if (call_.relu) {
+            const test::ReluBounds<T> bounds(dtype_, s, weight, bias);
+            check_elements("y", y, [&](size_t i) {
+                return bounds(T(x[i]), residual ? T((*residual)[i]) : 0);
+            });
+        } else {
+            check_normalized(y);
+        }
         if (call_.mask) {
             const Values &mask = channel(buffers_.out_mask, compare::UINT8, c);
             check_same("mask", std::equal(mask.begin(), mask.end(), y.begin(),
@@ -489,8 +486,7 @@ Worst Problem::worst_of_channel(int64_t c) {
         break;
     }
     case Results::normalize:
-        check_elements("y", channel(buffers_.out, c),
-                       [&](size_t i) { return test::bounded_y(dtype_, s, x[i], weight, bias); });
+        check_normalized(channel(buffers_.out, c));
         break;
     case Results::stats:
         check("mean", float64(buffers_.moments_mean), test::bounded_moments_mean(dtype_, of_x_[k]));
@@ -500,10 +496,9 @@ Worst Problem::worst_of_channel(int64_t c) {
     case Results::backward_elemt: {
         const Values &dy = channel(buffers_.grad_output, c);
         const Values *mask = mask_of(c);
-        check_elements("grad_input", channel(buffers_.out, c), [&](size_t i) {
-            return test::bounded_grad_input(dtype_, s, sums, x[i], passed(dy, mask, i), weight,
-                                            call_.training);
-        });
+        const test::GradInputBounds<T> bounds(dtype_, s, sums, weight, call_.training);
+        check_elements("grad_input", channel(buffers_.out, c),
+                       [&](size_t i) { return bounds(T(x[i]), T(passed(dy, mask, i))); });
         if (call_.add) {
             const Values &residual = channel(buffers_.second_out, c);
             bool same = true;
@@ -526,6 +521,20 @@ Worst Problem::worst_of_channel(int64_t c) {
         break;
     }
     }
+    return worst;
+}
+
+Worst Problem::worst() {
+    groups_.clear();
+    Worst worst;
+    for (int64_t c = 0; c < form_.channels(); c++) {
+        // Float64 is enough to judge narrower dtypes by.
+        const Worst of_channel = form_.dtype == compare::FLOAT64 ? worst_of_channel<Real>(c)
+                                                                 : worst_of_channel<double>(c);
+        worst.take(of_channel);
+    }
+    groups_.clear();
+    worst.what += ", on " + inputs.description();
     return worst;
 }
 

@@ -33,7 +33,7 @@ struct Worst {
     double share = 0;  // of its bound
     std::string what;
 
-    void take(double other_share, const std::string &other);
+    void take(const Worst &other);
 };
 
 class Problem {
@@ -73,6 +73,8 @@ private:
     void find_passed();
     void find_sums();
     void load_vectors();
+    // Elements are compared in T.
+    template<typename T>
     Worst worst_of_channel(int64_t c);
     // A channel of a tensor, read with its neighbours in memory.
     const Values &channel(const compare::Buffer &buffer, compare::DType dtype, int64_t c);

@@ -152,6 +152,7 @@ struct Cell {
     int threads;
     std::vector<std::unique_ptr<Problem>> problems;  // of each inputs one, ordinary ones first
     std::vector<std::vector<uint64_t>> hashes;       // of what hbn's own kernels make of each
+    std::vector<Worst> worst;                        // of the same
     // What is timed: the ordinary problem, and where it is larger than L2, copies of it that take turns, whichever
     // contestant calls. Else each call would find in cache what other layers would have evicted.
     std::vector<Problem *> timed;
@@ -260,8 +261,8 @@ private:
             Problem &problem = *fresh->problems.back();
             problem.run_afresh();
             fresh->hashes.push_back(problem.hashes());
-            const Worst of_inputs = problem.worst();
-            worst.take(of_inputs.share, of_inputs.what + ", on " + inputs.description());
+            fresh->worst.push_back(problem.worst());
+            worst.take(fresh->worst.back());
         }
         if (!(worst.share <= 1)) {
             throw std::runtime_error("hbn's own kernel is wrong: " + worst.what);
@@ -303,9 +304,9 @@ private:
                 return "{\"ok\": false, \"why\": " + quoted(e.what()) + "}";
             }
             choice = internal::last_view();
-            same_bits = same_bits && problem.hashes() == cell.hashes[i];
-            const Worst of_inputs = problem.worst();
-            worst.take(of_inputs.share, of_inputs.what + ", on " + problem.inputs.description());
+            const bool same = problem.hashes() == cell.hashes[i];
+            worst.take(same ? cell.worst[i] : problem.worst());
+            same_bits = same_bits && same;
         }
         std::string why = worst.share <= 1 ? "" : worst.what;
         if (why.empty() && internal::scratch_overflows() > overflows) {
