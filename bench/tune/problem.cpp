@@ -110,28 +110,34 @@ const std::vector<double> &values_of_16_bits(DType dtype) {
     return dtype == compare::BFLOAT16 ? brain : half;
 }
 
+// Channels that lie in the same cache lines are read together.
+constexpr int64_t kLine = 64;
+
+// Reads channels from `begin` on, each to values of its own. Where channels are neighbours, so many pixels at a time that their
+// lines stay in L1.
 template<typename Load>
 void read_channels(const compare::TensorForm &form, int64_t begin, Load load,
                    std::vector<std::vector<double>> *channels) {
-    const int64_t plane = form.sizes[2] * form.sizes[3], all = form.channels();
-    const int64_t count = int64_t(channels->size());
+    constexpr int64_t kPixels = 256;
+    const int64_t plane = form.sizes[2] * form.sizes[3], pixels = form.sizes[0] * plane;
+    const bool are_planes = form.layout == compare::Layout::nchw;
     for (std::vector<double> &values : *channels) {
-        values.resize(size_t(form.sizes[0] * plane));
+        values.resize(size_t(pixels));
     }
-    for (int64_t n = 0; n < form.sizes[0]; n++) {
-        for (int64_t p = 0; p < plane; p++) {
-            for (int64_t c = 0; c < count; c++) {
-                const int64_t offset = form.layout == compare::Layout::nchw
-                                           ? (n * all + begin + c) * plane + p
-                                           : (n * plane + p) * all + begin + c;
-                (*channels)[size_t(c)][size_t(n * plane + p)] = load(offset);
+    for (int64_t first = 0; first < pixels; first += are_planes ? plane : kPixels) {
+        const int64_t count = std::min(are_planes ? plane : kPixels, pixels - first);
+        for (size_t c = 0; c < channels->size(); c++) {
+            const int64_t channel = begin + int64_t(c);
+            const int64_t offset = are_planes ? first * form.channels() + channel * plane
+                                              : first * form.channels() + channel;
+            const int64_t stride = are_planes ? 1 : form.channels();
+            double *values = (*channels)[c].data() + first;
+            for (int64_t i = 0; i < count; i++) {
+                values[i] = load(offset + i * stride);
             }
         }
     }
 }
-
-// Channels that lie in the same cache lines are read together.
-constexpr int64_t kNeighbours = 8;
 
 compare::Convention convention_of(const KernelCall &call) {
     compare::Convention convention;
@@ -370,7 +376,9 @@ const Problem::Values &Problem::channel(const Buffer &buffer, DType dtype, int64
     const int64_t end = group->begin + int64_t(group->channels.size());
     if (c < group->begin || c >= end) {
         group->begin = c;
-        const int64_t most = form_.layout == compare::Layout::nchw ? 1 : kNeighbours;
+        const int64_t most = form_.layout == compare::Layout::nchw
+                                 ? 1
+                                 : kLine / int64_t(compare::bytes_of(form_.dtype));
         group->channels.resize(size_t(std::min(most, form_.channels() - c)));
         switch (dtype) {
         case compare::FLOAT32:
