@@ -47,19 +47,8 @@ TEST_P(HardInputs, variance_is_never_negative) {
     for (int64_t c = 0; c < 8; c++) {
         const ChannelOracle s(x, c, kEps);
         EXPECT_GE(moments.m2[c], 0);
-        // Sums of M values in float64, in any order: M half ulps of the sum of magnitudes.
-        const Real sum = s.count * std::ldexp(Real(1), -53);
-        const Real deviation = std::sqrt(s.m2 / s.count);
-        const Real mean_error = sum * (std::fabs(s.mean) + deviation);
-        EXPECT_LE(std::fabs(moments.mean[c] - s.mean), mean_error);
-        // The tiles' means are off by as much, which merging sees through their distance, at most a few
-        // deviations, and each tile's m2 through its square. A tile's m2 is a difference of sums around a
-        // pivot; where that is the outlier itself, it costs as many bits as generators/batch_norm.h says.
-        const Real values = std::min(s.count, std::ldexp(Real(1), 15)),
-                   chain = std::min(s.count, std::ldexp(Real(1), 11));
-        const Real cancellation = chain * (values + 1) * std::ldexp(s.m2, -53);
-        EXPECT_LE(std::fabs(moments.m2[c] - s.m2),
-                  sum * s.m2 + cancellation + s.count * mean_error * (2 * deviation + mean_error));
+        expect_bounded(moments.mean[c], bounded_moments_mean(DType::float32, s));
+        expect_bounded(moments.m2[c], bounded_moments_m2(DType::float32, s));
     }
 }
 
@@ -153,18 +142,8 @@ TEST_P(SixteenBits, moments) {
     for (int64_t c = 0; c < channels; c++) {
         SCOPED_TRACE(c % 14);
         const ChannelOracle s(x, c, kEps);
-        const Real roundoff = std::ldexp(s.count, -53);
-        const Real deviation = std::sqrt(s.m2 / s.count);
-        const Real mean_bound =
-            mean_error(dtype, s.count) * deviation + roundoff * std::fabs(s.mean);
-        EXPECT_LE(std::fabs(moments.mean[c] - s.mean), mean_bound);
-        // As in variance_is_never_negative, where sums are in float64.
-        const Real values = std::min(s.count, std::ldexp(Real(1), 15)),
-                   chain = std::min(s.count, std::ldexp(Real(1), 11));
-        EXPECT_LE(
-            std::fabs(moments.m2[c] - s.m2),
-            (m2_error(dtype, s.count) + chain * (values + 1) * std::ldexp(Real(1), -53)) * s.m2 +
-                s.count * mean_bound * (2 * deviation + mean_bound));
+        expect_bounded(moments.mean[c], bounded_moments_mean(dtype, s));
+        expect_bounded(moments.m2[c], bounded_moments_m2(dtype, s));
     }
 }
 
@@ -186,9 +165,8 @@ TEST_P(SixteenBits, gradient_sums) {
         SCOPED_TRACE(c % 14);
         const ChannelOracle s(mean[c], 1, moments.count);
         const GradientOracle g(dy, x, c, s);
-        const Real sum = plain_sum_error(dtype, s.count) + std::ldexp(s.count, -53);
-        EXPECT_LE(std::fabs(sums.sum_dy[c] - g.sum_dy), sum * g.sum_abs_dy);
-        EXPECT_LE(std::fabs(sums.sum_dy_xmu[c] - g.sum_dy_xhat), sum * g.sum_abs_dy_xhat);
+        expect_bounded(sums.sum_dy[c], g.float64_sum_dy(dtype, s.count));
+        expect_bounded(sums.sum_dy_xmu[c], g.float64_sum_dy_xhat(dtype, s.count));
     }
 }
 

@@ -119,24 +119,10 @@ protected:
                 Real(p.sizes[0] * p.sizes[2] * p.sizes[3])};
     }
 
-    // oracle.h's bound of the normalized value, to which the sum's rounding comes; ReLU adds no error.
     void expect_activated(int64_t c, const ChannelOracle &s, bool add) const {
-        const Real roundoff = unit_roundoff(statistics);
-        const Real spread = 1 + std::fabs(s.mean) * s.invstd;
-        x.for_each_in_channel([&](int64_t n, int64_t h, int64_t w) {
-            const Real z = (Real(x.get(n, c, h, w)) - s.mean) * s.invstd * weight_of(c);
-            const Real r = add ? Real(residual.get(n, c, h, w)) : 0;
-            const Real expected = std::fmax(Real(0), z + bias_of(c) + r);
-            const Real size =
-                std::fmax(Real(1), std::fabs(z) + std::fabs(bias_of(c)) + std::fabs(r));
-            Real bound = (9 * roundoff + sum_error(p.dtype, s.count) * spread) * size;
-            if (is_16_bit(p.dtype)) {
-                const Real xhat = (Real(x.get(n, c, h, w)) - s.mean) * s.invstd;
-                bound += xhat_error(p.dtype, s, xhat) * std::fabs(weight_of(c)) +
-                         Real(unit_roundoff(p.dtype)) * expected * (1 + roundoff) +
-                         Real(smallest_denormal(p.dtype));
-            }
-            ASSERT_LE(std::fabs(y.get(n, c, h, w) - expected), bound) << "at " << n << c << h << w;
+        const ReluBounds<> bounds(p.dtype, s, weight_of(c), bias_of(c));
+        expect_elements("y", y, c, [&](int64_t n, int64_t h, int64_t w) {
+            return bounds(x.get(n, c, h, w), add ? residual.get(n, c, h, w) : 0);
         });
     }
 

@@ -12,10 +12,6 @@ namespace hbn::compare {
 
 namespace {
 
-size_t bytes_of(DType dtype) {
-    return dtype == UINT8 ? 1 : dtype == FLOAT64 ? 8 : dtype == FLOAT32 ? 4 : 2;
-}
-
 // Random numbers that any dtype holds without becoming subnormal: the i-th of a sequence, uniform in
 // [-2, 2) but for those near 0.
 float random_value(uint64_t sequence, uint64_t i) {
@@ -30,32 +26,6 @@ float random_value(uint64_t sequence, uint64_t i) {
 
 float random_in(float low, float high, uint64_t sequence, uint64_t i) {
     return low + (high - low) * (random_value(sequence, i) + 2) / 4;
-}
-
-// Rounds toward zero, which no timing depends on.
-void store(void *data, DType dtype, int64_t i, float value) {
-    uint32_t bits;
-    memcpy(&bits, &value, sizeof(bits));
-    switch (dtype) {
-    case FLOAT32:
-        static_cast<float *>(data)[i] = value;
-        break;
-    case FLOAT64:
-        static_cast<double *>(data)[i] = value;
-        break;
-    case BFLOAT16:
-        static_cast<uint16_t *>(data)[i] = bits >> 16;
-        break;
-    case FLOAT16: {
-        // The exponent's bias is 15 instead of 127; random_value() gives normal numbers only.
-        const uint32_t sign = bits >> 31, magnitude = (bits & 0x7fffffff) >> 13;
-        static_cast<uint16_t *>(data)[i] = uint16_t(sign << 15 | (magnitude - (112 << 10)));
-        break;
-    }
-    case UINT8:
-        static_cast<uint8_t *>(data)[i] = uint8_t(value);
-        break;
-    }
 }
 
 template<typename Visit>
@@ -134,6 +104,11 @@ Buffer::~Buffer() {
 void Buffer::resize(size_t bytes) {
     if (data_) {
         munmap(data_, bytes_);
+        data_ = nullptr;
+        bytes_ = 0;
+    }
+    if (bytes == 0) {
+        return;
     }
     constexpr size_t kPage = 4096;
     bytes_ = (bytes + kPage - 1) / kPage * kPage;
@@ -147,8 +122,17 @@ void Buffer::resize(size_t bytes) {
     memset(data_, 0, bytes_);
 }
 
+void Buffer::copy(const Buffer &other) {
+    resize(other.bytes_);
+    if (bytes_ > 0) {
+        memcpy(data_, other.data_, bytes_);
+    }
+}
+
 void Buffer::poison() {
-    memset(data_, 0xa5, bytes_);
+    if (bytes_ > 0) {
+        memset(data_, 0xa5, bytes_);
+    }
 }
 
 uint64_t Buffer::hash() const {
@@ -161,17 +145,53 @@ uint64_t Buffer::hash() const {
     return hash;
 }
 
+const std::vector<BufferMember> &Buffers::all_tensors() {
+    static const std::vector<BufferMember> all = {
+        &Buffers::x,   &Buffers::grad_output, &Buffers::residual, &Buffers::mask,
+        &Buffers::out, &Buffers::second_out,  &Buffers::out_mask};
+    return all;
+}
+
+const std::vector<BufferMember> &Buffers::all_vectors() {
+    static const std::vector<BufferMember> all = {
+        &Buffers::weight,       &Buffers::bias,         &Buffers::weight_tangent,
+        &Buffers::bias_tangent, &Buffers::running_mean, &Buffers::running_var,
+        &Buffers::grad_weight,  &Buffers::grad_bias,    &Buffers::mean32,
+        &Buffers::invstd32,     &Buffers::mean64,       &Buffers::invstd64,
+        &Buffers::saved_mean,   &Buffers::saved_invstd, &Buffers::moments_mean,
+        &Buffers::moments_m2,   &Buffers::other_mean,   &Buffers::other_m2,
+        &Buffers::sum_dy,       &Buffers::sum_dy_xmu};
+    return all;
+}
+
+void Buffers::copy(const Buffers &other) {
+    form = other.form;
+    for (const std::vector<BufferMember> *members : {&all_tensors(), &all_vectors()}) {
+        for (const BufferMember member : *members) {
+            (this->*member).copy(other.*member);
+        }
+    }
+}
+
+void Buffers::allocate(const TensorForm &wanted, const std::vector<BufferMember> &tensors) {
+    form = wanted;
+    for (const BufferMember tensor : all_tensors()) {
+        const bool used = std::find(tensors.begin(), tensors.end(), tensor) != tensors.end();
+        const bool is_mask = tensor == &Buffers::mask || tensor == &Buffers::out_mask;
+        (this->*tensor)
+            .resize(used ? size_t(form.span()) * bytes_of(is_mask ? UINT8 : form.dtype) : 0);
+    }
+    const size_t vector_bytes = size_t(form.channels()) * sizeof(double);
+    for (const BufferMember vector : all_vectors()) {
+        (this->*vector).resize(vector_bytes);
+    }
+}
+
 void Buffers::prepare(const TensorForm &wanted) {
     if (form == wanted) {
         return;
     }
-    form = wanted;
-    const size_t bytes = size_t(form.span()) * bytes_of(form.dtype);
-    for (Buffer *tensor : {&x, &grad_output, &residual, &out, &second_out}) {
-        tensor->resize(bytes);
-    }
-    mask.resize(size_t(form.span()));
-    out_mask.resize(size_t(form.span()));
+    allocate(wanted, all_tensors());
     for_each_element(form, [&](uint64_t i, int64_t channel, int64_t offset) {
         const float value = random_value(X, i), added = random_value(RESIDUAL, i);
         store(x.data(), form.dtype, offset, value);
@@ -181,14 +201,6 @@ void Buffers::prepare(const TensorForm &wanted) {
                         bias_of(channel) + added;
         store(mask.data(), UINT8, offset, z > 0);
     });
-    const size_t vector_bytes = size_t(form.channels()) * sizeof(double);
-    for (Buffer *vector :
-         {&weight,      &bias,        &weight_tangent, &bias_tangent, &running_mean,
-          &running_var, &grad_weight, &grad_bias,      &mean32,       &invstd32,
-          &mean64,      &invstd64,    &saved_mean,     &saved_invstd, &moments_mean,
-          &moments_m2,  &other_mean,  &other_m2,       &sum_dy,       &sum_dy_xmu}) {
-        vector->resize(vector_bytes);
-    }
 }
 
 void Buffers::reset_vectors() {
@@ -212,6 +224,35 @@ void Buffers::reset_vectors() {
         other_m2.data<double>()[c] = variance * form.count() * 0.5;
         sum_dy.data<double>()[c] = mean * std::sqrt(form.count());
         sum_dy_xmu.data<double>()[c] = -mean * std::sqrt(form.count());
+    }
+}
+
+size_t bytes_of(DType dtype) {
+    return dtype == UINT8 ? 1 : dtype == FLOAT64 ? 8 : dtype == FLOAT32 ? 4 : 2;
+}
+
+void store(void *data, DType dtype, int64_t i, float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof(bits));
+    switch (dtype) {
+    case FLOAT32:
+        static_cast<float *>(data)[i] = value;
+        break;
+    case FLOAT64:
+        static_cast<double *>(data)[i] = value;
+        break;
+    case BFLOAT16:
+        static_cast<uint16_t *>(data)[i] = bits >> 16;
+        break;
+    case FLOAT16: {
+        // The exponent's bias is 15 instead of 127; the number is not subnormal.
+        const uint32_t sign = bits >> 31, magnitude = (bits & 0x7fffffff) >> 13;
+        static_cast<uint16_t *>(data)[i] = uint16_t(sign << 15 | (magnitude - (112 << 10)));
+        break;
+    }
+    case UINT8:
+        static_cast<uint8_t *>(data)[i] = uint8_t(value);
+        break;
     }
 }
 

@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <string>
+#include <vector>
 
 namespace hbn::compare {
 
@@ -41,11 +42,13 @@ public:
     Buffer &operator=(const Buffer &) = delete;
     ~Buffer();
 
+    // Nothing is there after 0.
     void resize(size_t bytes);
     template<typename Value = void>
     Value *data() const {
         return static_cast<Value *>(data_);
     }
+    void copy(const Buffer &other);
     void poison();
     // Equal bytes have equal hashes.
     uint64_t hash() const;
@@ -55,10 +58,20 @@ private:
     size_t bytes_ = 0;
 };
 
+struct Buffers;
+using BufferMember = Buffer Buffers::*;
+
 // All the tensors and vectors that any operation reads or writes. What an operation calls y or grad_input
 // is `out`; grad_residual or grad_grad_output is `second_out`.
 struct Buffers {
-    // Makes the tensors, unless they have this form already.
+    static const std::vector<BufferMember> &all_tensors();
+    static const std::vector<BufferMember> &all_vectors();
+
+    // Makes vectors and, of the tensors, these. They hold zeros.
+    void allocate(const TensorForm &form, const std::vector<BufferMember> &tensors);
+    // The same as another's, numbers and all.
+    void copy(const Buffers &other);
+    // Makes all and fills tensors with numbers, unless they have this form already.
     void prepare(const TensorForm &form);
     // Brings back what calls may have changed in vectors.
     void reset_vectors();
@@ -73,6 +86,11 @@ struct Buffers {
     Buffer saved_mean, saved_invstd;  // what forward saves: room for float64
     Buffer moments_mean, moments_m2, other_mean, other_m2, sum_dy, sum_dy_xmu;  // float64
 };
+
+size_t bytes_of(DType dtype);
+
+// Rounds toward zero, which no timing depends on. Not for subnormal numbers.
+void store(void *data, DType dtype, int64_t i, float value);
 
 // @throws std::runtime_error for an unknown name
 DType dtype_of(const std::string &name);

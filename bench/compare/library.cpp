@@ -20,8 +20,14 @@ Text text_function(void *library, const char *name) {
 
 }  // namespace
 
-Library::Library(const std::string &path) {
-    void *library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+Library::Library(const std::string &path) : Library(dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL)) {
+}
+
+Library Library::of_this_program() {
+    return Library(dlopen(nullptr, RTLD_NOW));
+}
+
+Library::Library(void *library) {
     if (!library) {
         throw std::runtime_error(dlerror());
     }

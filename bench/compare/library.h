@@ -78,6 +78,8 @@ public:
     // Loads the shared object in `path`, with symbols of its own.
     // @throws std::runtime_error where it can't be loaded or is not hbn
     explicit Library(const std::string &path);
+    // The one that this program is linked with, whose functions it exports.
+    static Library of_this_program();
 
     std::string last_error() const;
     // Its version and instruction set, as "0.1.0, avx512".
@@ -107,6 +109,8 @@ public:
     Function<T, T, T, T, V, V, V, V, V, V, int, double, A, T, T, V, V> activation_backward;
 
 private:
+    explicit Library(void *handle);
+
     const char *(*last_error_)() = nullptr;
     const char *(*version_)() = nullptr;
     const char *(*instruction_set_)() = nullptr;

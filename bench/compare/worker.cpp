@@ -7,49 +7,23 @@
 #include "bench/compare/buffers.h"
 #include "bench/compare/library.h"
 #include "bench/compare/operations.h"
+#include "bench/rounds.h"
 
 #include <sys/prctl.h>
 
 #include <algorithm>
-#include <chrono>
-#include <cmath>
-#include <cstdio>
-#include <ctime>
 #include <exception>
 #include <iomanip>
 #include <iostream>
-#include <limits>
-#include <memory>
 #include <optional>
 #include <sstream>
 #include <stdexcept>
 #include <string>
-#include <thread>
 #include <vector>
 
 namespace {
 
 using namespace hbn::compare;
-
-// A block of calls is long enough for the clock, and short enough to fit between two interrupts.
-constexpr double kBlockSeconds = 3e-4;
-constexpr int kMinRounds = 6, kMaxRounds = 1000;
-// A shortest time counts once a second one came this close to it; so many rounds wait for that.
-constexpr double kSteady = 1.02;
-constexpr int kMaxUnsteadyRounds = 40;
-// After a pause of some milliseconds, a processor of a virtual machine is slow for about as long as this.
-constexpr double kWarmUpSeconds = 1.5e-3;
-
-double seconds_now() {
-    using Clock = std::chrono::steady_clock;
-    return std::chrono::duration<double>(Clock::now().time_since_epoch()).count();
-}
-
-double processor_seconds() {
-    timespec t;
-    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
-    return double(t.tv_sec) + 1e-9 * double(t.tv_nsec);
-}
 
 struct Cell {
     std::string operation, dtype, layout;
@@ -66,11 +40,8 @@ public:
 
     // Makes one call on fresh numbers, and keeps its outputs' hashes. False if the library refuses.
     bool prepare(const Operation &operation, Buffers &buffers, int threads) {
-        operation_ = &operation;
-        clock_ = threads > 1 ? seconds_now : processor_seconds;
         hashes.clear();
         error.clear();
-        fastest = second_fastest_ = std::numeric_limits<double>::infinity();
         if (library_.set_num_threads(threads) != kOk) {
             error = library_.last_error();
             return false;
@@ -88,6 +59,8 @@ public:
                 for (const Output &output : operation.outputs) {
                     hashes.push_back((buffers.*output.buffer).hash());
                 }
+                timed.emplace([this, call = operation.call] { call(library_, *arguments_); },
+                              threads);
                 return true;
             }
             if (error.empty()) {  // the first convention's, which is the current one
@@ -97,117 +70,15 @@ public:
         return false;
     }
 
-    double run(int repeats) {
-        const double start = clock_();
-        for (int i = 0; i < repeats; i++) {
-            operation_->call(library_, *arguments_);
-        }
-        return clock_() - start;
-    }
-
-    void warm_up(double seconds) {
-        const double start = seconds_now();
-        do {
-            run(1);
-        } while (seconds_now() - start < seconds);
-    }
-
-    // Returns the seconds of a call.
-    double sample(int repeats) {
-        const double seconds = run(repeats) / repeats;
-        if (seconds < fastest) {
-            second_fastest_ = fastest;
-            fastest = seconds;
-        } else {
-            second_fastest_ = std::min(second_fastest_, seconds);
-        }
-        return seconds;
-    }
-
-    bool is_steady() const {
-        return second_fastest_ <= kSteady * fastest;
-    }
-
     Convention convention;
     std::vector<uint64_t> hashes;  // of the operation's outputs
     std::string error;             // why the library refused
-    double fastest = 0;            // seconds of a call
+    std::optional<hbn::bench::Timed> timed;
 
 private:
     const Library &library_;
-    const Operation *operation_ = nullptr;
     std::optional<Arguments> arguments_;
-    double second_fastest_ = 0;
-    // With one thread, the processor time of all threads: other programs that interrupt a call don't count.
-    double (*clock_)() = seconds_now;
 };
-
-// Waits until the other library's threads, which spin after a loop, sleep.
-void settle() {
-    const double deadline = seconds_now() + 0.02;
-    while (seconds_now() < deadline) {
-        const double wall = seconds_now(), processor = processor_seconds();
-        std::this_thread::sleep_for(std::chrono::microseconds(500));
-        if (processor_seconds() - processor < 0.4 * (seconds_now() - wall)) {
-            return;
-        }
-    }
-}
-
-// As many calls as fill a block, of the faster library.
-int choose_repeats(Side &base, Side &changed) {
-    int repeats = 1;
-    while (repeats < 100000) {
-        const double seconds = std::min(base.run(repeats), changed.run(repeats));
-        if (seconds >= kBlockSeconds) {
-            break;
-        }
-        const double wanted = repeats * kBlockSeconds / std::max(seconds, 1e-9);
-        repeats = int(std::clamp(wanted * 1.1, repeats + 1.0, repeats * 10.0));
-    }
-    return repeats;
-}
-
-// Alternates the libraries, and which of them is first; in pairs of rounds, so that each is first as often.
-// Returns the ratio of each round: base / new.
-std::vector<double> run_rounds(Side &base, Side &changed, int repeats, const Cell &cell) {
-    const double start = seconds_now();
-    std::vector<double> ratios;
-    const auto is_done = [&](int rounds) {
-        if (rounds % 2 || rounds < kMinRounds) {
-            return false;
-        }
-        const bool steady = base.is_steady() && changed.is_steady();
-        return rounds >= kMaxRounds ||
-               (seconds_now() - start >= cell.seconds && (steady || rounds >= kMaxUnsteadyRounds));
-    };
-    for (int rounds = 0; !is_done(rounds); rounds++) {
-        const auto sample = [&](Side &side) {
-            if (cell.threads > 1) {
-                settle();
-                side.warm_up(kWarmUpSeconds);
-            } else if (repeats > 1) {
-                side.warm_up(0);
-            }
-            return side.sample(repeats);
-        };
-        if (rounds % 2) {
-            const double seconds = sample(changed);
-            ratios.push_back(sample(base) / seconds);
-        } else {
-            const double seconds = sample(base);
-            ratios.push_back(seconds / sample(changed));
-        }
-    }
-    return ratios;
-}
-
-// Of at least one ratio. Between the two in the middle it takes the geometric mean, which treats base / new and
-// new / base alike.
-double median(std::vector<double> ratios) {
-    std::sort(ratios.begin(), ratios.end());
-    return std::sqrt(ratios[(ratios.size() - 1) / 2] * ratios[ratios.size() / 2]);
-}
 
 // Names of the outputs that have other bits. Saved statistics of two dtypes can't be compared.
 std::string differences(const Operation &operation, const Side &base, const Side &changed) {
@@ -239,11 +110,14 @@ void measure(const Cell &cell, Buffers &buffers, Side &base, Side &changed) {
               << ", \"new_error\": " << std::quoted(changed.error);
     if (base_does && changed_does) {
         buffers.reset_vectors();
-        const int repeats = choose_repeats(base, changed);
-        const std::vector<double> ratios = run_rounds(base, changed, repeats, cell);
-        std::cout << ", \"base_us\": " << base.fastest * 1e6
-                  << ", \"new_us\": " << changed.fastest * 1e6 << ", \"repeats\": " << repeats
-                  << ", \"rounds\": " << ratios.size() << ", \"median_ratio\": " << median(ratios)
+        const std::vector<hbn::bench::Timed *> contestants = {&*base.timed, &*changed.timed};
+        const int repeats = hbn::bench::choose_repeats(contestants);
+        hbn::bench::run_rounds(contestants, repeats, {cell.threads, cell.seconds, true});
+        const std::vector<double> ratios = hbn::bench::ratios(*base.timed, *changed.timed);
+        std::cout << ", \"base_us\": " << base.timed->fastest() * 1e6
+                  << ", \"new_us\": " << changed.timed->fastest() * 1e6
+                  << ", \"repeats\": " << repeats << ", \"rounds\": " << ratios.size()
+                  << ", \"median_ratio\": " << hbn::bench::median(ratios)
                   << ", \"base_convention\": " << std::quoted(base.convention.description())
                   << ", \"new_convention\": " << std::quoted(changed.convention.description())
                   << ", \"differing\": [" << differences(operation, base, changed) << "]";

@@ -1,0 +1,471 @@
+// Serves the tuner: loads kernels that it compiled, checks their results and times them against hbn's own. README.md beside
+// this file says what lines it reads and what it answers.
+#include "bench/compare/buffers.h"
+#include "bench/compare/library.h"
+#include "bench/rounds.h"
+#include "bench/tune/kernels.h"
+#include "bench/tune/problem.h"
+#include "runtime/engine/kernels.h"
+#include "runtime/engine/layout.h"
+#include "runtime/engine/tuning.h"
+#include "runtime/halide/scratch.h"
+
+#include <dlfcn.h>
+#include <sys/prctl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+#include <exception>
+#include <iomanip>
+#include <iostream>
+#include <map>
+#include <memory>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace hbn::tune {
+
+namespace {
+
+using internal::CompiledKernel;
+using internal::Layout;
+using internal::Tuning;
+
+// ---- words of lines
+
+using Words = std::vector<std::string>;
+
+Words words_of(const std::string &line, char separator) {
+    Words words;
+    std::istringstream stream(line);
+    std::string word;
+    while (std::getline(stream, word, separator)) {
+        if (!word.empty()) {
+            words.push_back(word);
+        }
+    }
+    return words;
+}
+
+int64_t number_of(const std::string &word, const char *what, int64_t least, int64_t most) {
+    int64_t number = 0;
+    const char *end = word.data() + word.size();
+    const auto [rest, error] = std::from_chars(word.data(), end, number);
+    if (error != std::errc() || rest != end || number < least || number > most) {
+        throw std::runtime_error(std::string(what) + " '" + word + "' is not a whole number from " +
+                                 std::to_string(least) + " to " + std::to_string(most));
+    }
+    return number;
+}
+
+double seconds_of(const std::string &word) {
+    std::istringstream stream(word);
+    double seconds = -1;
+    if (!(stream >> seconds) || !stream.eof() || !(seconds >= 0 && seconds <= 3600)) {
+        throw std::runtime_error("SECONDS '" + word + "' is not a number from 0 to 3600");
+    }
+    return seconds;
+}
+
+Layout kernel_layout_of(const std::string &name) {
+    std::string names;
+    for (int i = 0; i < internal::kLayouts; i++) {
+        if (name == internal::kLayoutNames[i]) {
+            return Layout(i);
+        }
+        names += std::string(i > 0 ? ", " : "") + internal::kLayoutNames[i];
+    }
+    throw std::runtime_error("KERNEL_LAYOUT '" + name + "' is none of " + names);
+}
+
+// ---- answers
+
+std::string quoted(const std::string &text) {
+    std::string json = "\"";
+    for (const char c : text) {
+        if (c == '"' || c == '\\') {
+            json += '\\';
+        }
+        json += static_cast<unsigned char>(c) < ' ' ? ' ' : c;
+    }
+    return json + "\"";
+}
+
+std::string number(double value) {
+    std::ostringstream text;
+    text << std::setprecision(9) << value;
+    return text.str();
+}
+
+const char *boolean(bool value) {
+    return value ? "true" : "false";
+}
+
+// ---- candidates
+
+void succeed(hbn_status status) {
+    if (status != HBN_OK) {
+        throw std::runtime_error(hbn_last_error());
+    }
+}
+
+struct Candidate {
+    std::string kernel, dtype;
+    Layout layout;
+    CompiledKernel compiled;
+};
+
+template<typename F>
+F symbol_of(void *library, const std::string &name) {
+    void *address = dlsym(library, name.c_str());
+    if (!address) {
+        throw std::runtime_error(std::string("there is no symbol ") + name);
+    }
+    return reinterpret_cast<F>(address);
+}
+
+// It stays loaded: a call may be all that refers to it.
+CompiledKernel load(const std::string &path, const std::string &symbol) {
+    // Without a slash, dlopen would look for it in the system's folders.
+    const std::string file = path.find('/') == path.npos ? "./" + path : path;
+    void *library = dlopen(file.c_str(), RTLD_NOW | RTLD_LOCAL);
+    if (!library) {
+        throw std::runtime_error(dlerror());
+    }
+    CompiledKernel kernel;
+    kernel.call = symbol_of<int (*)(void **)>(library, symbol + "_argv");
+    kernel.metadata =
+        symbol_of<const halide_filter_metadata_t *(*)()>(library, symbol + "_metadata");
+    return kernel;
+}
+
+// ---- cells
+
+struct Cell {
+    const KernelCall *call;
+    std::string dtype;
+    int threads;
+    std::vector<std::unique_ptr<Problem>> problems;  // of each inputs one, ordinary ones first
+    std::vector<std::vector<uint64_t>> hashes;       // of what hbn's own kernels make of each
+    std::vector<Worst> worst;                        // of the same
+    // What is timed: the ordinary problem, and where it is larger than L2, copies of it that take turns, whichever
+    // contestant calls. Else each call would find in cache what other layers would have evicted.
+    std::vector<Problem *> timed;
+    std::vector<std::unique_ptr<Problem>> copies;
+    size_t turn = 0;
+
+    Problem &next() {
+        turn = turn + 1 < timed.size() ? turn + 1 : 0;
+        return *timed[turn];
+    }
+};
+
+// Tensors of more bytes than this find nothing in a core's own cache, and those that lie so many bytes apart in time find
+// little in the one that cores share.
+int64_t cache_bytes(int name, int64_t otherwise) {
+    const long bytes = sysconf(name);
+    return bytes > 0 ? bytes : otherwise;
+}
+
+constexpr int64_t kMostCopiedBytes = 256 << 20;
+
+int64_t copies_for(int64_t bytes, int threads) {
+    if (bytes <= threads * cache_bytes(_SC_LEVEL2_CACHE_SIZE, 1 << 20)) {
+        return 0;
+    }
+    const int64_t apart = std::min(cache_bytes(_SC_LEVEL3_CACHE_SIZE, 32 << 20), kMostCopiedBytes);
+    return (apart + bytes - 1) / bytes;
+}
+
+// ---- the worker
+
+class Worker {
+public:
+    // The answer to a line, in JSON.
+    std::string answer(const std::string &line) {
+        const Words words = words_of(line, ' ');
+        if (words.empty()) {
+            throw std::runtime_error("the line is empty");
+        }
+        if (words[0] == "candidate" && words.size() == 7) {
+            return candidate(words);
+        }
+        if (words[0] == "cell" && words.size() == 9) {
+            return cell(words);
+        }
+        if (words[0] == "check" && words.size() >= 2) {
+            return check(words);
+        }
+        if (words[0] == "measure" && words.size() >= 2) {
+            return measure(words);
+        }
+        throw std::runtime_error(
+            "expected `candidate ID PATH.so SYMBOL KERNEL DTYPE KERNEL_LAYOUT`, `cell KERNEL DTYPE "
+            "LAYOUT N C H W "
+            "THREADS`, `check ID [THRESHOLD=VALUE ...]` or `measure SECONDS "
+            "[ID:THRESHOLD=VALUE:... ...]`, got '" +
+            line + "'");
+    }
+
+private:
+    std::string candidate(const Words &words) {
+        const std::string &id = words[1];
+        if (id == "-" || id == "default" || id.find(':') != id.npos || candidates_.count(id)) {
+            throw std::runtime_error(
+                "ID '" + id + "' must be a new one, without colons, and neither - nor default");
+        }
+        Candidate loaded{words[4], words[5], kernel_layout_of(words[6]), {}};
+        const KernelCall &call = kernel_call_of(loaded.kernel);
+        const hbn_dtype dtype = hbn_dtype(int(compare::dtype_of(loaded.dtype)));
+        loaded.compiled = load(words[2], words[3]);
+        Tuning tuning;
+        tuning.kernels[int(loaded.layout)] = loaded.compiled;
+        // Tells whether it takes what the library's own does.
+        succeed(internal::set_tuning(call.kernel, dtype, tuning));
+        internal::clear_tunings();
+        candidates_[id] = loaded;
+        return "{\"candidate\": " + quoted(id) + "}";
+    }
+
+    std::string cell(const Words &words) {
+        cell_.reset();  // its memory first
+        auto fresh = std::make_unique<Cell>();
+        fresh->call = &kernel_call_of(words[1]);
+        compare::TensorForm form;
+        form.dtype = compare::dtype_of(words[2]);
+        form.layout = compare::layout_of(words[3]);
+        if (form.layout == compare::Layout::strided) {
+            throw std::runtime_error("LAYOUT 'strided' is none of nchw, nhwc");
+        }
+        int64_t elements = 1;
+        for (int d = 0; d < 4; d++) {
+            form.sizes[d] = number_of(words[size_t(4 + d)], "size", 1, kMostElements);
+            elements *= form.sizes[d];
+            if (elements > kMostElements) {
+                throw std::runtime_error("the tensors have more than 2^31 - 1 elements");
+            }
+        }
+        fresh->dtype = words[2];
+        fresh->threads = int(number_of(words[8], "THREADS", 1, 1024));
+        succeed(hbn_status(library_.set_num_threads(fresh->threads)));
+        use(*fresh, Tuning());
+        Worst worst;
+        for (const Inputs &inputs : all_inputs(form.dtype, form.channels())) {
+            fresh->problems.push_back(
+                std::make_unique<Problem>(library_, *fresh->call, form, inputs));
+            Problem &problem = *fresh->problems.back();
+            problem.run_afresh();
+            fresh->hashes.push_back(problem.hashes());
+            fresh->worst.push_back(problem.worst());
+            worst.take(fresh->worst.back());
+        }
+        if (!(worst.share <= 1)) {
+            throw std::runtime_error("hbn's own kernel is wrong: " + worst.what);
+        }
+        Problem &ordinary = *fresh->problems[0];
+        fresh->timed.push_back(&ordinary);
+        for (int64_t i = copies_for(ordinary.bytes(), fresh->threads); i > 0; i--) {
+            fresh->copies.push_back(std::make_unique<Problem>(ordinary));
+            fresh->timed.push_back(fresh->copies.back().get());
+        }
+        ordinary.run();
+        const internal::Choice choice = internal::last_view();
+        bench::Timed timed = timer(*fresh, Tuning());
+        const std::vector<bench::Timed *> contestants = {&timed};
+        bench::run_rounds(contestants, bench::choose_repeats(contestants), {fresh->threads});
+        cell_ = std::move(fresh);
+        std::ostringstream json;
+        json << "{\"cell\": " << quoted(joined(words))
+             << ", \"default_seconds\": " << number(timed.fastest())
+             << ", \"bytes\": " << ordinary.bytes()
+             << ", \"kernel_layout\": " << quoted(internal::kLayoutNames[int(choice.layout)])
+             << ", \"worst\": " << number(worst.share) << ", \"copies\": " << cell_->timed.size()
+             << "}";
+        return json.str();
+    }
+
+    std::string check(const Words &words) {
+        Cell &cell = current_cell();
+        use(cell, tuning_of(cell, words[1], {words.begin() + 2, words.end()}));
+        const int64_t overflows = internal::scratch_overflows();
+        Worst worst;
+        bool same_bits = true;
+        internal::Choice choice{};
+        for (size_t i = 0; i < cell.problems.size(); i++) {
+            Problem &problem = *cell.problems[i];
+            try {
+                problem.run_afresh();
+            } catch (const std::runtime_error &e) {
+                return "{\"ok\": false, \"why\": " + quoted(e.what()) + "}";
+            }
+            choice = internal::last_view();
+            const bool same = problem.hashes() == cell.hashes[i];
+            worst.take(same ? cell.worst[i] : problem.worst());
+            same_bits = same_bits && same;
+        }
+        std::string why = worst.share <= 1 ? "" : worst.what;
+        if (why.empty() && internal::scratch_overflows() > overflows) {
+            why = "it asks for more scratch memory than hbn books for it";
+        }
+        std::ostringstream json;
+        json << "{\"ok\": " << boolean(why.empty())
+             << ", \"worst\": " << number(std::min(worst.share, kMostShare))
+             << ", \"kernel_layout\": " << quoted(internal::kLayoutNames[int(choice.layout)])
+             << ", \"used\": " << boolean(choice.tuned_kernel)
+             << ", \"same_bits\": " << boolean(same_bits);
+        if (!why.empty()) {
+            json << ", \"why\": " << quoted(why);
+        }
+        json << "}";
+        return json.str();
+    }
+
+    std::string measure(const Words &words) {
+        Cell &cell = current_cell();
+        const double seconds = seconds_of(words[1]);
+        Words names = {"default"};
+        names.insert(names.end(), words.begin() + 2, words.end());
+        std::vector<bench::Timed> timed;
+        for (size_t i = 0; i < names.size(); i++) {
+            if (std::count(names.begin(), names.end(), names[i]) > 1) {
+                throw std::runtime_error("contestant '" + names[i] + "' is there twice");
+            }
+            Tuning tuning;
+            if (i > 0) {
+                const Words parts = words_of(names[i], ':');
+                tuning = tuning_of(cell, parts[0], {parts.begin() + 1, parts.end()});
+            }
+            timed.push_back(timer(cell, tuning));
+        }
+        std::vector<bench::Timed *> contestants;
+        for (bench::Timed &contestant : timed) {
+            contestants.push_back(&contestant);
+        }
+        const int repeats = bench::choose_repeats(contestants);
+        bench::run_rounds(contestants, repeats, {cell.threads, seconds});
+        std::ostringstream json, all_ratios;
+        for (size_t i = 0; i < timed.size(); i++) {
+            json << (i > 0 ? ", " : "{") << quoted(names[i])
+                 << ": {\"fastest\": " << number(timed[i].fastest())
+                 << ", \"median\": " << number(bench::median(timed[i].samples())) << "}";
+            if (i == 0) {
+                continue;
+            }
+            all_ratios << (i > 1 ? ", " : "") << quoted(names[i]) << ": [";
+            const std::vector<double> ratios = bench::ratios(timed[0], timed[i]);
+            for (size_t round = 0; round < ratios.size(); round++) {
+                all_ratios << (round > 0 ? ", " : "") << number(ratios[round]);
+            }
+            all_ratios << "]";
+        }
+        json << ", \"repeats\": " << repeats << ", \"ratios\": {" << all_ratios.str() << "}}";
+        return json.str();
+    }
+
+    Cell &current_cell() {
+        if (!cell_) {
+            throw std::runtime_error("there is no cell yet");
+        }
+        return *cell_;
+    }
+
+    // Of a candidate, or `-`, and thresholds as NAME=VALUE.
+    Tuning tuning_of(const Cell &cell, const std::string &id, const Words &thresholds) const {
+        Tuning tuning;
+        if (id != "-") {
+            const auto found = candidates_.find(id);
+            if (found == candidates_.end()) {
+                throw std::runtime_error("no candidate '" + id + "' was loaded");
+            }
+            const Candidate &candidate = found->second;
+            const char *kernel = internal::row(cell.call->kernel).name;
+            if (candidate.kernel != kernel || candidate.dtype != cell.dtype) {
+                throw std::runtime_error("candidate '" + id + "' is for " + candidate.kernel +
+                                         " of " + candidate.dtype + ", the cell for " + kernel +
+                                         " of " + cell.dtype);
+            }
+            tuning.kernels[int(candidate.layout)] = candidate.compiled;
+        }
+        for (const std::string &threshold : thresholds) {
+            const size_t equals = threshold.find('=');
+            if (equals == threshold.npos) {
+                throw std::runtime_error("expected THRESHOLD=VALUE, got '" + threshold + "'");
+            }
+            succeed(internal::set_threshold(threshold.substr(0, equals).c_str(),
+                                            threshold.substr(equals + 1).c_str(),
+                                            &tuning.thresholds));
+        }
+        return tuning;
+    }
+
+    static void use(const Cell &cell, const Tuning &tuning) {
+        const hbn_dtype dtype = hbn_dtype(int(compare::dtype_of(cell.dtype)));
+        succeed(internal::set_tuning(cell.call->kernel, dtype, tuning));
+    }
+
+    static bench::Timed timer(Cell &cell, const Tuning &tuning) {
+        bench::Timed timed(
+            [&cell] {
+                if (cell.next().run() != compare::kOk) {
+                    throw std::runtime_error(hbn_last_error());
+                }
+            },
+            cell.threads);
+        timed.prepare = [&cell, tuning] { use(cell, tuning); };
+        return timed;
+    }
+
+    static std::string joined(const Words &words) {
+        std::string line;
+        for (size_t i = 1; i < words.size(); i++) {
+            line += (i > 1 ? " " : "") + words[i];
+        }
+        return line;
+    }
+
+    static constexpr int64_t kMostElements = (int64_t(1) << 31) - 1;
+    static constexpr double kMostShare = 1e30;  // JSON has no infinity
+
+    const compare::Library library_ = compare::Library::of_this_program();
+    std::map<std::string, Candidate> candidates_;
+    std::unique_ptr<Cell> cell_;
+};
+
+void work() {
+    // What hbn allocates itself is on ordinary pages, too.
+    prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
+    Worker worker;
+    std::string line;
+    while (std::getline(std::cin, line)) {
+        std::string answer;
+        try {
+            answer = worker.answer(line);
+        } catch (const std::exception &e) {
+            answer = "{\"error\": " + quoted(e.what()) + "}";
+        }
+        std::cout << answer << std::endl;
+    }
+}
+
+}  // namespace
+
+}  // namespace hbn::tune
+
+int main(int argc, char **) {
+    if (argc != 1) {
+        std::cerr << "usage: tune_worker, which reads lines; bench/tune/README.md says which\n";
+        return 2;
+    }
+    try {
+        hbn::tune::work();
+    } catch (const std::exception &e) {
+        std::cerr << "tune_worker: " << e.what() << '\n';
+        return 1;
+    }
+    return 0;
+}
