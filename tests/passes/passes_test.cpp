@@ -94,7 +94,7 @@ Expr twice(const Expr &e) {
 }
 
 Expr twice_in_float32(const Expr &e) {
-    return hbn::round_to_bfloat16(cast<float>(e) * 2);
+    return hbn::round_to_bfloat16(cast<float>(e) * 2, Expr(uint32_t(1)));
 }
 
 }  // namespace
@@ -114,7 +114,13 @@ TEST(Tails, AreStoredByHalves) {
 }
 
 TEST(BFloat16Pairs, AreHalvesOfWords) {
-    const auto pass = [](const Pipeline &p, const Func &) { hbn::compute_bfloat16_in_pairs(p); };
+    const auto pass = [](const Pipeline &p, const Func &) {
+        hbn::compute_bfloat16_in_pairs(p, {}, Expr());
+    };
+    // The same by a mask that is not seen for what it is.
+    const auto by_mask = [](const Pipeline &p, const Func &) {
+        hbn::compute_bfloat16_in_pairs(p, {}, Expr(uint32_t(0xffff)));
+    };
     Map map(BFloat(16), twice_in_float32, 16);
     const std::string upper_half = "4294901760", without = map.lowered(no_pass),
                       with = map.lowered(pass);
@@ -122,6 +128,50 @@ TEST(BFloat16Pairs, AreHalvesOfWords) {
     EXPECT_GT(occurrences(with, upper_half), 0) << with;
     EXPECT_GT(occurrences(with, "reinterpret<bfloat16x16>"), 0) << with;
     map.expect_same_results(pass);
+    map.expect_same_results(by_mask);
+}
+
+// Sums over rows in each column, and over all columns.
+TEST(BFloat16Pairs, AreAddedUpInHalvesOfWords) {
+    constexpr int columns = 64, rows = 6, lanes = 16;
+    ImageParam in(BFloat(16), 2, "in");
+    Buffer<bfloat16_t> input(columns, rows);
+    input.for_each_element(
+        [&](int x, int y) { input(x, y) = bfloat16_t(float((x * 37 + y * 11) % 29 - 7)); });
+    in.set(input);
+    std::vector<Buffer<float>> results;
+    for (const bool pairs : {false, true}) {
+        Var x("x");
+        Func by_column("by_column"), in_any_order("in_any_order"), sums("sums");
+        const RDom row(0, rows), step(0, columns / lanes, 0, rows), lane(0, lanes);
+        by_column(x) += cast<float>(in(x, row)) * 2;
+        by_column.compute_root().vectorize(x, lanes).update().reorder(x, row).vectorize(x, lanes);
+        in_any_order(x) += cast<float>(in(step.x * lanes + x, step.y));
+        in_any_order.compute_root().vectorize(x, lanes).bound(x, 0, lanes);
+        in_any_order.update().reorder(x, step.x, step.y).vectorize(x, lanes);
+        Func all("all");
+        all() += in_any_order(lane);
+        all.compute_root();
+        sums(x) = by_column(x) + 1000 * all();
+        Pipeline pipeline(sums);
+        if (pairs) {
+            hbn::compute_bfloat16_in_pairs(pipeline, {in_any_order.name()}, Expr());
+            const std::string file = testing::TempDir() + "hbn_passes_test_sums.stmt";
+            pipeline.compile_to_lowered_stmt(file, {in}, Text, avx2());
+            std::ostringstream text;
+            text << std::ifstream(file).rdbuf();
+            std::remove(file.c_str());
+            // Each of the two sums adds up both halves, and only the first puts its lanes in order again.
+            EXPECT_GE(occurrences(text.str(), "4294901760"), 2) << text.str();
+            EXPECT_GT(occurrences(text.str(), "interleave_vectors("), 0) << text.str();
+            EXPECT_GT(occurrences(text.str(), "concat_vectors("), 0) << text.str();
+        }
+        results.push_back(pipeline.realize({columns}));
+    }
+    // Small integers, which sums are exact for in any order.
+    for (int x = 0; x < columns; x++) {
+        EXPECT_EQ(results[0](x), results[1](x)) << x;
+    }
 }
 
 TEST(Streaming, StoresWholeVectorsWhereTheFlagHolds) {
