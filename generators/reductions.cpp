@@ -155,15 +155,11 @@ Expr out_of_range(const FuncRef &sums) {
            (sums[2] > 0 && abs(sums[1]) < Expr(least));
 }
 
-void add_to_group(Func group, const std::vector<Var> &at, const std::vector<Expr> &terms) {
-    const FuncRef so_far = group(at);
-    group(at) = Tuple(so_far[0] + terms[0], so_far[1] + terms[1]);
-}
-
 // The two float32 sums over one group.
 void sum_group(Func group, const std::vector<Var> &at, const std::vector<Expr> &terms) {
     group(at) = Tuple(0.0f, 0.0f);
-    add_to_group(group, at, terms);
+    const FuncRef so_far = group(at);
+    group(at) = Tuple(so_far[0] + terms[0], so_far[1] + terms[1]);
 }
 
 // Sums each lane, then all lanes. terms(i) are what the update over `over[i]` adds to a lane.
@@ -265,47 +261,60 @@ Reduction::Sweep sweep_tile_in_groups(const PlaneTiling &tiling, bool guarded,
                ends.y < tiling.tile_n());
 
     Var group_lane("group_lane"), i("i"), j("j"), l("l");
-    std::vector<Var> group_at = {group_lane, i, j, l}, end_at = {tiling.lane, j, l};
-    std::vector<Expr> first_half = {tiling.lane, whole.x, whole.y, whole.z};
+    std::vector<Var> group_at = {group_lane, i, j, l}, end_at = {group_lane, j, l},
+                     tail_at = {tiling.lane, j, l};
+    std::vector<Expr> this_group = {tiling.lane, whole.x, whole.y, whole.z};
     std::vector<Expr> this_end = {tiling.lane, ends.x, ends.y};
     for (const Var &v : tiling.tile_args()) {
         group_at.push_back(v);
         end_at.push_back(v);
-        first_half.emplace_back(v);
+        tail_at.push_back(v);
+        this_group.emplace_back(v);
         this_end.emplace_back(v);
     }
-    std::vector<Expr> second_half = first_half;
-    second_half[0] = tiling.lane + tiling.lanes;
+    // Halves are added up in this order, so that no value goes through more additions than said of Pivot.
+    const auto halves = [&](const Func &sums, const std::vector<Expr> &first) {
+        std::vector<Expr> second = first, both;
+        second[0] = first[0] + tiling.lanes;
+        for (int value = 0; value < 2; value++) {
+            both.push_back(exact_order(sums(first)[value] + sums(second)[value]));
+        }
+        return both;
+    };
 
-    Reduction::Sweep sweep;
-    Func group("group_sums"), end("end_sums");
+    Func group("group_sums"), end("end_sums"), tail("tail_sums");
     const RDom in_group(0, tiling.group_values, "in_group");
     sum_group(group, group_at,
               terms(i * step + in_group * group_lanes + group_lane, j, l, Float(32)));
-    const Expr whole_vectors = rest_of_row.left / tiling.lanes;
-    RDom rest(0, whole_vectors, "rest");
+    // What is left of a row: whole vectors of a group, and up to two of half as many lanes.
+    const RDom whole_vectors(0, rest_of_row.left / group_lanes, "whole_vectors");
     sum_group(end, end_at,
-              terms(tiling.width - rest_of_row.left - tiling.tw * tiling.w + rest.x * tiling.lanes +
-                        tiling.lane,
+              terms(tiling.width - rest_of_row.left - tiling.tw * tiling.w +
+                        whole_vectors.x * group_lanes + group_lane,
                     j, l, Float(32)));
-    RDom last(0, 1, "last");
-    last.where(rest_of_row.left % tiling.lanes > 0);
-    add_to_group(end, end_at, rest_of_row.terms(terms, whole_vectors + last.x, j, l, Float(32)));
+    const RestOfRow rest_of_vectors{tiling, tiling.width % group_lanes};
+    RDom last(0, 2, "last");
+    last.where(last.x < rest_of_vectors.vectors());
+    sum_group(tail, tail_at, rest_of_vectors.terms(terms, last.x, j, l, Float(32)));
 
     const RDom narrow = narrow_rows(tiling, Internal::const_true());
-    sweep = sweep_by_lane(tiling, {whole, ends, narrow}, guarded, [&](size_t update) {
-        switch (update) {
-        case 0: {
-            const FuncRef first = group(first_half), second = group(second_half);
-            return std::vector<Expr>{first[0] + second[0], first[1] + second[1]};
-        }
-        case 1:
-            return elements_of(end(this_end), 2);
-        default:
-            return terms(tiling.lane, narrow.x, narrow.y, Float(64));
-        }
-    });
-    sweep.groups = {{group, in_group, group_lane}, {end, rest, tiling.lane}};
+    Reduction::Sweep sweep =
+        sweep_by_lane(tiling, {whole, ends, narrow}, guarded, [&](size_t update) {
+            if (update == 0) {
+                return halves(group, this_group);
+            }
+            if (update == 2) {
+                return terms(tiling.lane, narrow.x, narrow.y, Float(64));
+            }
+            std::vector<Expr> both = halves(end, this_end);
+            for (int value = 0; value < 2; value++) {
+                both[value] = exact_order(both[value] + tail(this_end)[value]);
+            }
+            return both;
+        });
+    sweep.groups = {{group, in_group, group_lane, 0},
+                    {end, whole_vectors, group_lane, 1},
+                    {tail, last, tiling.lane, 1}};
     return sweep;
 }
 
@@ -452,7 +461,14 @@ ColumnReduction::Sweep sweep_rows_in_groups(const ColumnTiling &tiling, const Ro
         group = {group[0] + values[0], group[1] + values[1]};
     }
     Func set_sums("set_sums");
-    sum_group(set_sums, set_at, group);
+    // Groups are added up in this order, so that no value goes through more additions than said of Pivot.
+    set_sums(set_at) = Tuple(0.0f, 0.0f);
+    const FuncRef so_far = set_sums(set_at);
+    const auto with_group = [&](int value) {
+        return exact_order_around(group[value],
+                                  [&](const Expr &sum) { return so_far[value] + sum; });
+    };
+    set_sums(set_at) = Tuple(with_group(0), with_group(1));
 
     Func by_column("column_group_sums");
     set_to_zero(by_column, at, guarded);

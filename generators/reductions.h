@@ -13,12 +13,12 @@ namespace hbn {
 // more whatever the data, and usually about 50: enough for float32 with one sweep over the data. For float64, and where
 // chains are long, the pivot is the tile's mean, which takes a sweep of its own.
 //
-// Sums of 16-bit tensors run in float32 over groups, of which a value goes through at most 16 additions: of 8 vectors and
-// their halves, or of up to 16 at the end of a row, or of 8 rows and up to 8 such groups. Over groups they run in float64.
-// The pivot is the mean of a sample of m of the tile's values. It can't be further off than (pivot - mean)^2 <= m2 / m, so
-// that sum(d^2) <= (1 + n / m) * m2, of which groups lose at most 19 units of 2^-24, and sum(d)^2 / n loses 32. n / m is at
-// most 64, which leaves 12 bits whatever the data, and usually about 20; a float16 has 11 bits, a bfloat16 has 8.
-// Gradients' sums are off by at most 17 units of 2^-24 of the sum of their magnitudes.
+// Sums of 16-bit tensors run in float32 over groups, in which a value goes through at most 10 additions: of 8 vectors, their
+// halves and what is left of a row, or of 8 rows and 4 such groups. Over groups they run in float64. The pivot is the mean
+// of a sample of m of the tile's values. It can't be further off than (pivot - mean)^2 <= m2 / m, so that
+// sum(d^2) <= (1 + n / m) * m2, of which groups lose at most 13 units of 2^-24, and sum(d)^2 / n loses 22. n / m is at most
+// 64, which leaves 12 bits whatever the data, and usually about 20; a float16 has 11 bits, a bfloat16 has 8. Gradients' sums
+// are off by at most 12 units of 2^-24 of the sum of their magnitudes.
 //
 // Sums of float16 can't leave float32's range, but those of bfloat16 can. They are guarded: a tile is summed once more
 // in float64 where a group's sum came near to overflow, or where sum(d^2), or the sum of products, is so small (2^-100)

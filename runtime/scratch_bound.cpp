@@ -15,7 +15,7 @@ namespace {
 constexpr int64_t kAllocations = 48;
 // Sums of a tile, or of a channel: three of 8 bytes.
 constexpr int64_t kSums = 3 * 8;
-// Coefficients, of a channel, spread to columns, and, of bfloat16, those again in pairs.
+// Coefficients, of a channel, spread to its parts and to columns, and, of bfloat16, those again in pairs.
 constexpr int64_t kCoefficients = 8 * 8, kSpread = 8 * 8, kPaired = 8 * 2 * 4;
 // In each block of channels pairs are rounded up to whole vectors, of 16 at most, and there is one more.
 constexpr int64_t kPairedPadding = 32 * kPaired;

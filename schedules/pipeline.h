@@ -38,12 +38,13 @@ struct Reduction {
         Halide::Func by_lane;  // (lane, c, tw, th, tn): partial sums side by side along w
         Halide::Var lane;
         std::vector<Halide::RDom> over;  // what each of by_lane's updates sums over
-        // Where by_lane's updates add up groups of vectors: for each of the first updates the sums of one group, along
-        // its vectors. A second update, if any, is of a vector at the end.
+        // Where by_lane's updates add up groups of vectors: the sums of one group, along its vectors, and which update
+        // reads them. The first is the one that there are many of.
         struct Group {
             Halide::Func sums;
             Halide::RDom vectors;
             Halide::Var lane;
+            int update;
         };
         std::vector<Group> groups;
     };

@@ -24,8 +24,8 @@ void schedule_for_any_target(ChannelPipeline p, const Target &) {
             for (size_t i = 0; i < sweep.over.size(); i++) {
                 sweep.by_lane.update(int(i)).reorder(sweep.lane, sweep.over[i].x);
             }
-            for (size_t i = 0; i < sweep.groups.size(); i++) {
-                sweep.groups[i].sums.compute_at(sweep.by_lane, sweep.over[i].x);
+            for (Reduction::Sweep::Group &group : sweep.groups) {
+                group.sums.compute_at(sweep.by_lane, sweep.over[group.update].x);
             }
         }
         for (Func &f : r.per_tile) {

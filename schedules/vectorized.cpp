@@ -50,15 +50,12 @@ void compute_tiles_at(Reduction &r, Func consumer, const Loop &loop) {
                 .reorder(with_inner(sweep.lane, sweep.over[i]))
                 .vectorize(sweep.lane);
         }
-        for (size_t i = 0; i < sweep.groups.size(); i++) {
-            Reduction::Sweep::Group &group = sweep.groups[i];
-            group.sums.compute_at(sweep.by_lane, sweep.over[i].x).vectorize(group.lane);
+        for (Reduction::Sweep::Group &group : sweep.groups) {
+            group.sums.compute_at(sweep.by_lane, sweep.over[group.update].x).vectorize(group.lane);
             group.sums.update().reorder(group.lane, group.vectors.x).vectorize(group.lane);
-            if (i == 0) {
-                group.sums.update().unroll(group.vectors.x);
-            } else {
-                group.sums.update(1).vectorize(group.lane);
-            }
+        }
+        if (!sweep.groups.empty()) {
+            sweep.groups[0].sums.update().unroll(sweep.groups[0].vectors.x);
         }
     }
     for (Func &f : r.per_tile) {
@@ -133,14 +130,10 @@ void schedule_channels_side_by_side(ChannelPipeline &p, const ScheduleParameters
                     .reorder(with_inner(r.c, sweep.over[i]))
                     .vectorize(r.c, lanes, guarded);
             }
-            for (size_t i = 0; i < sweep.groups.size(); i++) {
-                Reduction::Sweep::Group &group = sweep.groups[i];
-                group.sums.compute_at(sweep.by_lane, sweep.over[i].x)
+            for (Reduction::Sweep::Group &group : sweep.groups) {
+                group.sums.compute_at(sweep.by_lane, sweep.over[group.update].x)
                     .vectorize(r.c, lanes, guarded);
                 group.sums.update().reorder(r.c, group.vectors.x).vectorize(r.c, lanes, guarded);
-                if (group.sums.num_update_definitions() > 1) {
-                    group.sums.update(1).vectorize(r.c, lanes, guarded);
-                }
             }
         }
         for (Func &f : at_tile) {

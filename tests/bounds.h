@@ -49,17 +49,17 @@ inline bool sums_in_float32_groups(DType tensor) {
     return tensor == DType::float16 || tensor == DType::bfloat16;
 }
 inline Real plain_sum_error(DType tensor, Real count) {
-    return sums_in_float32_groups(tensor) ? 9 * std::ldexp(Real(1), -24)
+    return sums_in_float32_groups(tensor) ? 12 * std::ldexp(Real(1), -24)
                                           : count * std::ldexp(Real(1), -53);
 }
 inline Real m2_error(DType tensor, Real count) {
     return sums_in_float32_groups(tensor)
-               ? 27 * (1 + std::min(count, Real(64))) * std::ldexp(Real(1), -24)
+               ? 35 * (1 + std::min(count, Real(64))) * std::ldexp(Real(1), -24)
                : count * std::ldexp(Real(1), -53);
 }
 inline Real mean_error(DType tensor, Real count) {
     return sums_in_float32_groups(tensor)
-               ? 8 * std::sqrt(1 + std::min(count, Real(64))) * std::ldexp(Real(1), -24)
+               ? 11 * std::sqrt(1 + std::min(count, Real(64))) * std::ldexp(Real(1), -24)
                : count * std::ldexp(Real(1), -53);
 }
 
