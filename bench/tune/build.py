@@ -9,7 +9,7 @@ import subprocess
 from . import tables
 from .tables import UserError
 
-FAMILIES = {"x86": "x86", "arm64": "arm", "armv7": "arm", "opencl": "gpu", "cuda": "gpu"}
+FAMILIES = {"x86": "x86", "arm64": "arm", "armv7": "arm", "opencl": "gpu", "cuda": "gpu", "portable": "portable"}
 """The family of schedules, as in parameters.def, of each target."""
 
 
@@ -27,7 +27,6 @@ class Build:
                 raise UserError(f"there is no {path}: `make tune` builds it, or name another folder by --build")
         described = json.loads((folder / "hbn_targets.json").read_text())
         self.halide_targets: dict[str, str] = described["instruction_sets"]
-        self.generator_parameters: list[str] = described["generator_parameters"]
         self.family = FAMILIES[described["target"]]
         self.built = set(
             re.findall(r"^HBN_BUILT_KERNEL\((\w+), (\w+), (\w+)\)", (folder / "hbn_kernels.h").read_text(), re.M)

@@ -1,7 +1,8 @@
 """What is tuned: cells, each one kernel on tensors of one dtype, layout and shape."""
 
 import math
-from typing import Iterable, NamedTuple
+from collections.abc import Iterable
+from typing import NamedTuple
 
 Shape = tuple[int, int, int, int]
 
@@ -34,6 +35,6 @@ class Cell(NamedTuple):
 
 
 def make_cells(tuned: Iterable[tuple[str, str, str, Shape]], threads: int) -> list[Cell]:
-    """Of kernels, dtypes, layouts and shapes; small tensors first, since what is learnt there is tried on large ones."""
+    """Of kernels, dtypes, layouts and shapes; small tensors first: what is learnt there is tried on large ones."""
     chosen = [Cell(*names, shape, threads) for *names, shape in sorted(tuned, key=lambda one: math.prod(one[3]))]
     return list(dict.fromkeys(chosen))

@@ -240,9 +240,13 @@ def table(rows: list[Any]) -> list[str]:
             share = " -> ".join(f"{s:.2f}" for s in entry.get("share_of_bound", []))
             settings = {**found["thresholds"], **found["parameters"]}
             what = " ".join([found["kernel_layout"], *(f"{k}={v}" for k, v in settings.items() if k != "layout")])
-        lines.append([cell.kernel, cell.dtype, cell.layout, cell.shape_name(), ratio, share, str(tried), what or "stopped"])
+        lines.append(
+            [cell.kernel, cell.dtype, cell.layout, cell.shape_name(), ratio, share, str(tried), what or "stopped"]
+        )
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]) - 1)]
-    return ["  ".join([*(t.ljust(w) for t, w in zip(line, widths)), line[-1]]).rstrip() for line in lines]
+    return [
+        "  ".join([*(t.ljust(w) for t, w in zip(line[:-1], widths, strict=True)), line[-1]]).rstrip() for line in lines
+    ]
 
 
 def summary(tuning: Tuning) -> None:
@@ -302,8 +306,10 @@ def dry_run(build: Build, todo: list[Cell], budget: float) -> None:
         layouts = build.kernel_layouts(cell.kernel, cell.dtype)
         space = make_space(layouts, layouts[0], parameters, [])
         choices = {choice.name for chosen in space.layouts.values() for choice in chosen}
-        print(f"{cell.name()}: {space.size()} candidates at most of {len(choices)} parameters, in {', '.join(layouts)}; "
-              "and thresholds")  # fmt: skip
+        print(
+            f"{cell.name()}: at most {space.size()} candidates of {len(choices)} parameters in {', '.join(layouts)}, "
+            "times those of thresholds"
+        )
     print(f"{len(todo)} cells, {budget / len(todo):.0f} s each, on {build.cpu} with {build.instruction_set}")
 
 

@@ -50,7 +50,7 @@ class Compiler:
         settings = [f"{name}={value}" for name, value in candidate.parameters]
         return [
             "-g", row["generator"], "-f", SYMBOL, "-e", "object", f"target={halide_target}", f"dtype={dtype}",
-            f"layout={candidate.kernel_layout}", *self.build.generator_parameters, *shlex.split(row["parameters"]),
+            f"layout={candidate.kernel_layout}", *shlex.split(row["parameters"]),
             *settings,
         ]  # fmt: skip
 

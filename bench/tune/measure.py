@@ -8,7 +8,8 @@ import select
 import shlex
 import subprocess
 import time
-from typing import Any, Callable, Iterator, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 from .cells import Cell
 from .spaces import Candidate

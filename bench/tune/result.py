@@ -114,7 +114,9 @@ def merge(entries: list[Entry], row: sqlite3.Row, store: Store) -> tuple[list[En
         n, c, h, w = old["shape"]
         old_sizes = {"n": n, "c": c, "plane": h * w}
         if old_sizes == sizes:
-            said.append(f"replaces the entry for {old['shapes']}" if entry else f"removes the entry for {old['shapes']}")
+            said.append(
+                f"replaces the entry for {old['shapes']}" if entry else f"removes the entry for {old['shapes']}"
+            )
             continue
         if old["shapes"] != exact_class(old_sizes):
             said.append(f"narrows the entry for {old['shapes']} to its shape {'x'.join(map(str, old['shape']))}")
@@ -142,5 +144,7 @@ def earlier(entries: list[Entry], cell: Cell, cpu: str, instruction_set: str, de
         if group == (cell.kernel, cell.dtype, cell.layout, cpu, instruction_set):
             thresholds = dict(entry["thresholds"])
             layout = thresholds.pop("layout", entry.get("kernel_layout", default_layout))
-            found.append(Candidate(layout, tuple(sorted(thresholds.items())), tuple(sorted(entry["parameters"].items()))))
+            found.append(
+                Candidate(layout, tuple(sorted(thresholds.items())), tuple(sorted(entry["parameters"].items())))
+            )
     return found

@@ -1,9 +1,9 @@
 """Searches one cell.
 
-Candidates are proposed by Optuna a batch at a time. While one batch compiles, the batch before it is checked against the
-oracle; then, with nothing else running, it is timed beside the default: all of it for a short time, and what Optuna's
-pruner doesn't give up for longer, beside the best so far. In the end the best are timed again in fresh processes, and
-what counts is the worst of those measurements.
+Candidates are proposed by Optuna a batch at a time. While one batch compiles, the batch before it is checked against
+the oracle; then, with nothing else running, it is timed beside the default: all of it for a short time, and what
+Optuna's pruner doesn't give up for longer, beside the best so far. In the end the best are timed again in fresh
+processes, and what counts is the worst of those measurements.
 """
 
 import concurrent.futures
@@ -14,7 +14,8 @@ import sqlite3
 import statistics
 import time
 import warnings
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import optuna
 
@@ -23,7 +24,7 @@ from .build import Build
 from .cells import Cell
 from .compile import Compiler, Kernel
 from .measure import Alone, Contestant, Crash, Worker
-from .spaces import DEFAULT, Candidate, Space, make_space
+from .spaces import DEFAULT, Candidate, make_space
 from .store import FINISHED, Store, candidate_of
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -352,7 +353,9 @@ class Search:
             self.keep(answer, contestant, stage)
         return batch
 
-    def keep(self, answer: dict[str, Any], contestant: Contestant, stage: str, process: int = 0, repeat: int = 0) -> None:
+    def keep(
+        self, answer: dict[str, Any], contestant: Contestant, stage: str, process: int = 0, repeat: int = 0
+    ) -> None:
         """Stores what one measurement says of a contestant."""
         ratios = answer["ratios"][contestant.text()]
         self.store.add_measurement(
@@ -464,9 +467,7 @@ class Search:
         rows = [row for row in rows if row["ratio"] >= self.setting.least_gain and row["kernel_layout"]]
         rows.sort(key=lambda row: HARMLESS * settings_of(row) - row["ratio"])
         chosen = rows[:FINALISTS]
-        self.store.update(
-            "cells", self.row["id"], state="final", finalists=json.dumps([row["id"] for row in chosen])
-        )
+        self.store.update("cells", self.row["id"], state="final", finalists=json.dumps([row["id"] for row in chosen]))
         return chosen
 
     def _keep_result(self, row: sqlite3.Row | None, ratios: list[float]) -> None:

@@ -1,14 +1,15 @@
 """What a candidate may be.
 
-A candidate names a kernel layout, thresholds and parameters. Parameters are those of parameters.def that have an effect
-in the layout; thresholds those of thresholds.def that change how the kernel sees the cell's tensors, each with one value
-for every view that it leads to. The space is finite, so that nothing needs measuring twice.
+A candidate names a kernel layout, thresholds and parameters. Parameters are those of parameters.def that have an
+effect in the layout; thresholds those of thresholds.def that change how the kernel sees the cell's tensors, each with
+one value for every view that it leads to. The space is finite, so that nothing needs measuring twice.
 """
 
 import itertools
 import math
 import random
-from typing import Any, Callable, Iterator, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 from . import tables
 

@@ -1,7 +1,7 @@
 """What the tuner knows, in one SQLite file.
 
-Each statement is committed before the next step, and what was finished is not done again: the tuner may be killed at any
-time. Optuna's studies are made of it (search.py).
+Each statement is committed before the next step, and what was finished is not done again: the tuner may be killed at
+any time. Optuna's studies are made of it (search.py).
 """
 
 import json
@@ -142,15 +142,14 @@ class Store:
     def forget_finals(self, cell: int) -> None:
         """The search goes on, and its last measurements will be others."""
         self.connection.execute(
-            "DELETE FROM measurements WHERE stage = 'final' AND candidate IN (SELECT id FROM candidates WHERE cell = ?)",
+            "DELETE FROM measurements WHERE stage = 'final' AND candidate IN "
+            "(SELECT id FROM candidates WHERE cell = ?)",
             [cell],
         )
 
     def measurements(self, candidate: int, stage: str) -> list[sqlite3.Row]:
         """Those of a candidate and stage, in order."""
-        return self.rows(
-            "SELECT * FROM measurements WHERE candidate = ? AND stage = ? ORDER BY id", candidate, stage
-        )
+        return self.rows("SELECT * FROM measurements WHERE candidate = ? AND stage = ? ORDER BY id", candidate, stage)
 
 
 def candidate_of(row: sqlite3.Row) -> Candidate:

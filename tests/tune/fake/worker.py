@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Stands in for tune_worker: its times are those of a model, with some noise.
 
-Every choice has a best value, which its name decides; each step away from it costs a few percent. FAKE_WRONG, FAKE_CRASH
-and FAKE_HANG are lists of settings with which results are wrong (and times short), and the worker ends. FAKE_LOG is a
-file that gets every line.
+Every choice has a best value, which its name decides; each step away from it costs a few percent. FAKE_WRONG and
+FAKE_CRASH are lists of settings with which results are wrong (and times short), and with which the worker ends.
+FAKE_LOG is a file that gets every line.
 """
 
 import json
