@@ -21,8 +21,7 @@ class Build:
         self.folder, self.target = folder, target
         self.generators = generators or folder / "hbn_generators"
         self.worker = folder / "bench" / "tune_worker"
-        self.info = folder / "runtime" / "hbn-info"
-        for path in [self.generators, self.worker, self.info, folder / "hbn_targets.json", folder / "hbn_kernels.h"]:
+        for path in [self.generators, self.worker, folder / "hbn_targets.json", folder / "hbn_kernels.h"]:
             if not path.exists():
                 raise UserError(f"there is no {path}: `make tune` builds it, or name another folder by --build")
         described = json.loads((folder / "hbn_targets.json").read_text())
@@ -31,16 +30,16 @@ class Build:
         self.built = set(
             re.findall(r"^HBN_BUILT_KERNEL\((\w+), (\w+), (\w+)\)", (folder / "hbn_kernels.h").read_text(), re.M)
         )
-        self.cpu, self.instruction_set = self._machine()
+        machine = self._machine()
+        self.cpu, self.instruction_set = machine["cpu"], machine["instruction_set"]
         self.fingerprint = self._fingerprint()
 
-    def _machine(self) -> tuple[str, str]:
-        done = subprocess.run([str(self.info)], capture_output=True, text=True, check=False)
-        used = re.search(r"in use: (\w+)", done.stdout)
-        cpu = re.search(r"^cpu: (.+)$", done.stdout, re.M)
-        if not used or not cpu:
-            raise UserError(f"{self.info} does not say what it runs on: {done.stderr or done.stdout}")
-        return cpu[1].strip(), used[1]
+    def _machine(self) -> dict[str, str]:
+        done = subprocess.run([str(self.worker)], input="machine\n", capture_output=True, text=True, check=False)
+        try:
+            return json.loads(done.stdout)
+        except ValueError as error:
+            raise UserError(f"{self.worker} does not run: {done.stderr.strip() or done.returncode}") from error
 
     def _fingerprint(self) -> str:
         """Of what times depend on, and candidates' meaning. Times of another build are not taken for this one's."""

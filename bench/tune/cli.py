@@ -327,7 +327,7 @@ def write_report(options: argparse.Namespace) -> None:
 def check(options: argparse.Namespace) -> int:
     """The command `check`."""
     path = options.file or result.TUNED / f"{target_of('host')}.json"
-    done = subprocess.run([sys.executable, str(ROOT / "cmake" / "tuned.py"), "check", str(path)], check=False)
+    done = subprocess.run([sys.executable, str(ROOT / "cmake" / "tuned.py"), str(path)], check=False)
     return done.returncode
 
 

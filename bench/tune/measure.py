@@ -8,7 +8,7 @@ import select
 import shlex
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from .cells import Cell
@@ -88,11 +88,12 @@ class Worker:
         answer = self.load(contestant)
         return answer if "error" in answer else self.ask(" ".join(["check", contestant.id(), *contestant.settings()]))
 
-    def measure(self, seconds: float, contestants: list[Contestant]) -> dict[str, Any]:
-        """Times them beside the default."""
+    def measure(self, seconds: float, contestants: list[Contestant], others: Iterable[str] = ()) -> dict[str, Any]:
+        """Times them beside the default, and beside `others`, which the worker has by name: the memory bound."""
         for contestant in contestants:
             self.load(contestant)
-        return self.ask(" ".join(["measure", f"{seconds:.3f}", *(c.text() for c in contestants)]), seconds)
+        names = [*dict.fromkeys(contestant.text() for contestant in contestants), *others]
+        return self.ask(" ".join(["measure", f"{seconds:.3f}", *names]), seconds)
 
     def stop(self) -> None:
         """Ends the program."""

@@ -5,12 +5,14 @@ import json
 import os
 import pathlib
 import sqlite3
+import statistics
 from typing import Any
 
 from . import tables
 from .cells import Cell
 from .spaces import Candidate
 from .store import Store, cell_of
+from .tables import tuned
 
 TUNED = tables.ROOT / "schedules" / "tuned"
 
@@ -18,20 +20,20 @@ Entry = dict[str, Any]
 
 
 def read(path: pathlib.Path, target: str) -> list[Entry]:
-    """The entries of a tuned file; none where there is no file."""
+    """The entries of a tuned file, which must be valid; none where there is no file."""
     if not path.exists():
         return []
     try:
-        return list(json.loads(path.read_text())["entries"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise tables.UserError(f"{path} is no tuned file ({error}): `hbn-tune check` says what is wrong") from error
+        return [entry for _, entry in tuned.load(path, target)]
+    except tuned.Invalid as error:
+        raise tables.UserError(str(error)) from error
 
 
 def write(path: pathlib.Path, target: str, entries: list[Entry]) -> None:
     """Replaces the file at once, an entry in a few lines; the order doesn't depend on the order of tuning."""
     ordered = sorted(entries, key=lambda e: [str(e[k]) for k in ("cpu", "kernel", "dtype", "layout")] + e["shape"])
     texts = [_entry_text(entry) for entry in ordered]
-    text = f'{{\n  "target": {json.dumps(target)},\n  "entries": [' + ",".join(texts)
+    text = f'{{\n  "$schema": "schema.json",\n  "target": {json.dumps(target)},\n  "entries": [' + ",".join(texts)
     text += "\n  ]\n}\n" if texts else "]\n}\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
@@ -39,6 +41,7 @@ def write(path: pathlib.Path, target: str, entries: list[Entry]) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
+    read(part, target)  # nothing invalid takes its place
     part.replace(path)
 
 
@@ -86,9 +89,8 @@ def entry_of(row: sqlite3.Row) -> Entry | None:
         "parameters": result["parameters"], "shape": list(cell.shape), "threads": cell.threads,
         "ratio": round(result["ratio"], 3),
     }  # fmt: skip
-    if row["bound_seconds"]:
-        shares = [row["bound_seconds"] / result[name] for name in ("default_seconds", "seconds")]
-        entry["share_of_bound"] = [round(share, 3) for share in shares]
+    if bound := result.get("bound"):
+        entry["share_of_bound"] = [round(bound, 3), round(bound * statistics.median(result["ratios"]), 3)]
     entry["date"] = datetime.date.fromtimestamp(result["time"]).isoformat()
     return entry
 

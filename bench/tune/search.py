@@ -39,6 +39,7 @@ FINAL_PROCESSES, FINAL_REPEATS = 3, 2
 SEARCH_SHARE = 0.75  # of the time before the best is simplified
 HARMLESS = 0.003  # a setting that gains no more than this is left out
 LEAST_GAIN = 1.02  # of an entry
+BOUNDS = ("bound", "bound:streaming")  # the worker's names of contestants that only move the bytes
 
 
 @dataclasses.dataclass
@@ -116,7 +117,7 @@ class Search:
         self._keep_effective_parameters()
         self.store.update(
             "cells", self.row["id"], state="searching", why=None, space=self.space.size(), kernel_layout=default_layout,
-            default_seconds=about.get("default_seconds"), bound_seconds=about.get("bound_seconds"),
+            default_seconds=about.get("default_seconds"),
         )  # fmt: skip
         self.study = make_study(self.setting.seed)
 
@@ -358,9 +359,11 @@ class Search:
     ) -> None:
         """Stores what one measurement says of a contestant."""
         ratios = answer["ratios"][contestant.text()]
+        bounds = [1 / statistics.median(answer["ratios"][name]) for name in BOUNDS if name in answer["ratios"]]
         self.store.add_measurement(
             contestant.number, stage, process, repeat, seconds=answer[contestant.text()]["median"],
             default_seconds=answer["default"]["median"], ratio=statistics.median(ratios), rounds=len(ratios),
+            bound=min(bounds, default=None),
         )  # fmt: skip
 
     # ---- the search
@@ -428,7 +431,7 @@ class Search:
             return
         worker = self.setting.worker
         for process in range(FINAL_PROCESSES):
-            worker.stop()
+            worker.use(self.cell)
             for repeat in range(FINAL_REPEATS):
                 left = [
                     row
@@ -444,7 +447,9 @@ class Search:
                 self.setting.show(f"times the best {len(chosen)} again: {process + 1} of {FINAL_PROCESSES}")
                 with self.setting.alone():
                     try:
-                        answer = worker.measure(FINAL_SECONDS * (len(left) + 1), contestants)
+                        bounds = BOUNDS if worker.about.get("bound") else ()
+                        seconds = FINAL_SECONDS * (len(left) + len(bounds) + 1)
+                        answer = worker.measure(seconds, contestants, bounds)
                     except Crash as crash:
                         answer = {"error": str(crash)}
                 if "error" in answer:
@@ -482,6 +487,8 @@ class Search:
                 "kernel_layout": candidate.kernel_layout, "thresholds": self.needed_thresholds(candidate),
                 "parameters": dict(candidate.parameters), "time": time.time(),
             }  # fmt: skip
+            if bounds := [m["bound"] for m in finals if m["bound"]]:
+                result["bound"] = statistics.median(bounds)
         elif row is not None:
             result |= {"best": row["id"], "ratios": ratios}
         self.store.update("cells", self.row["id"], state="done", result=json.dumps(result))

@@ -25,7 +25,6 @@ CREATE TABLE IF NOT EXISTS cells (
     space INTEGER,           -- number of candidates
     kernel_layout TEXT,      -- that the default takes
     default_seconds REAL,
-    bound_seconds REAL,      -- of moving the compulsory bytes, where the worker tells
     finalists TEXT,          -- JSON: candidates' ids
     result TEXT,             -- JSON: see results.Result
     UNIQUE (kernel, dtype, layout, n, c, h, w, threads, cpu, instruction_set, build));
@@ -56,6 +55,7 @@ CREATE TABLE IF NOT EXISTS measurements (
     default_seconds REAL,    -- of the default in the same rounds
     ratio REAL,              -- median of the rounds' ratios
     rounds INTEGER,
+    bound REAL,              -- the time of moving the compulsory bytes / the default's, where there is such a bound
     time REAL);
 CREATE INDEX IF NOT EXISTS measurements_candidate ON measurements (candidate);
 """

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "cmake"))
+import tuned  # noqa: E402, F401 (what checks tuned files, for result.py)
 from packs.table import read  # noqa: E402
 
 PARAMETERS = ROOT / "schedules" / "parameters.def"

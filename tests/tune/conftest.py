@@ -19,8 +19,7 @@ class Tuner:
 
     def __init__(self, folder):
         self.folder, self.build = folder, folder / "build"
-        for name, program in [("hbn_generators", "generators.sh"), ("bench/tune_worker", "worker.py"),
-                              ("runtime/hbn-info", "info.sh")]:  # fmt: skip
+        for name, program in [("hbn_generators", "generators.sh"), ("bench/tune_worker", "worker.py")]:
             (self.build / name).parent.mkdir(parents=True, exist_ok=True)
             (self.build / name).symlink_to(FAKE / program)
         layouts = ["nchw", "nchw_few_channels", "blocks", "rows", "strided"]

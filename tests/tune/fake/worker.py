@@ -60,7 +60,9 @@ class Worker:
             self.layout = words[2]
             if words[3] == "666":
                 return {"error": "no memory for such a shape"}
-            return {"cell": line, "default_seconds": 1e-3, "bytes": 1000, "bound_seconds": 0.5e-3}
+            return {"cell": line, "default_seconds": 1e-3, "bytes": 1000, "bound": True}
+        if command == "machine":
+            return {"cpu": "FakeCpu 1 2", "instruction_set": "avx512"}
         if command == "view":
             layout, parameters, thresholds = self.contestant("-", words)
             seen = thresholds.get(MATTERING[layout])
@@ -76,6 +78,9 @@ class Worker:
             default = 1e-3 * cost(*self.contestant("-", []))
             found = {"default": self.times(default), "ratios": {}}
             for text in words[1:]:
+                if text in ("bound", "bound:streaming"):
+                    found["ratios"][text] = [default / (0.5e-3 if text == "bound" else 0.6e-3)] * 8
+                    continue
                 number, *settings = text.split(":")
                 layout, parameters, thresholds = self.contestant(number, settings)
                 seconds = 1e-3 * cost(layout, parameters, thresholds)
