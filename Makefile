@@ -76,7 +76,7 @@ $(venv)/.installed-compare: $(venv)/.installed
 
 $(venv)/.installed-tune: $(venv)/.installed
 	@echo "Fetching Optuna"
-	@$(pip) optuna tqdm
+	@$(pip) optuna tqdm matplotlib jinja2 onnx
 	@touch $@
 
 $(venv)/.installed-wasm: $(venv)/.installed

@@ -91,7 +91,9 @@ def parser() -> argparse.ArgumentParser:
                      help="a result below is not kept (default: 1.02)")  # fmt: skip
     how.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), metavar="N",
                      help="that compile at once (default: all processors)")  # fmt: skip
+    how.add_argument("--trials", type=int, default=sys.maxsize, metavar="N", help="at most so many candidates a cell")
     how.add_argument("--seed", type=int, default=1, metavar="N", help="of the search (default: 1)")
+    how.add_argument("--no-report", action="store_true", help="write no HTML report")
     how.add_argument("--dry-run", action="store_true", help="say what would be searched, and stop")
     for command in (tune, commands.add_parser("report", help="write the HTML report")):
         files = command.add_argument_group("files")
@@ -159,7 +161,7 @@ class Tuning:
         self.progress = Progress(max(options.time_budget - before, 0))
         self.setting = Setting(
             self.store, build, self.compiler, self.worker, self.alone, self._show, self._earlier, options.seed,
-            options.least_gain,
+            options.least_gain, options.trials,
         )  # fmt: skip
 
     def _row(self, cell: Cell) -> Any:
@@ -190,7 +192,7 @@ class Tuning:
 
     def _is_exhausted(self, row: Any) -> bool:
         tried = self.store.rows("SELECT COUNT(*) FROM candidates WHERE cell = ?", row["id"])
-        return tried[0][0] >= row["space"]
+        return tried[0][0] >= min(row["space"], self.options.trials)
 
     def _search(self, cell: Cell, seconds: float) -> None:
         from .measure import Crash
@@ -284,7 +286,7 @@ def tune(options: argparse.Namespace) -> int:
     finally:
         tuning.close()
     summary(tuning)
-    if not stopped:
+    if not stopped and not options.no_report:
         write_report(options)
     return 130 if stopped else 0
 
@@ -315,10 +317,7 @@ def dry_run(build: Build, todo: list[Cell], budget: float) -> None:
 
 def write_report(options: argparse.Namespace) -> None:
     """The command `report`, and the end of `tune`."""
-    try:
-        from . import report
-    except ImportError:
-        return
+    from . import report
 
     report.write(options.store, options.out, options.report, options.generators or options.build / "hbn_generators")
     print(f"{options.report}")

@@ -12,6 +12,7 @@ import json
 import random
 import sqlite3
 import statistics
+import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -28,16 +29,18 @@ from .spaces import DEFAULT, Candidate, make_space
 from .store import FINISHED, Store, candidate_of
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
-warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
 BATCH = 4
 STARTUP_TRIALS = 10  # before the model guides
-FEW_DUPLICATES = 5  # in a row that Optuna may propose before an untried candidate is taken
+STEPS_FROM_BEST = (1, 1, 2, 3)
+FEW_DUPLICATES = 5  # in a row that Optuna may propose before any untried candidate is taken
+FEW_CANDIDATES = 10000  # which can be gone through
 SHORT_SECONDS, LONG_SECONDS, FINAL_SECONDS = 0.12, 0.4, 0.6  # for each contestant
 FINALISTS = 3
 FINAL_PROCESSES, FINAL_REPEATS = 3, 2
 SEARCH_SHARE = 0.75  # of the time before the best is simplified
 HARMLESS = 0.003  # a setting that gains no more than this is left out
+AS_DEFAULT = "the default"  # what a candidate may be the same as
 LEAST_GAIN = 1.02  # of an entry
 BOUNDS = ("bound", "bound:streaming")  # the worker's names of contestants that only move the bytes
 
@@ -66,13 +69,16 @@ class Setting:
     earlier: Callable[[Cell, str], list[Candidate]] = lambda cell, layout: []  # what the tuned file has for a cell
     seed: int = 1
     least_gain: float = LEAST_GAIN
+    most_trials: int = sys.maxsize  # of a cell
 
 
 def make_study(seed: int, sampler: Any = None) -> optuna.Study:
     """A study that maximizes ratios. It lives in memory: what it knows is told from the store."""
-    sampler = sampler or optuna.samplers.TPESampler(
-        n_startup_trials=STARTUP_TRIALS, multivariate=True, group=True, constant_liar=True, seed=seed
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # `group`
+        sampler = sampler or optuna.samplers.TPESampler(
+            n_startup_trials=STARTUP_TRIALS, multivariate=True, group=True, constant_liar=True, seed=seed
+        )
     pruner = optuna.pruners.MedianPruner(n_startup_trials=BATCH)
     return optuna.create_study(direction="maximize", sampler=sampler, pruner=pruner)
 
@@ -206,10 +212,14 @@ class Search:
         """Up to so many candidates that were not tried."""
         proposed: list[Pending] = []
         duplicates = 0
+        count = min(count, self.setting.most_trials - len(self.seen))
         while len(proposed) < count and not self.exhausted:
             if duplicates == FEW_DUPLICATES:
                 self._enqueue(self._untried())
                 duplicates = 0
+            elif len(self.seen) % 2 and not self._has_waiting():
+                # Every other candidate is near the best: models of few trials of many choices wander far.
+                self._enqueue(self._near_best())
             trial, candidate = self._ask()
             row, is_new = self.store.add_candidate(self.row["id"], candidate)
             self.seen.add(candidate.key())
@@ -221,17 +231,25 @@ class Search:
                 self._tell(trial, row)
         return proposed
 
-    def _untried(self) -> list[Candidate]:
-        """One that was not tried, near the best if there is one."""
+    def _has_waiting(self) -> bool:
+        return bool(self.study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.WAITING,)))
+
+    def _near_best(self) -> list[Candidate]:
+        """One that was not tried, some steps from the best; none where chance finds none, or there is no best yet."""
         best = self.best()
-        near = self.space.neighbours(candidate_of(best)) if best else []
-        untried = [candidate for candidate in near if candidate.key() not in self.seen]
-        if not untried:
-            if self.space.size() <= 10000:
-                untried = [candidate for candidate in self.space.everything() if candidate.key() not in self.seen]
-                self.exhausted = not untried
-            else:
-                untried = [self.space.random(self.random)]
+        if not best:
+            return []
+        candidate = candidate_of(best)
+        for _ in range(self.random.choice(STEPS_FROM_BEST)):
+            candidate = self.random.choice(self.space.neighbours(candidate) or [candidate])
+        return [candidate] if candidate.key() not in self.seen else []
+
+    def _untried(self) -> list[Candidate]:
+        """Any that was not tried; none where there is none left."""
+        if self.space.size() > FEW_CANDIDATES:
+            return [self.space.random(self.random)]
+        untried = [candidate for candidate in self.space.everything() if candidate.key() not in self.seen]
+        self.exhausted = not untried
         return [self.random.choice(untried)] if untried else []
 
     # ---- what becomes of a candidate
@@ -271,6 +289,9 @@ class Search:
         self.store.update(
             "candidates", pending.row, code=code, path=str(path or ""), effect=effect, compile_seconds=kernel.seconds
         )
+        if not code and self.view(pending.candidate.all_thresholds()) == self.view({}) is not None:
+            self.finish(pending, "same", why=AS_DEFAULT, ratio=1.0)
+            return False
         for row in self.store.rows(
             "SELECT * FROM candidates WHERE cell = ? AND code = ? AND effect = ? AND kernel_layout = ? AND id < ? "
             "AND state IN ('measured', 'slow')",
@@ -304,10 +325,11 @@ class Search:
         return True
 
     def best(self) -> sqlite3.Row | None:
-        """The fastest so far."""
+        """The fastest so far, which may be the default."""
         rows = self.store.rows(
-            "SELECT * FROM candidates WHERE cell = ? AND state = 'measured' ORDER BY ratio DESC LIMIT 1", self.row["id"]
-        )
+            "SELECT * FROM candidates WHERE cell = ? AND (state = 'measured' OR why = ?) ORDER BY ratio DESC LIMIT 1",
+            self.row["id"], AS_DEFAULT,
+        )  # fmt: skip
         return rows[0] if rows else None
 
     def measure(self, batch: list[Pending]) -> None:
@@ -315,7 +337,9 @@ class Search:
         if not batch:
             return
         with self.setting.alone():
-            batch = self._time(batch, "short", SHORT_SECONDS)
+            # What was timed before the tuner was killed is not timed again.
+            timed = [pending for pending in batch if self.store.measurements(pending.row, "short")]
+            batch = timed + self._time([p for p in batch if p not in timed], "short", SHORT_SECONDS)
             going_on = []
             for pending in batch:
                 ratio = self._ratio(pending.row, "short")
@@ -327,11 +351,11 @@ class Search:
             if not going_on:
                 return
             best = self.best()
-            rivals = [contestant_of(best)] if best else []
+            rivals = [contestant_of(best)] if best and best["state"] == "measured" else []
             for pending in self._time(going_on, "long", LONG_SECONDS, rivals):
                 self.finish(pending, "measured", ratio=self._ratio(pending.row, "long"))
-            if best:
-                self.store.update("candidates", best["id"], ratio=self._ratio(best["id"], "long"))
+            for rival in rivals:
+                self.store.update("candidates", rival.number, ratio=self._ratio(rival.number, "long"))
 
     def _ratio(self, row: int, stage: str) -> float:
         return statistics.median(m["ratio"] for m in self.store.measurements(row, stage))
@@ -340,6 +364,8 @@ class Search:
         self, batch: list[Pending], stage: str, seconds: float, rivals: list[Contestant] | None = None
     ) -> list[Pending]:
         """Times all of them beside each other, and keeps the times. Returns those that survived."""
+        if not batch:
+            return []
         contestants = [*(pending.contestant for pending in batch if pending.contestant), *(rivals or [])]
         try:
             answer = self.setting.worker.measure(seconds * (len(contestants) + 1), contestants)
@@ -374,7 +400,7 @@ class Search:
         started = self.recover()
         checking: list[Pending] = []
         simplified = False
-        while started or checking or (clock() - begin < seconds and not self.exhausted):
+        while started or checking or (clock() - begin < seconds and not self.is_over()):
             for pending in started:
                 self.compile(pending)
             right = [pending for pending in checking if self.is_right(pending)]
@@ -389,6 +415,10 @@ class Search:
                     simplified = True
                     self._enqueue(self.simpler())
                 started = self.propose(BATCH)
+
+    def is_over(self) -> bool:
+        """Whether no more candidates may be tried."""
+        return self.exhausted or len(self.seen) >= self.setting.most_trials
 
     def simpler(self) -> list[Candidate]:
         """The best with each of its settings left out, and with all left out that gain nothing."""
@@ -489,6 +519,8 @@ class Search:
             }  # fmt: skip
             if bounds := [m["bound"] for m in finals if m["bound"]]:
                 result["bound"] = statistics.median(bounds)
+                bound_seconds = result["bound"] * result["default_seconds"]
+                self.store.update("cells", self.row["id"], bound_seconds=bound_seconds)
         elif row is not None:
             result |= {"best": row["id"], "ratios": ratios}
         self.store.update("cells", self.row["id"], state="done", result=json.dumps(result))

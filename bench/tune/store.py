@@ -25,6 +25,7 @@ CREATE TABLE IF NOT EXISTS cells (
     space INTEGER,           -- number of candidates
     kernel_layout TEXT,      -- that the default takes
     default_seconds REAL,
+    bound_seconds REAL,      -- of moving the compulsory bytes, where something was found and there is such a bound
     finalists TEXT,          -- JSON: candidates' ids
     result TEXT,             -- JSON: see results.Result
     UNIQUE (kernel, dtype, layout, n, c, h, w, threads, cpu, instruction_set, build));

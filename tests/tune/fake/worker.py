@@ -3,7 +3,7 @@
 
 Every choice has a best value, which its name decides; each step away from it costs a few percent. FAKE_WRONG and
 FAKE_CRASH are lists of settings with which results are wrong (and times short), and with which the worker ends.
-FAKE_LOG is a file that gets every line.
+FAKE_LOG is a file that gets every line, FAKE_BUSY a folder that has a file while anything compiles.
 """
 
 import json
@@ -75,6 +75,8 @@ class Worker:
             wrong = bool(settings & listed("FAKE_WRONG"))
             return {"ok": not wrong, "worst": 7.0 if wrong else 0.4, "kernel_layout": layout, "used": words[0] != "-"}
         if command == "measure":
+            busy = os.environ.get("FAKE_BUSY")
+            assert not busy or not os.listdir(busy), "something compiles while times are taken"
             default = 1e-3 * cost(*self.contestant("-", []))
             found = {"default": self.times(default), "ratios": {}}
             for text in words[1:]:
