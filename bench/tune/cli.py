@@ -181,6 +181,7 @@ class Tuning:
         for number, cell in enumerate(self.todo):
             row = self._row(cell)
             if row["state"] == "done" and (row["spent"] >= 0.9 * share or self._is_exhausted(row)):
+                self._write(cell)  # unless that was done
                 continue
             if row["state"] == "done":  # there is more time than there was
                 self.store.update("cells", row["id"], state="searching", finalists=None)
@@ -212,12 +213,16 @@ class Tuning:
             return
         finally:
             self.store.update("cells", search.row["id"], spent=row_spent(search) + self.progress.used() - begin)
+        self._write(cell)
+
+    def _write(self, cell: Cell) -> None:
+        """Brings the tuned file up to date with a finished cell."""
         before = result.read(self.options.out, self.options.target)
-        entries, said = result.merge(before, self.store.cell_row(search.row["id"]), self.store)
-        if entries != before:
+        entries, said = result.merge(before, self._row(cell), self.store)
+        if result.ordered(entries) != result.ordered(before):
             result.write(self.options.out, self.options.target, entries)
-        for text in said:
-            self.progress.say(f"{cell.name()}: {text}")
+            for text in said:
+                self.progress.say(f"{cell.name()}: {text}")
 
     def close(self) -> None:
         """Ends the programs it started."""

@@ -8,7 +8,9 @@ import hashlib
 import os
 import pathlib
 import shlex
+import shutil
 import subprocess
+import tempfile
 import time
 from typing import Any, NamedTuple
 
@@ -38,6 +40,9 @@ class Compiler:
         """`folder` keeps what is compiled."""
         self.build, self.folder = build, folder
         self.folder.mkdir(parents=True, exist_ok=True)
+        for part in self.folder.glob("part-*"):  # of a tuner that was killed
+            if time.time() - part.stat().st_mtime > 2 * SECONDS:
+                shutil.rmtree(part, ignore_errors=True)
         self.pool = concurrent.futures.ThreadPoolExecutor(jobs)
         self.rows = tables.kernels()
         # For machines that are shared: a command that waits for its turn.
@@ -67,25 +72,28 @@ class Compiler:
         if code.exists() and library.exists():
             return Kernel(library, code.read_text())
         begin = time.monotonic()
-        made, linked = self.folder / f"{name}.o", self.folder / f"{name}.so.part"
         try:
-            self._run([*self.prefix, str(self.build.generators), "-n", name, "-o", str(self.folder), *command])
-            digest = hashlib.sha256(made.read_bytes()).hexdigest()[:16]
-            self._run([*self.prefix, os.environ.get("CXX", "c++"), "-shared", "-o", str(linked), str(made)])
+            # In a folder of its own: what a tuner that was killed had started may still be at work.
+            with tempfile.TemporaryDirectory(prefix="part-", dir=self.folder) as part:
+                made, linked = pathlib.Path(part) / f"{SYMBOL}.o", pathlib.Path(part) / f"{SYMBOL}.so"
+                self._run([*self.prefix, str(self.build.generators), "-n", SYMBOL, "-o", part, *command])
+                linker = [os.environ.get("CXX", "c++"), "-shared", "-Wl,-Bsymbolic"]
+                self._run([*self.prefix, *linker, "-o", str(linked), str(made)])
+                digest = hashlib.sha256(made.read_bytes()).hexdigest()[:16]
+                linked.replace(library)
+                made.write_text(digest)
+                made.replace(code)  # last: it says that the library is whole
         except subprocess.TimeoutExpired:
             return Kernel(None, "", f"took longer than {SECONDS} s to compile", time.monotonic() - begin)
         except (subprocess.CalledProcessError, OSError) as error:
             return Kernel(None, "", f"does not compile: {reason(error)}", time.monotonic() - begin)
-        finally:
-            made.unlink(missing_ok=True)
-        linked.replace(library)
-        code.write_text(digest)  # last: it says that the library is whole
         return Kernel(library, digest, "", time.monotonic() - begin)
 
     def _run(self, command: list[str]) -> None:
         subprocess.run(
             command, check=True, timeout=SECONDS if not self.prefix else None, text=True,
             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C is for the tuner: a candidate must not seem to fail for it
         )  # fmt: skip
 
     def finish(self) -> None:

@@ -103,7 +103,9 @@ class Worker:
         self.process = None
 
     def _start(self) -> None:
-        self.process = subprocess.Popen(self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.process = subprocess.Popen(
+            self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+        )
         self.loaded, self.text = set(), b""
         if self.cell:
             self.about = self._ask(self.cell.request())

@@ -29,10 +29,14 @@ def read(path: pathlib.Path, target: str) -> list[Entry]:
         raise tables.UserError(str(error)) from error
 
 
+def ordered(entries: list[Entry]) -> list[Entry]:
+    """In the order of a file."""
+    return sorted(entries, key=lambda e: [str(e[k]) for k in ("cpu", "kernel", "dtype", "layout")] + e["shape"])
+
+
 def write(path: pathlib.Path, target: str, entries: list[Entry]) -> None:
     """Replaces the file at once, an entry in a few lines; the order doesn't depend on the order of tuning."""
-    ordered = sorted(entries, key=lambda e: [str(e[k]) for k in ("cpu", "kernel", "dtype", "layout")] + e["shape"])
-    texts = [_entry_text(entry) for entry in ordered]
+    texts = [_entry_text(entry) for entry in ordered(entries)]
     text = f'{{\n  "$schema": "schema.json",\n  "target": {json.dumps(target)},\n  "entries": [' + ",".join(texts)
     text += "\n  ]\n}\n" if texts else "]\n}\n"
     path.parent.mkdir(parents=True, exist_ok=True)

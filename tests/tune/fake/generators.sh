@@ -7,8 +7,8 @@ while [ $# -gt 0 ]; do
         *) settings="$settings $1"; shift ;;
     esac
 done
-touch "$FAKE_BUSY/$name"
-trap 'rm "$FAKE_BUSY/$name"' EXIT
+touch "$FAKE_BUSY/$$"
+trap 'rm "$FAKE_BUSY/$$"' EXIT
 for word in $settings; do
     for refused in $FAKE_REFUSED; do
         if [ "$word" = "$refused" ]; then

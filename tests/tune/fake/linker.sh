@@ -1,3 +1,3 @@
 #!/bin/sh
-# Stands in for the linker: -shared -o LIBRARY OBJECT.
-cp "$4" "$3"
+# Stands in for the linker: -shared -Wl,-Bsymbolic -o LIBRARY OBJECT.
+cp "$5" "$4"
