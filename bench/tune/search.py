@@ -395,12 +395,15 @@ class Search:
     # ---- the search
 
     def run(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
-        """Searches for so long; what is under way then is finished."""
+        """Searches for so long, a batch at least; what is under way then is finished."""
         begin = last = clock()
+
+        def is_time() -> bool:
+            return not self.is_over() and (clock() - begin < seconds or not self.seen)
+
         started = self.recover()
         checking: list[Pending] = []
-        simplified = False
-        while started or checking or (clock() - begin < seconds and not self.is_over()):
+        while started or checking or is_time():
             for pending in started:
                 self.compile(pending)
             right = [pending for pending in checking if self.is_right(pending)]
@@ -410,9 +413,8 @@ class Search:
             self.store.update("cells", self.row["id"], spent=self._spent() + clock() - last)
             last = clock()
             started = []
-            if clock() - begin < seconds:
-                if clock() - begin >= SEARCH_SHARE * seconds and not simplified:
-                    simplified = True
+            if is_time():
+                if clock() - begin >= SEARCH_SHARE * seconds and not self._has_waiting():
                     self._enqueue(self.simpler())
                 started = self.propose(BATCH)
 
@@ -431,7 +433,7 @@ class Search:
             for name, _ in settings:
                 without = leave_out(candidate, name, is_threshold)
                 row = known.get(without.key())
-                if row is None or row["state"] == "new":
+                if row is None:
                     found.append(without)
                 elif row["ratio"] and row["ratio"] >= best["ratio"] - HARMLESS:
                     harmless = leave_out(harmless, name, is_threshold)

@@ -195,7 +195,7 @@ def test_help_without_what_it_needs():
     reason="needs `make tune-worker`",
 )
 def test_a_real_tuning(tuner):
-    command = tuner.command("--trials", "3", "--threads", "1", "--build", str(REAL), budget=10)
+    command = tuner.command("--trials", "3", "--threads", "1", "--build", str(REAL), budget=60)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     rows = query(tuner, "SELECT state, worst, why FROM candidates")
