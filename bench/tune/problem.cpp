@@ -71,6 +71,18 @@ float hard_value(Kind kind, DType dtype, float normal, int64_t i, int64_t count)
     }
 }
 
+// The same for grad_output. What comes of it must not be beyond float16.
+float hard_gradient(Kind kind, DType dtype, float normal, int64_t i, int64_t count) {
+    switch (kind) {
+    case FAR_FROM_ZERO:
+        return normal + 100;
+    case CONSTANT:
+        return 3.25f;
+    default:
+        return i != count / 2 ? normal : dtype == compare::FLOAT16 ? 60 : 60000;
+    }
+}
+
 // Calls visit(offset, c, i): the i-th of a channel's values lies there.
 template<typename Visit>
 void for_each_element(const compare::TensorForm &form, Visit visit) {
@@ -234,14 +246,15 @@ void Problem::fill() {
     const bool has_mask = buffers_.mask.data();
     for_each_element(form_, [&](int64_t offset, int64_t c, int64_t i) {
         const uint64_t index = uint64_t(c * count + i);
-        float value = normal_value(X, index);
+        float x = normal_value(X, index), dy = normal_value(GRAD_OUTPUT, index) + 0.25f;
         if (inputs.are_hard()) {
-            value = hard_value(Kind((inputs.first_kind + c) % kinds), form_.dtype, value, i, count);
+            const int64_t kind = inputs.first_kind + c;
+            x = hard_value(Kind(kind % kinds), form_.dtype, x, i, count);
+            dy = hard_gradient(Kind((kind + 1) % kinds), form_.dtype, dy, i, count);
         }
-        compare::store(buffers_.x.data(), form_.dtype, offset, value);
+        compare::store(buffers_.x.data(), form_.dtype, offset, x);
         if (has_dy) {
-            compare::store(buffers_.grad_output.data(), form_.dtype, offset,
-                           normal_value(GRAD_OUTPUT, index) + 0.25f);
+            compare::store(buffers_.grad_output.data(), form_.dtype, offset, dy);
         }
         if (has_residual) {
             compare::store(buffers_.residual.data(), form_.dtype, offset,
