@@ -38,7 +38,7 @@ FEW_CANDIDATES = 10000  # which can be gone through
 SHORT_SECONDS, LONG_SECONDS, FINAL_SECONDS = 0.12, 0.4, 0.6  # for each contestant
 FINALISTS = 3
 FINAL_PROCESSES, FINAL_REPEATS = 3, 2
-SEARCH_SHARE = 0.75  # of the time before the best is simplified
+SEARCH_SHARE = 0.75  # of the time or the trials before the best is simplified
 HARMLESS = 0.003  # a setting that gains no more than this is left out
 AS_DEFAULT = "the default"  # what a candidate may be the same as
 LEAST_GAIN = 1.02  # of an entry
@@ -414,7 +414,8 @@ class Search:
             last = clock()
             started = []
             if is_time():
-                if clock() - begin >= SEARCH_SHARE * seconds and not self._has_waiting():
+                done = max((clock() - begin) / seconds if seconds > 0 else 1, len(self.seen) / self.setting.most_trials)
+                if done >= SEARCH_SHARE and not self._has_waiting():
                     self._enqueue(self.simpler())
                 started = self.propose(BATCH)
 
