@@ -275,13 +275,13 @@ protected:
     template<typename... TensorBuffers>
     void promise_tensors(TensorBuffers &...tensors) const {
         (promise_tensor(tensors), ...);
-        (estimate(tensors, {plane_size, 1, num_features, samples}), ...);
+        (estimate(tensors, estimated_element()), ...);
     }
     // Vectors may have any stride: it is 0 where one value stands in for an absent weight or bias.
     template<typename... VectorBuffers>
     void promise_vectors(VectorBuffers &...vectors) const {
         (promise_vector(vectors), ...);
-        (estimate(vectors, {num_features}), ...);
+        (estimate(vectors, estimated_channel()), ...);
     }
 
     void schedule_work() {
@@ -351,26 +351,38 @@ private:
 
     // ---- for Halide's autoschedulers, which take the place of schedules/
 
+    // Extents of element() and channel(). In columns they are of one block of all channels, a pixel in a row.
+    std::vector<int> estimated_element() const {
+        const int n = samples, c = num_features, pixels = plane_size;
+        return in_columns() ? std::vector<int>{c, 1, n * pixels} : std::vector<int>{pixels, 1, c, n};
+    }
+    std::vector<int> estimated_channel() const {
+        return in_columns() ? std::vector<int>{num_features, 1} : std::vector<int>{num_features};
+    }
     template<typename Buffer>
     void estimate(Buffer &buffer, const std::vector<int> &sizes) const {
         if (!Base::using_autoscheduler()) {
             return;
         }
         const bool unknown = std::count(sizes.begin(), sizes.end(), 0) > 0;
-        _halide_user_assert(!in_columns() && !standalone && !unknown)
-            << "autoscheduler: allowed are kernels of tensors in four dimensions that are not "
-               "standalone, with samples, num_features and plane_size\n";
+        _halide_user_assert(!standalone && !unknown)
+            << "autoscheduler: allowed are kernels that are not standalone, with samples, "
+               "num_features and plane_size\n";
         Halide::Region region;
         for (int size : sizes) {
             region.emplace_back(0, size);
         }
         buffer.set_estimates(region);
     }
+    // As if a tile were a whole channel, or all rows.
     void estimate_scalars() {
-        // A tile is a whole channel.
-        const int units = (plane_size + TileSizes::w_unit - 1) / TileSizes::w_unit;
-        const std::map<std::string, int> estimates = {
-            {"tile_units", units}, {"tile_n", samples}, {"stream", 0}};
+        std::map<std::string, int> estimates = {{"stream", 0}};
+        if (in_columns()) {
+            estimates["tile_units"] = int(samples) * int(plane_size) / row_group + 1;
+        } else {
+            estimates["tile_units"] = plane_size / TileSizes::w_unit + 1;
+            estimates["tile_n"] = samples;
+        }
         for (const auto &info : Base::arginfos()) {
             if (info.dir == Halide::Internal::ArgInfoDirection::Output ||
                 info.kind != Halide::Internal::ArgInfoKind::Scalar) {

@@ -8,6 +8,7 @@ import pathlib
 import statistics
 from typing import Any
 
+from . import anchors
 from .store import Store
 
 Shape = tuple[int, int, int, int]
@@ -159,7 +160,7 @@ def _cell_of(store: Store, row: Any) -> Cell:
         default_layout=row["kernel_layout"] or "", default_seconds=row["default_seconds"],
         bound=result.get("bound"), space=row["space"] or 0, spent=row["spent"] or 0, best=best,
         trials=[_trial_of(candidate) for candidate in store.candidates(row["id"])],
-        anchors=[Anchor(**anchor) for anchor in result.get("anchors", [])],
+        anchors=[Anchor(name, ratio, why) for name, (ratio, why) in anchors.known(store, row["id"]).items()],
     )  # fmt: skip
 
 
