@@ -145,8 +145,10 @@ function(hbn_add_kernel library name generator targets)
 endfunction()
 
 # Makes hbn_tuned.h in this build folder, of a file of tuned entries (schedules/tuned/schema.json) or of `none`, and adds
-# the kernels that it names to `library`. After the library's own kernels.
+# the kernels that it names to `library`. After the library's own kernels. Names of kernels have the prefix, where there is
+# one, before their numbers.
 function(hbn_add_tuned_kernels library file)
+    set(prefix ${ARGN})
     set(folder ${CMAKE_CURRENT_BINARY_DIR})
     set(script ${PROJECT_SOURCE_DIR}/cmake/tuned.py)
     set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${script} ${PROJECT_SOURCE_DIR}/cmake/packs/table.py
@@ -173,10 +175,11 @@ function(hbn_add_tuned_kernels library file)
     execute_process(
         COMMAND ${Python3_EXECUTABLE} ${script} ${file} --target ${HBN_TARGET} --instruction-sets ${all_sets}
                 --built-sets ${built_sets} --kernels ${hbn_BINARY_DIR}/hbn_all_kernels.txt
-                --built ${hbn_BINARY_DIR}/hbn_kernels.h --output ${folder}
+                --built ${hbn_BINARY_DIR}/hbn_kernels.h --output ${folder} "--prefix=${prefix}"
         RESULT_VARIABLE status ERROR_VARIABLE errors)
     if (NOT status EQUAL 0)
-        message(FATAL_ERROR "${errors}")
+        string(REPLACE "\n" "\n  " errors "  ${errors}")  # indented lines stay as they are
+        message(FATAL_ERROR "\n${errors}")
     endif ()
     hbn_read_table(HBN_KERNEL kernel)
     math(EXPR last "${kernel} - 1")
@@ -193,8 +196,8 @@ function(hbn_add_tuned_kernels library file)
         list(GET HBN_HALIDE_TARGETS ${index} target)
         separate_arguments(parameters UNIX_COMMAND "${parameters_of_${name}}")
         # For its one instruction set: the engine asks before it calls.
-        hbn_add_kernel(${library} hbn_${name}_${dtype}_${layout}_tuned_${number} ${generator_of_${name}} ${target}
-                       dtype=${dtype} layout=${layout} ${HBN_TENSOR_PARAMS} ${parameters} ${line})
+        hbn_add_kernel(${library} hbn_${name}_${dtype}_${layout}_tuned_${prefix}${number} ${generator_of_${name}} ${target}
+                       dtype=${dtype} layout=${layout} ${parameters} ${line})
     endforeach ()
 endfunction()
 

@@ -100,6 +100,9 @@ int print_shape(const int64_t (&sizes)[4], hbn_dtype dtype, bool in_nhwc, const 
                 (long long)sizes[0], (long long)sizes[1], (long long)sizes[2], (long long)sizes[3],
                 kDTypeNames[dtype], in_nhwc ? "nhwc" : "nchw", cpu, hbn_instruction_set(),
                 hbn_get_num_threads());
+    if (all_tuned_entries().count == 0) {
+        std::printf("all by default: this build has no tuned entries\n");
+    }
     for (int k = 0; k < kKernels; k++) {
         const Kernel kernel = Kernel(k);
         const bool reduces = row(kernel).kind == KernelKind::sums;
@@ -114,7 +117,9 @@ int print_shape(const int64_t (&sizes)[4], hbn_dtype dtype, bool in_nhwc, const 
         std::printf("  %-30s %-16s %-10s %-11s %s\n", row(kernel).name,
                     kLayoutNames[int(e.view.layout)], e.view.stream ? "streamed" : "stored",
                     e.serial ? "one thread" : "threads", describe(e.view, reduces).c_str());
-        std::printf("  %-30s %s\n", "", describe_entry(e).c_str());
+        if (all_tuned_entries().count > 0) {
+            std::printf("  %-30s %s\n", "", describe_entry(e).c_str());
+        }
     }
     return 0;
 }

@@ -1,7 +1,7 @@
 // In the steady state no call allocates, on any thread; and where malloc fails, a call has changed nothing.
 #include "every_operation.h"
 #include "oracle.h"
-#include "runtime/engine/layout.h"
+#include "runtime/engine/tuning.h"
 
 #include <hbn/batch_norm_2d.h>
 
@@ -284,6 +284,30 @@ TEST_P(Allocation, none_through_the_c_api) {
         });
         EXPECT_EQ(status, HBN_OK) << hbn_last_error();
     }
+}
+
+TEST_P(Allocation, none_where_an_entry_is_looked_for) {
+    const hbn_tensor c_x = c_tensor(x), c_y = c_tensor(y), c_dy = c_tensor(dy), c_dx = c_tensor(dx);
+    const hbn_vector w = c_vector(weight), m = c_vector(mean), s = c_vector(invstd);
+    internal::Tuning tuning;
+    tuning.thresholds.serial_elements = 1024;
+    tuning.thresholds.nhwc_columns = 2048;
+    for (const auto kernel :
+         {internal::Kernel::forward_training, internal::Kernel::backward_training}) {
+        ASSERT_EQ(set_tuning(kernel, c_x.dtype, tuning), HBN_OK) << hbn_last_error();
+    }
+    hbn_status status = HBN_OK;
+    expect_steady("forward", [&] {
+        status =
+            hbn_batch_norm_forward(&c_x, &w, nullptr, nullptr, nullptr, 1, 0.1, kEps, &c_y, &m, &s);
+    });
+    EXPECT_EQ(status, HBN_OK) << hbn_last_error();
+    expect_steady("backward", [&] {
+        status = hbn_batch_norm_backward(&c_dy, &c_x, &w, &m, &s, nullptr, nullptr, 1, kEps, &c_dx,
+                                         nullptr, nullptr);
+    });
+    EXPECT_EQ(status, HBN_OK) << hbn_last_error();
+    internal::clear_tunings();
 }
 
 TEST_P(Allocation, none_with_an_activation) {
