@@ -167,7 +167,7 @@ pack: generators ## A library for a board: TARGET=baremetal-arm64 OPS=forward_in
 .PHONY: tune-worker
 tune-worker: build
 	@$(call configure,x86) -DHBN_BUILD_BENCH=ON
-	@$(ninja) -C build/x86 -j $(jobs) tune_worker hbn-info | $(python) cmake/progress.py
+	@$(ninja) -C build/x86 -j $(jobs) tune_worker | $(python) cmake/progress.py
 
 .PHONY: tune
 tune: TARGET := host
@@ -258,7 +258,7 @@ test-python: install-wheel ## The Python package on NumPy, JAX and ONNX, and PyT
 	@$(python) examples/pytorch_conversion.py
 
 .PHONY: test-tune
-test-tune: $(venv)/.installed-tune $(venv)/.installed-python tune-worker ## The tuner: its search by a model of a machine, killed and resumed; and a small real tuning
+test-tune: install-wheel $(venv)/.installed-tune tune-worker ## The tuner: its search by a model of a machine, killed and resumed; and a small real tuning
 	@echo "== tune"
 	@$(python) -m pytest -q tests/tune
 

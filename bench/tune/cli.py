@@ -93,6 +93,11 @@ def parser() -> argparse.ArgumentParser:
                      help="that compile at once (default: all processors)")  # fmt: skip
     how.add_argument("--trials", type=int, default=sys.maxsize, metavar="N", help="at most so many candidates a cell")
     how.add_argument("--seed", type=int, default=1, metavar="N", help="of the search (default: 1)")
+    how.add_argument(
+        "--anchors",
+        action="store_true",
+        help="time what Halide's autoschedulers make of the same, too, for the report (minutes more)",
+    )
     how.add_argument("--no-report", action="store_true", help="write no HTML report")
     how.add_argument("--dry-run", action="store_true", help="say what would be searched, and stop")
     for command in (tune, commands.add_parser("report", help="write the HTML report")):
@@ -190,6 +195,8 @@ class Tuning:
             waiting = [c for c in self.todo[number:] if self._row(c)["state"] != "done"]
             self.progress.head(f"{number + 1}/{len(self.todo)} {cell.name()}")
             self._search(cell, max(left / len(waiting), 0))
+        if self.options.anchors:
+            self._measure_anchors()
 
     def _is_exhausted(self, row: Any) -> bool:
         tried = self.store.rows("SELECT COUNT(*) FROM candidates WHERE cell = ?", row["id"])
@@ -214,6 +221,18 @@ class Tuning:
         finally:
             self.store.update("cells", search.row["id"], spent=row_spent(search) + self.progress.used() - begin)
         self._write(cell)
+
+    def _measure_anchors(self) -> None:
+        from . import anchors
+        from .measure import Crash
+
+        for number, cell in enumerate(self.todo):
+            self.progress.head(f"{number + 1}/{len(self.todo)} {cell.name()}, anchors")
+            if self._row(cell)["state"] == "done":
+                try:
+                    anchors.measure(self.setting, cell)
+                except Crash as crash:
+                    self.progress.say(f"{cell.name()}: no anchors: {crash}")
 
     def _write(self, cell: Cell) -> None:
         """Brings the tuned file up to date with a finished cell."""

@@ -70,9 +70,7 @@ def merged(calls: Iterable[Call]) -> list[Call]:
     return [call._replace(calls=number) for call, number in numbers.items()]
 
 
-def expanded(
-    calls: Iterable[Call], operations: list[str], dtypes: list[str], layouts: list[str]
-) -> dict[Tuned, int]:
+def expanded(calls: Iterable[Call], operations: list[str], dtypes: list[str], layouts: list[str]) -> dict[Tuned, int]:
     """What to search, with how many times it is called: what a call leaves open is each of these."""
     numbers: dict[Tuned, int] = {}
     for call in calls:
