@@ -31,7 +31,8 @@ run_tests = $(ctest) --test-dir build/$(1) -j $(jobs) --output-on-failure --no-t
 
 test_packages := libgtest-dev g++-aarch64-linux-gnu qemu-user pocl-opencl-icd ocl-icd-libopencl1 \
 	g++-arm-linux-gnueabihf gcc-arm-none-eabi libstdc++-arm-none-eabi-newlib qemu-system-arm \
-	clang lld llvm libclang-rt-14-dev wasi-libc libclang-rt-14-dev-wasm32 pkg-config dpkg-dev
+	clang lld llvm libclang-rt-14-dev wasi-libc libclang-rt-14-dev-wasm32 pkg-config dpkg-dev \
+	chromium-headless-shell
 docs_packages := doxygen
 
 .PHONY: help
@@ -72,6 +73,11 @@ $(venv)/.installed-bench: $(venv)/.installed
 
 $(venv)/.installed-compare: $(venv)/.installed
 	@$(pip) tqdm
+	@touch $@
+
+$(venv)/.installed-tune: $(venv)/.installed
+	@echo "Fetching Optuna"
+	@$(pip) optuna tqdm matplotlib jinja2 onnx scikit-learn
 	@touch $@
 
 $(venv)/.installed-wasm: $(venv)/.installed
@@ -158,6 +164,19 @@ pack: generators ## A library for a board: TARGET=baremetal-arm64 OPS=forward_in
 	@$(python) cmake/pack.py $(emit) --target $(TARGET) --ops $(OPS) --dtype $(DTYPE) --layout $(LAYOUT) \
 	    --shape '$(SHAPE)' --threads $(THREADS) --out build/pack/$(TARGET)
 
+# What it measures with: worker and kernels are those of `build`.
+.PHONY: tune-worker
+tune-worker: build
+	@$(call configure,x86) -DHBN_BUILD_BENCH=ON
+	@$(ninja) -C build/x86 -j $(jobs) tune_worker | $(python) cmake/progress.py
+
+.PHONY: tune
+tune: TARGET := host
+tune: OPS := forward_training,forward_inference,backward
+tune: $(venv)/.installed-tune tune-worker ## Find faster schedules for your shapes: SHAPES=32x256x56x56 OPS= DTYPES= LAYOUTS= TARGET=host ARGS=--help
+	@$(python) bench/hbn-tune tune $(if $(SHAPES),--shapes $(SHAPES)) --ops '$(OPS)' $(if $(DTYPES),--dtypes '$(DTYPES)') \
+	    $(if $(LAYOUTS),--layouts '$(LAYOUTS)') --target '$(TARGET)' $(ARGS)
+
 .PHONY: bench
 bench: $(venv)/.installed-bench ## Compare with the memory bound, PyTorch and oneDNN; QUICK=1 for a look, ARGS=--help
 	@$(call configure,x86) -DHBN_BUILD_BENCH=ON -DTORCH_DIR=$(site)/torch -DONEDNN_DIR=$(abspath $(venv))
@@ -183,7 +202,7 @@ bench-embedded: test-packages generators ## What packs cost: bytes on boards, cy
 	@$(python) bench/embedded.py $(emit)
 
 .PHONY: test
-test: test-packages tidy test-x86 test-examples test-install test-python test-asan test-tsan test-portable test-arm test-pack test-opencl test-cuda docs ## Run everything: all suites below
+test: test-packages tidy test-x86 test-examples test-install test-python test-tune test-asan test-tsan test-portable test-arm test-pack test-opencl test-cuda docs ## Run everything: all suites below
 	@echo "make test: all suites passed"
 
 # $(1): what needs them, $(2): Debian packages
@@ -238,6 +257,11 @@ test-python: install-wheel ## The Python package on NumPy, JAX and ONNX, and PyT
 	@$(python) -m pytest -q tests/python
 	@$(python) -m mypy -p hbn
 	@$(python) examples/pytorch_conversion.py
+
+.PHONY: test-tune
+test-tune: install-wheel $(venv)/.installed-tune tune-worker ## The tuner: its search by a model of a machine, killed and resumed; and a small real tuning
+	@echo "== tune"
+	@$(python) -m pytest -q tests/tune
 
 .PHONY: test-asan
 test-asan: build test-packages $(venv)/.installed-demo ## The same under AddressSanitizer and UndefinedBehaviorSanitizer
@@ -325,7 +349,7 @@ docs-python: install-wheel
 	@echo "build/docs/python/index.html"
 
 sources = $(shell git ls-files '*.h' '*.cpp' '*.c')
-python_sources := python tests/python examples/pytorch_conversion.py
+python_sources := python tests/python tests/tune bench/tune bench/hbn-tune examples/pytorch_conversion.py
 
 # Without the kernels, which are Halide's; with the flags that matter to what it looks for.
 .PHONY: tidy

@@ -323,4 +323,15 @@ ${lines}#undef HBN_BUILT_KERNEL
         set(tuned none)
     endif ()
     hbn_add_tuned_kernels(${library} ${tuned})
+
+    # What the tuner compiles kernels for, as the library's own are: bench/tune/build.py.
+    list(JOIN HBN_HALIDE_FEATURES "-" features)
+    set(pairs "")
+    foreach (instruction_set halide_target IN ZIP_LISTS HBN_INSTRUCTION_SETS HBN_HALIDE_TARGETS)
+        list(APPEND pairs "\"${instruction_set}\": \"${halide_target}-${features}-no_runtime\"")
+    endforeach ()
+    list(JOIN pairs ", " pairs)
+    file(CONFIGURE OUTPUT hbn_targets.json CONTENT
+"{\"target\": \"${HBN_TARGET}\", \"instruction_sets\": {${pairs}}}
+")
 endfunction()

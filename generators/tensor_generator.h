@@ -46,9 +46,12 @@ public:
     Halide::GeneratorParam<bool> standalone{"standalone", false};
     // Whether a standalone kernel shares its channels out through halide_do_par_for().
     Halide::GeneratorParam<bool> parallel{"parallel", false};
-    // Sizes of a standalone kernel's tensors: N, C and H * W; 0 for what only the call knows.
+    // Sizes of a standalone kernel's tensors: N, C and H * W; 0 for what only the call knows. Other kernels take them as
+    // estimates, for Halide's autoschedulers.
     Halide::GeneratorParam<int> samples{"samples", 0}, num_features{"num_features", 0},
         plane_size{"plane_size", 0};
+    // Whether to print the loops that the schedule makes.
+    Halide::GeneratorParam<bool> print_loops{"print_loops", false};
 
 protected:
     // The inputs that all kernels have, and that come last among their inputs. Standalone kernels have none of them.
@@ -283,11 +286,13 @@ protected:
     template<typename... TensorBuffers>
     void promise_tensors(TensorBuffers &...tensors) const {
         (promise_tensor(tensors), ...);
+        (estimate(tensors, estimated_element()), ...);
     }
     // Vectors may have any stride: it is 0 where one value stands in for an absent weight or bias.
     template<typename... VectorBuffers>
     void promise_vectors(VectorBuffers &...vectors) const {
         (promise_vector(vectors), ...);
+        (estimate(vectors, estimated_channel()), ...);
     }
 
     // For reduce_moments() and reduce_gradients().
@@ -302,6 +307,10 @@ protected:
     }
 
     void schedule_work() {
+        if (Base::using_autoscheduler()) {
+            estimate_scalars();
+            return;
+        }
         work.layout = layout;
         work.element = element();
         work.channel = channel();
@@ -317,6 +326,9 @@ protected:
         work.parameters = &parameters;
         hbn::schedule(work, Base::get_target());
         parameters.check_effects(family(), layout_name());
+        if (print_loops) {
+            work.pipeline.print_loop_nest();
+        }
     }
 
     Type statistics() const {
@@ -359,6 +371,53 @@ private:
     parameters.name.choose(name);
 #include "schedules/parameters.def"
         parameters.check_values(family(), layout_name());
+    }
+
+    // ---- for Halide's autoschedulers, which take the place of schedules/
+
+    // Extents of element() and channel(). In columns they are of one block of all channels, a pixel in a row.
+    std::vector<int> estimated_element() const {
+        const int n = samples, c = num_features, pixels = plane_size;
+        return in_columns() ? std::vector<int>{c, 1, n * pixels} : std::vector<int>{pixels, 1, c, n};
+    }
+    std::vector<int> estimated_channel() const {
+        return in_columns() ? std::vector<int>{num_features, 1} : std::vector<int>{num_features};
+    }
+    template<typename Buffer>
+    void estimate(Buffer &buffer, const std::vector<int> &sizes) const {
+        if (!Base::using_autoscheduler()) {
+            return;
+        }
+        const bool unknown = std::count(sizes.begin(), sizes.end(), 0) > 0;
+        _halide_user_assert(!standalone && !unknown)
+            << "autoscheduler: allowed are kernels that are not standalone, with samples, "
+               "num_features and plane_size\n";
+        Halide::Region region;
+        for (int size : sizes) {
+            region.emplace_back(0, size);
+        }
+        buffer.set_estimates(region);
+    }
+    // As if a tile were a whole channel, or all rows.
+    void estimate_scalars() {
+        std::map<std::string, int> estimates = {{"stream", 0}};
+        if (in_columns()) {
+            estimates["tile_units"] = int(samples) * int(plane_size) / row_group + 1;
+        } else {
+            estimates["tile_units"] = plane_size / TileSizes::w_unit + 1;
+            estimates["tile_n"] = samples;
+        }
+        for (const auto &info : Base::arginfos()) {
+            if (info.dir == Halide::Internal::ArgInfoDirection::Output ||
+                info.kind != Halide::Internal::ArgInfoKind::Scalar) {
+                continue;
+            }
+            const auto known = estimates.find(info.name);
+            const int value = known == estimates.end() ? 1 : known->second;
+            for (Halide::Parameter parameter : Base::input_parameter(info.name)) {
+                parameter.set_estimate(Halide::cast(parameter.type(), value));
+            }
+        }
     }
 
     std::vector<Expr> merged_tiles() const {

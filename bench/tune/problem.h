@@ -63,6 +63,9 @@ public:
     int64_t bytes() const {
         return bytes_;
     }
+    const compare::Buffers &buffers() const {
+        return buffers_;
+    }
     const Inputs inputs;
 
 private:

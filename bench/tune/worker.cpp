@@ -3,8 +3,10 @@
 #include "bench/compare/buffers.h"
 #include "bench/compare/library.h"
 #include "bench/rounds.h"
+#include "bench/tune/bound.h"
 #include "bench/tune/kernels.h"
 #include "bench/tune/problem.h"
+#include "bench/tune/view.h"
 #include "runtime/engine/kernels.h"
 #include "runtime/engine/layout.h"
 #include "runtime/engine/tuning.h"
@@ -204,10 +206,18 @@ public:
         if (words[0] == "measure" && words.size() >= 2) {
             return measure(words);
         }
+        if (words[0] == "view") {
+            return view(words);
+        }
+        if (words[0] == "machine" && words.size() == 1) {
+            return machine();
+        }
         throw std::runtime_error(
-            "expected `candidate ID PATH.so SYMBOL KERNEL DTYPE KERNEL_LAYOUT`, `cell KERNEL DTYPE "
+            "expected `machine`, `candidate ID PATH.so SYMBOL KERNEL DTYPE KERNEL_LAYOUT`, `cell "
+            "KERNEL DTYPE "
             "LAYOUT N C H W "
-            "THREADS`, `check ID [THRESHOLD=VALUE ...]` or `measure SECONDS "
+            "THREADS`, `view [THRESHOLD=VALUE ...]`, `check ID [THRESHOLD=VALUE ...]` or `measure "
+            "SECONDS "
             "[ID:THRESHOLD=VALUE:... ...]`, got '" +
             line + "'");
     }
@@ -285,8 +295,21 @@ private:
              << ", \"bytes\": " << ordinary.bytes()
              << ", \"kernel_layout\": " << quoted(internal::kLayoutNames[int(choice.layout)])
              << ", \"worst\": " << number(worst.share) << ", \"copies\": " << cell_->timed.size()
+             << ", \"bound\": " << boolean(Bound::exists(*cell_->call, hbn_dtype(int(form.dtype))))
              << "}";
         return json.str();
+    }
+
+    static std::string machine() {
+        return "{\"cpu\": " + quoted(internal::processor_name()) +
+               ", \"instruction_set\": " + quoted(hbn_instruction_set()) + "}";
+    }
+
+    std::string view(const Words &words) {
+        Cell &cell = current_cell();
+        const Tuning tuning = tuning_of(cell, "-", {words.begin() + 1, words.end()});
+        return "{\"view\": " + view_of(*cell.call, cell.problems[0]->buffers(), tuning.thresholds) +
+               "}";
     }
 
     std::string check(const Words &words) {
@@ -334,6 +357,10 @@ private:
         for (size_t i = 0; i < names.size(); i++) {
             if (std::count(names.begin(), names.end(), names[i]) > 1) {
                 throw std::runtime_error("contestant '" + names[i] + "' is there twice");
+            }
+            if (i > 0 && (names[i] == "bound" || names[i] == "bound:streaming")) {
+                timed.push_back(bound_timer(cell, names[i] != "bound"));
+                continue;
             }
             Tuning tuning;
             if (i > 0) {
@@ -418,6 +445,15 @@ private:
             cell.threads);
         timed.prepare = [&cell, tuning] { use(cell, tuning); };
         return timed;
+    }
+
+    static bench::Timed bound_timer(Cell &cell, bool streaming) {
+        const hbn_dtype dtype = hbn_dtype(int(compare::dtype_of(cell.dtype)));
+        if (!Bound::exists(*cell.call, dtype)) {
+            throw std::runtime_error("there is no bound for this kernel");
+        }
+        const auto bound = std::make_shared<Bound>(*cell.call, dtype, cell.threads, streaming);
+        return {[&cell, bound] { bound->run(cell.next().buffers()); }, cell.threads};
     }
 
     static std::string joined(const Words &words) {

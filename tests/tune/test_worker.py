@@ -199,6 +199,7 @@ class WorkerTest(unittest.TestCase):
         library = self.map_kernel
         for line, error in {
             "check -": "there is no cell yet",
+            "view": "there is no cell yet",
             "measure 1": "there is no cell yet",
             "": "the line is empty",
             "hello": "`candidate ID PATH.so SYMBOL KERNEL DTYPE KERNEL_LAYOUT`, ",
@@ -270,6 +271,48 @@ class WorkerTest(unittest.TestCase):
             self.assertGreaterEqual(min(rounds), 6)
             # The same code.
             self.assertTrue(0.2 < sorted(answer["ratios"]["m"])[min(rounds) // 2] < 5)
+
+    def test_views_tell_whether_thresholds_make_a_difference(self) -> None:
+        self.worker.ask_all("cell forward_training float32 nhwc 8 64 20 20 1")
+        view = self.worker.ask("view")["view"]
+        self.assertEqual((view["layout"], view["sizes"][0]), ("rows", 1024))
+        for same in ("layout=rows", "nhwc_columns=1024", "block_columns=64", "few_channels=0"):
+            self.assertEqual(self.worker.ask(f"view {same}")["view"], view)
+        for setting, name in (
+            ("layout=strided", "layout"),
+            ("nhwc_columns=256", "sizes"),
+            ("row_tile_rows=16 row_tile_elements=8192", "tile"),
+            ("cached_bytes=0", "streams"),
+            ("serial_elements=1000000", "serial"),
+        ):
+            with self.subTest(setting):
+                self.assertNotEqual(self.worker.ask(f"view {setting}")["view"][name], view[name])
+        self.assertIn("unknown threshold", self.worker.ask("view no_such=1")["error"])
+        # What a view says of layouts is what a call does.
+        self.assertEqual(self.worker.ask("check - layout=strided")["kernel_layout"], "strided")
+
+    def test_the_memory_bound_is_a_contestant(self) -> None:
+        for kernel, dtype, exists in (
+            ("forward_training", "float32", True),
+            ("backward_training", "bfloat16", True),
+            ("stats", "float32", False),
+            ("forward_training_add_relu", "float32", False),
+        ):
+            with self.subTest(kernel):
+                self.assertEqual(self.worker.ask_all(f"cell {kernel} {dtype} nchw 3 7 9 9 2")["bound"], exists)
+                answer = self.worker.ask("measure 0.01 bound bound:streaming")
+                if exists:
+                    self.assertEqual(list(answer["ratios"]), ["bound", "bound:streaming"])
+                else:
+                    self.assertEqual(answer["error"], "there is no bound for this kernel")
+        # Beyond the cache, nothing moves the bytes in less time.
+        self.worker.ask_all("cell forward_training float32 nchw 16 64 56 56 1")
+        self.assertGreater(sorted(self.worker.ask("measure 0.2 bound")["ratios"]["bound"])[3], 0.9)
+
+    def test_names_the_machine(self) -> None:
+        answer = self.worker.ask("machine")
+        self.assertEqual(sorted(answer), ["cpu", "instruction_set"])
+        self.assertRegex(answer["cpu"], r"^\S+ \d+ \d+$")
 
     def test_serves_what_operations_def_has(self) -> None:
         served = self.worker.ask("cell none float32 nchw 1 1 1 1 1")["error"].split("none of ")[1].split(", ")

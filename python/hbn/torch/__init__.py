@@ -16,5 +16,15 @@ if not hasattr(_torch.Tensor, "__dlpack_c_exchange_api__"):
 from hbn.torch._convert import convert, revert  # noqa: E402
 from hbn.torch._fuse import fuse_conv_bn  # noqa: E402
 from hbn.torch._modules import BatchNorm1d, BatchNorm2d, BatchNorm3d  # noqa: E402
+from hbn.torch._record_shapes import RecordedCall, record_shapes  # noqa: E402
 
-__all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "convert", "fuse_conv_bn", "revert"]
+__all__ = [
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "BatchNorm3d",
+    "RecordedCall",
+    "convert",
+    "fuse_conv_bn",
+    "record_shapes",
+    "revert",
+]

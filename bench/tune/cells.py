@@ -1,0 +1,40 @@
+"""What is tuned: cells, each one kernel on tensors of one dtype, layout and shape."""
+
+import math
+from collections.abc import Iterable
+from typing import NamedTuple
+
+Shape = tuple[int, int, int, int]
+
+
+class Cell(NamedTuple):
+    """One search."""
+
+    kernel: str
+    dtype: str
+    layout: str  # of the caller's dense tensors
+    shape: Shape
+    threads: int
+
+    def shape_name(self) -> str:
+        """For example 32x64x56x56."""
+        return "x".join(map(str, self.shape))
+
+    def name(self) -> str:
+        """For people, and of the study in Optuna."""
+        return f"{self.kernel} {self.dtype} {self.layout} {self.shape_name()}"
+
+    def sizes(self) -> dict[str, int]:
+        """The numbers that shape classes are made of."""
+        n, c, h, w = self.shape
+        return {"n": n, "c": c, "plane": h * w}
+
+    def request(self) -> str:
+        """The line that the worker reads."""
+        return " ".join(map(str, ["cell", self.kernel, self.dtype, self.layout, *self.shape, self.threads]))
+
+
+def make_cells(tuned: Iterable[tuple[str, str, str, Shape]], threads: int) -> list[Cell]:
+    """Of kernels, dtypes, layouts and shapes; small tensors first: what is learnt there is tried on large ones."""
+    chosen = [Cell(*names, shape, threads) for *names, shape in sorted(tuned, key=lambda one: math.prod(one[3]))]
+    return list(dict.fromkeys(chosen))

@@ -1,0 +1,107 @@
+"""Compiles candidates' kernels, several at once, each by the generators and a linker in processes of their own.
+
+What was compiled once is found again in the folder, by the text of its command and the generators' contents.
+"""
+
+import concurrent.futures
+import hashlib
+import os
+import pathlib
+import shlex
+import shutil
+import subprocess
+import tempfile
+import time
+from typing import Any, NamedTuple
+
+from . import tables
+from .build import Build
+from .spaces import Candidate
+
+SYMBOL = "hbn_candidate"
+"""Of every kernel: equal kernels are then equal files."""
+SECONDS = 60
+"""That one may take."""
+
+
+class Kernel(NamedTuple):
+    """A compiled kernel, or why it could not be compiled."""
+
+    path: pathlib.Path | None
+    code: str  # the same for the same instructions
+    why: str = ""
+    seconds: float = 0
+
+
+class Compiler:
+    """A pool of processes."""
+
+    def __init__(self, build: Build, folder: pathlib.Path, jobs: int):
+        """`folder` keeps what is compiled."""
+        self.build, self.folder = build, folder
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for part in self.folder.glob("part-*"):  # of a tuner that was killed
+            if time.time() - part.stat().st_mtime > 2 * SECONDS:
+                shutil.rmtree(part, ignore_errors=True)
+        self.pool = concurrent.futures.ThreadPoolExecutor(jobs)
+        self.rows = tables.kernels()
+        # For machines that are shared: a command that waits for its turn.
+        self.prefix = shlex.split(os.environ.get("HBN_TUNE_COMPILE_WITH", ""))
+        self.running: dict[str, concurrent.futures.Future[Kernel]] = {}
+
+    def command(self, kernel: str, dtype: str, candidate: Candidate) -> list[str]:
+        """What the generators are told, but where to write."""
+        row, halide_target = self.rows[kernel], self.build.halide_targets[self.build.instruction_set]
+        settings = [f"{name}={value}" for name, value in candidate.parameters]
+        return [
+            "-g", row["generator"], "-f", SYMBOL, "-e", "object", f"target={halide_target}", f"dtype={dtype}",
+            f"layout={candidate.kernel_layout}", *shlex.split(row["parameters"]),
+            *settings,
+        ]  # fmt: skip
+
+    def start(self, kernel: str, dtype: str, candidate: Candidate) -> concurrent.futures.Future[Kernel]:
+        """Compiles it in the background, unless that was done or is under way."""
+        command = self.command(kernel, dtype, candidate)
+        name = hashlib.sha256(" ".join([self.build.fingerprint, *command]).encode()).hexdigest()[:20]
+        if name not in self.running:
+            self.running[name] = self.pool.submit(self._compile, name, command)
+        return self.running[name]
+
+    def _compile(self, name: str, command: list[str]) -> Kernel:
+        library, code = self.folder / f"{name}.so", self.folder / f"{name}.code"
+        if code.exists() and library.exists():
+            return Kernel(library, code.read_text())
+        begin = time.monotonic()
+        try:
+            # In a folder of its own: what a tuner that was killed had started may still be at work.
+            with tempfile.TemporaryDirectory(prefix="part-", dir=self.folder) as part:
+                made, linked = pathlib.Path(part) / f"{SYMBOL}.o", pathlib.Path(part) / f"{SYMBOL}.so"
+                self._run([*self.prefix, str(self.build.generators), "-n", SYMBOL, "-o", part, *command])
+                linker = [os.environ.get("CXX", "c++"), "-shared", "-Wl,-Bsymbolic"]
+                self._run([*self.prefix, *linker, "-o", str(linked), str(made)])
+                digest = hashlib.sha256(made.read_bytes()).hexdigest()[:16]
+                linked.replace(library)
+                made.write_text(digest)
+                made.replace(code)  # last: it says that the library is whole
+        except subprocess.TimeoutExpired:
+            return Kernel(None, "", f"took longer than {SECONDS} s to compile", time.monotonic() - begin)
+        except (subprocess.CalledProcessError, OSError) as error:
+            return Kernel(None, "", f"does not compile: {reason(error)}", time.monotonic() - begin)
+        return Kernel(library, digest, "", time.monotonic() - begin)
+
+    def _run(self, command: list[str]) -> None:
+        subprocess.run(
+            command, check=True, timeout=SECONDS if not self.prefix else None, text=True,
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C is for the tuner: a candidate must not seem to fail for it
+        )  # fmt: skip
+
+    def finish(self) -> None:
+        """Waits for what is under way, and starts nothing more."""
+        self.pool.shutdown(cancel_futures=True)
+
+
+def reason(error: Any) -> str:
+    """The last line of what a program said."""
+    said = (getattr(error, "stderr", None) or "").strip()
+    return said.splitlines()[-1][:500] if said else str(error)
