@@ -3,7 +3,6 @@
 // stays in a cache.
 #include "bench/contestant_base.h"
 
-#include <map>
 #include <stdexcept>
 #include <vector>
 
@@ -17,12 +16,6 @@ constexpr bool kTwoSweeps = true;
 #else
 constexpr bool kTwoSweeps = false;
 #endif
-
-// One team per size for the life of the process: a new one's threads would start cold.
-bench::Team &team_of(int size) {
-    static std::map<int, bench::Team> teams;
-    return teams.try_emplace(size, size).first->second;
-}
 
 #if defined(__x86_64__)
 __attribute__((target("avx"))) float read_part(const float *a, size_t begin, size_t end) {
@@ -81,7 +74,7 @@ public:
     double run(int repeats) override {
         double best = 1e30;
         for (const int size : sizes) {
-            team = &team_of(size);
+            team = &bench::team_of(size);
             for (const bool streaming : {false, true}) {
                 move.streaming = streaming;
                 call();
