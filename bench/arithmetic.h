@@ -10,10 +10,11 @@ namespace hbn::bench {
 
 // What elements are computed with, once a channel: see generators/reductions.h and coefficients.h.
 struct Coefficients {
-    double pivot;             // what sums are about: forward's pivot, or backward's mean
-    double one = 1;           // unknown to the compiler
-    float mean, range_scale;  // x - mean is x * range_scale - mean where the dtype has float32's range
-    float slope, constant;    // y = (x - mean) * slope + constant
+    double pivot;    // what sums are about: forward's pivot, or backward's mean
+    double one = 1;  // unknown to the compiler
+    float mean,
+        range_scale;  // x - mean is x * range_scale - mean where the dtype has float32's range
+    float slope, constant;        // y = (x - mean) * slope + constant
     float mean_dy, mean_dy_xhat;  // dx = (dy - mean_dy - (x - mean) * mean_dy_xhat) * slope
 };
 
@@ -31,18 +32,21 @@ struct ArithmeticSums {
     uint32_t largest;  // bits of the largest magnitude of a group's sum, where groups are guarded
 };
 
+// How a sum's loop subtracts its pivot: where conversions and additions share their ports, as they do on AMD's processors,
+// an fma with 1 is faster, and has the same bits.
+enum Subtraction { BY_SUBTRACTION, BY_FMA };
+
 // The loops for one instruction set; arrays have an element for each dtype of contestant.h. Each goes over the tensors
 // `passes` times.
 struct ArithmeticLoops {
     const char *instruction_set;  // as hbn names it
     using Sums = ArithmeticSums (*)(const ArithmeticTensors &, const Coefficients &, int passes);
     using Map = void (*)(const ArithmeticTensors &, const Coefficients &, int passes);
-    Sums forward_sums[3], backward_sums[3];
+    Sums forward_sums[2][3], backward_sums[2][3];  // by Subtraction, and dtype
     Map forward_map[3], backward_map[3];
 };
 
-extern const ArithmeticLoops arithmetic_loops_avx512, arithmetic_loops_avx2,
-    arithmetic_loops_sse41;
+extern const ArithmeticLoops arithmetic_loops_avx512, arithmetic_loops_avx2, arithmetic_loops_sse41;
 
 }  // namespace hbn::bench
 

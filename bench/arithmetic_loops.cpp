@@ -82,14 +82,15 @@ double sum_of(const Doubles &v) {
     return sum;
 }
 
-// v - pivot. Where there is FMA it is one: on AMD's processors additions share their ports with conversions, and
-// multiplications don't. v * 1 is exact, so that the bits are the same.
-Doubles distance(const Doubles &v, [[maybe_unused]] const Doubles &one, const Doubles &pivot) {
+// v - pivot; v * 1 is exact.
+template<Subtraction subtraction, typename V>
+V distance(const V &v, [[maybe_unused]] const V &one, const V &pivot) {
 #if defined(__FMA__)
-    return v * one - pivot;
-#else
-    return v - pivot;
+    if (subtraction == BY_FMA) {
+        return v * one - pivot;
+    }
 #endif
+    return v - pivot;
 }
 
 // ---- dtypes: kBytes of them are kVectors of float32
@@ -168,23 +169,27 @@ private:
 #else
     // Without instructions for it: by multiplication, which is exact, and takes subnormal numbers too.
     static Floats widen_half(const char *from) {
-        const Words bits = Words(_mm_cvtepu16_epi32(_mm_loadl_epi64(
-                               reinterpret_cast<const __m128i *>(from)))),
+        const Words bits = Words(_mm_cvtepu16_epi32(
+                        _mm_loadl_epi64(reinterpret_cast<const __m128i *>(from)))),
                     magnitude = (bits & 0x7fff) << 13;
-        const Words no_number = Words(magnitude >= (0x7c00 << 13)) & 0x7f800000;
+        const Words no_number = larger_than(magnitude, (0x7c00 << 13) - 1) & 0x7f800000;
         return Floats(Words(Floats(magnitude) * 0x1p112f) | no_number | (bits & 0x8000) << 16);
     }
     // Rounds numbers whose float16 is normal as integers, and others by adding what their last bit is worth.
     static void narrow_half(const Floats &v, char *to) {
         const Words sign = Words(v) & 0x80000000, magnitude = Words(v) ^ sign;
-        const Words normal = (magnitude - 0x38000000 + 0xfff + (magnitude >> 13 & 1)) >> 13;
+        const Words normal = (magnitude + (0xfff - 0x38000000) + (magnitude >> 13 & 1)) >> 13;
         const Words least = Words(Floats(magnitude) + 0.5f) - 0x3f000000;
-        const Words no_number = (Words(magnitude > 0x7f800000) & 0x200) | 0x7c00;
-        Words half = Words(magnitude < 0x38800000) ? least : normal;
-        half = Words(magnitude >= 0x477ff000) ? no_number : half;
-        half |= sign >> 16;
+        const __m128i rounded = _mm_blendv_epi8(__m128i(least), __m128i(normal),
+                                                __m128i(larger_than(magnitude, 0x387fffff)));
+        const Words half = Words(_mm_min_epi32(rounded, _mm_set1_epi32(0x7c00))) |
+                           (larger_than(magnitude, 0x7f800000) & 0x200) | sign >> 16;
         _mm_storel_epi64(reinterpret_cast<__m128i *>(to),
                          _mm_packus_epi32(__m128i(half), __m128i(half)));
+    }
+    // Of magnitudes, which compare as signed numbers do.
+    static Words larger_than(const Words &magnitude, int least) {
+        return Words(_mm_cmpgt_epi32(__m128i(magnitude), _mm_set1_epi32(least)));
     }
 #endif
 };
@@ -204,6 +209,7 @@ ArithmeticSums sum_of(const Doubles (&first)[kChains], const Doubles (&second)[k
     return sums;
 }
 
+template<Subtraction subtraction>
 ArithmeticSums forward_sums_float32(const ArithmeticTensors &t, const Coefficients &c, int passes) {
     const Doubles pivot = Doubles{} + c.pivot, one = Doubles{} + c.one;
     Doubles sum[kChains] = {}, squares[kChains] = {};
@@ -212,7 +218,7 @@ ArithmeticSums forward_sums_float32(const ArithmeticTensors &t, const Coefficien
 #pragma GCC unroll 8
             for (int k = 0; k < kChains; k++) {
                 const Doubles d =
-                    distance(wide(t.x, at + k * (kBytes / 2)), one, pivot);
+                    distance<subtraction>(wide(t.x, at + k * (kBytes / 2)), one, pivot);
                 sum[k] += d;
                 squares[k] += d * d;
             }
@@ -221,6 +227,7 @@ ArithmeticSums forward_sums_float32(const ArithmeticTensors &t, const Coefficien
     return sum_of(sum, squares);
 }
 
+template<Subtraction subtraction>
 ArithmeticSums backward_sums_float32(const ArithmeticTensors &t, const Coefficients &c,
                                      int passes) {
     const Doubles mean = Doubles{} + c.pivot, one = Doubles{} + c.one;
@@ -232,7 +239,7 @@ ArithmeticSums backward_sums_float32(const ArithmeticTensors &t, const Coefficie
                 const size_t here = at + k * (kBytes / 2);
                 const Doubles dy = wide(t.grad_output, here);
                 sum[k] += dy;
-                products[k] += dy * distance(wide(t.x, here), one, mean);
+                products[k] += dy * distance<subtraction>(wide(t.x, here), one, mean);
             }
         }
     }
@@ -283,9 +290,9 @@ struct Totals {
 };
 static_assert(kArithmeticStep % (kGroup * kBytes) == 0);
 
-template<typename T>
+template<typename T, Subtraction subtraction>
 ArithmeticSums forward_sums(const ArithmeticTensors &t, const Coefficients &c, int passes) {
-    const Floats pivot = Floats{} + float(c.pivot);
+    const Floats pivot = Floats{} + float(c.pivot), one = Floats{} + float(c.one);
     Totals totals;
     for (; passes > 0; passes--, end_pass()) {
         for (size_t at = 0; at < t.bytes; at += kGroup * kBytes) {
@@ -295,7 +302,7 @@ ArithmeticSums forward_sums(const ArithmeticTensors &t, const Coefficients &c, i
                 Floats x[2];
                 T::widen(t.x, at + row * kBytes, x);
                 for (int i = 0; i < 2; i++) {
-                    const Floats d = x[i] - pivot;
+                    const Floats d = distance<subtraction>(x[i], one, pivot);
                     group.first[i] = row == 0 ? d : group.first[i] + d;
                     group.second[i] = row == 0 ? d * d : group.second[i] + d * d;
                 }
@@ -303,17 +310,17 @@ ArithmeticSums forward_sums(const ArithmeticTensors &t, const Coefficients &c, i
             totals.add(group);
             if (T::kWholeRange) {
                 // A large sum of d comes with a larger one of squares, which needs no sign removed.
-                totals.largest = larger(larger(totals.largest, Words(group.second[0])),
-                                        Words(group.second[1]));
+                totals.largest =
+                    larger(larger(totals.largest, Words(group.second[0])), Words(group.second[1]));
             }
         }
     }
     return totals.result();
 }
 
-template<typename T>
+template<typename T, Subtraction subtraction>
 ArithmeticSums backward_sums(const ArithmeticTensors &t, const Coefficients &c, int passes) {
-    const Floats mean = Floats{} + float(c.pivot);
+    const Floats mean = Floats{} + float(c.pivot), one = Floats{} + float(c.one);
     Totals totals;
     for (; passes > 0; passes--, end_pass()) {
         for (size_t at = 0; at < t.bytes; at += kGroup * kBytes) {
@@ -324,7 +331,7 @@ ArithmeticSums backward_sums(const ArithmeticTensors &t, const Coefficients &c, 
                 T::widen(t.x, at + row * kBytes, x);
                 T::widen(t.grad_output, at + row * kBytes, dy);
                 for (int i = 0; i < 2; i++) {
-                    const Floats d = x[i] - mean;
+                    const Floats d = distance<subtraction>(x[i], one, mean);
                     group.first[i] = row == 0 ? dy[i] : group.first[i] + dy[i];
                     group.second[i] = row == 0 ? dy[i] * d : group.second[i] + dy[i] * d;
                 }
@@ -391,8 +398,13 @@ void backward_map(const ArithmeticTensors &t, const Coefficients &coefficients, 
 
 const ArithmeticLoops HBN_LOOPS_OF(HBN_BENCH_INSTRUCTION_SET) = {
     HBN_NAME(HBN_BENCH_INSTRUCTION_SET),
-    {forward_sums_float32, forward_sums<Bfloat16>, forward_sums<Float16>},
-    {backward_sums_float32, backward_sums<Bfloat16>, backward_sums<Float16>},
+    {{forward_sums_float32<BY_SUBTRACTION>, forward_sums<Bfloat16, BY_SUBTRACTION>,
+      forward_sums<Float16, BY_SUBTRACTION>},
+     {forward_sums_float32<BY_FMA>, forward_sums<Bfloat16, BY_FMA>, forward_sums<Float16, BY_FMA>}},
+    {{backward_sums_float32<BY_SUBTRACTION>, backward_sums<Bfloat16, BY_SUBTRACTION>,
+      backward_sums<Float16, BY_SUBTRACTION>},
+     {backward_sums_float32<BY_FMA>, backward_sums<Bfloat16, BY_FMA>,
+      backward_sums<Float16, BY_FMA>}},
     {forward_map<Float32>, forward_map<Bfloat16>, forward_map<Float16>},
     {backward_map<Float32>, backward_map<Bfloat16>, backward_map<Float16>},
 };
