@@ -10,6 +10,9 @@
 #include <immintrin.h>
 
 namespace hbn::bench {
+
+// limits.py tells loops apart by this.
+namespace HBN_BENCH_INSTRUCTION_SET {
 namespace {
 
 #if defined(__AVX512F__)
@@ -210,7 +213,9 @@ ArithmeticSums sum_of(const Doubles (&first)[kChains], const Doubles (&second)[k
 }
 
 template<Subtraction subtraction>
-ArithmeticSums forward_sums_float32(const ArithmeticTensors &t, const Coefficients &c, int passes) {
+[[gnu::always_inline]] inline ArithmeticSums forward_sums_in_float64(const ArithmeticTensors &t,
+                                                                     const Coefficients &c,
+                                                                     int passes) {
     const Doubles pivot = Doubles{} + c.pivot, one = Doubles{} + c.one;
     Doubles sum[kChains] = {}, squares[kChains] = {};
     for (; passes > 0; passes--, end_pass()) {
@@ -228,8 +233,9 @@ ArithmeticSums forward_sums_float32(const ArithmeticTensors &t, const Coefficien
 }
 
 template<Subtraction subtraction>
-ArithmeticSums backward_sums_float32(const ArithmeticTensors &t, const Coefficients &c,
-                                     int passes) {
+[[gnu::always_inline]] inline ArithmeticSums backward_sums_in_float64(const ArithmeticTensors &t,
+                                                                      const Coefficients &c,
+                                                                      int passes) {
     const Doubles mean = Doubles{} + c.pivot, one = Doubles{} + c.one;
     Doubles sum[kChains] = {}, products[kChains] = {};
     for (; passes > 0; passes--, end_pass()) {
@@ -292,6 +298,9 @@ static_assert(kArithmeticStep % (kGroup * kBytes) == 0);
 
 template<typename T, Subtraction subtraction>
 ArithmeticSums forward_sums(const ArithmeticTensors &t, const Coefficients &c, int passes) {
+    if constexpr (T::kVectors == 1) {
+        return forward_sums_in_float64<subtraction>(t, c, passes);
+    }
     const Floats pivot = Floats{} + float(c.pivot), one = Floats{} + float(c.one);
     Totals totals;
     for (; passes > 0; passes--, end_pass()) {
@@ -320,6 +329,9 @@ ArithmeticSums forward_sums(const ArithmeticTensors &t, const Coefficients &c, i
 
 template<typename T, Subtraction subtraction>
 ArithmeticSums backward_sums(const ArithmeticTensors &t, const Coefficients &c, int passes) {
+    if constexpr (T::kVectors == 1) {
+        return backward_sums_in_float64<subtraction>(t, c, passes);
+    }
     const Floats mean = Floats{} + float(c.pivot), one = Floats{} + float(c.one);
     Totals totals;
     for (; passes > 0; passes--, end_pass()) {
@@ -395,15 +407,19 @@ void backward_map(const ArithmeticTensors &t, const Coefficients &coefficients, 
 #define HBN_LOOPS_OF(name) HBN_LOOPS(name)
 
 }  // namespace
+}  // namespace HBN_BENCH_INSTRUCTION_SET
+
+using namespace HBN_BENCH_INSTRUCTION_SET;
 
 const ArithmeticLoops HBN_LOOPS_OF(HBN_BENCH_INSTRUCTION_SET) = {
     HBN_NAME(HBN_BENCH_INSTRUCTION_SET),
-    {{forward_sums_float32<BY_SUBTRACTION>, forward_sums<Bfloat16, BY_SUBTRACTION>,
+    {{forward_sums<Float32, BY_SUBTRACTION>, forward_sums<Bfloat16, BY_SUBTRACTION>,
       forward_sums<Float16, BY_SUBTRACTION>},
-     {forward_sums_float32<BY_FMA>, forward_sums<Bfloat16, BY_FMA>, forward_sums<Float16, BY_FMA>}},
-    {{backward_sums_float32<BY_SUBTRACTION>, backward_sums<Bfloat16, BY_SUBTRACTION>,
+     {forward_sums<Float32, BY_FMA>, forward_sums<Bfloat16, BY_FMA>,
+      forward_sums<Float16, BY_FMA>}},
+    {{backward_sums<Float32, BY_SUBTRACTION>, backward_sums<Bfloat16, BY_SUBTRACTION>,
       backward_sums<Float16, BY_SUBTRACTION>},
-     {backward_sums_float32<BY_FMA>, backward_sums<Bfloat16, BY_FMA>,
+     {backward_sums<Float32, BY_FMA>, backward_sums<Bfloat16, BY_FMA>,
       backward_sums<Float16, BY_FMA>}},
     {forward_map<Float32>, forward_map<Bfloat16>, forward_map<Float16>},
     {backward_map<Float32>, backward_map<Bfloat16>, backward_map<Float16>},

@@ -66,7 +66,8 @@ def environment(pages: str) -> dict[str, str]:
     """What workers get in addition."""
     lib = pathlib.Path(sys.prefix) / "lib"
     # Where oneDNN's SYCL runtime and the CPU device that it runs on are.
-    return {"GLIBC_TUNABLES": MALLOC.format(huge=int(pages == "2m")), "LD_LIBRARY_PATH": str(lib), "OCL_ICD_FILENAMES": str(lib / "libintelocl.so")}
+    return {"GLIBC_TUNABLES": MALLOC.format(huge=int(pages == "2m")), "LD_LIBRARY_PATH": str(lib),
+            "OCL_ICD_FILENAMES": str(lib / "libintelocl.so")}
 
 
 def measure(settings: dict[str, Any], results: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -85,7 +86,8 @@ def measure(settings: dict[str, Any], results: dict[str, Any]) -> Iterator[dict[
             else:
                 yield message
     if worker.returncode != 0:
-        results["errors"].append(f"the worker for {settings['threads']} threads and pages of {settings['pages']} ended with {worker.returncode}")
+        results["errors"].append(f"the worker for {settings['threads']} threads and pages of {settings['pages']} ended "
+                                 f"with {worker.returncode}")
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
@@ -94,14 +96,15 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     if not cells:
         sys.exit("bench: no cell matches --filter")
     counts = thread_counts(options.threads)
+    contestants = grid.FUSED_CONTESTANTS if options.fused else grid.CONTESTANTS
     settings = {
         "rounds": options.rounds, "sample_seconds": 0.0002, "settle_seconds": 0.02, "cells": cells,
         "libraries": str(options.libraries.resolve()),
-        "contestants": [c for c in (grid.FUSED_CONTESTANTS if options.fused else grid.CONTESTANTS) if c in grid.LIMITS or re.search(options.contestants, c)],
+        "contestants": [c for c in contestants if c in grid.LIMITS or re.search(options.contestants, c)],
     }
     workers = [(pages, threads) for threads in counts for pages in options.pages]
-    results: dict[str, Any] = {"machine": machine.describe(), "environment": environment(options.pages[-1]), "settings": settings,
-                               "versions": {}, "missing": {}, "errors": [], "cells": []}
+    results: dict[str, Any] = {"machine": machine.describe(), "settings": settings,
+                               "environment": {pages: environment(pages) for pages in options.pages}, "versions": {}, "missing": {}, "errors": [], "cells": []}
     deadline = time.monotonic() + options.time_budget
     pause = 0.1 if sys.stderr.isatty() else 10  # a log needs no more
     with tqdm(total=len(cells) * len(workers), unit="cell", dynamic_ncols=True, mininterval=pause) as progress:

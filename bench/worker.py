@@ -201,7 +201,8 @@ class Measurement:
                 times[contestant.name].append(contestant.library.run(prepared, repeats) / repeats)
         for contestant, prepared in self.prepared:
             contestant.library.release(prepared)
-        return {**self.cell._asdict(), "threads": self.settings["threads"], "pages": self.settings["pages"], "times": times, "repeats": self.repeats,
+        return {**self.cell._asdict(), "threads": self.settings["threads"], "pages": self.settings["pages"],
+                "times": times, "repeats": self.repeats,
                 "unsupported": self.unsupported, "difference_from_hbn": self.disagreement}
 
 
