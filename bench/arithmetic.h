@@ -36,6 +36,9 @@ struct ArithmeticSums {
 // an fma with 1 is faster, and has the same bits.
 enum Subtraction { BY_SUBTRACTION, BY_FMA };
 
+// How a map stores: streaming stores bypass the cache.
+enum Stores { ORDINARY_STORES, STREAMING_STORES };
+
 // The loops for one instruction set; arrays have an element for each dtype of contestant.h. Each goes over the tensors
 // `passes` times.
 struct ArithmeticLoops {
@@ -43,7 +46,7 @@ struct ArithmeticLoops {
     using Sums = ArithmeticSums (*)(const ArithmeticTensors &, const Coefficients &, int passes);
     using Map = void (*)(const ArithmeticTensors &, const Coefficients &, int passes);
     Sums forward_sums[2][3], backward_sums[2][3];  // by Subtraction, and dtype
-    Map forward_map[3], backward_map[3];
+    Map forward_map[2][3], backward_map[2][3];     // by Stores, and dtype
 };
 
 extern const ArithmeticLoops arithmetic_loops_avx512, arithmetic_loops_avx2, arithmetic_loops_sse41;

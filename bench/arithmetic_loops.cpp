@@ -37,9 +37,22 @@ V load(const void *from, size_t at) {
     return *reinterpret_cast<const V *>(static_cast<const char *>(from) + at);
 }
 
-template<typename V>
+template<Stores stores, typename V>
 void store(void *to, size_t at, const V &v) {
-    *reinterpret_cast<V *>(static_cast<char *>(to) + at) = v;
+    char *here = static_cast<char *>(to) + at;
+    if constexpr (stores == ORDINARY_STORES) {
+        *reinterpret_cast<V *>(here) = v;
+#if defined(__AVX512F__)
+    } else if constexpr (sizeof(V) == 64) {
+        _mm512_stream_si512(reinterpret_cast<__m512i *>(here), __m512i(v));
+#endif
+#if defined(__AVX__)
+    } else if constexpr (sizeof(V) == 32) {
+        _mm256_stream_si256(reinterpret_cast<__m256i *>(here), __m256i(v));
+#endif
+    } else {
+        _mm_stream_si128(reinterpret_cast<__m128i *>(here), __m128i(v));
+    }
 }
 
 // The next pass reads and writes memory again.
@@ -104,8 +117,9 @@ struct Float32 {
     static void widen(const void *from, size_t at, Floats out[]) {
         out[0] = load<Floats>(from, at);
     }
+    template<Stores stores>
     static void narrow(const Floats v[], void *to, size_t at) {
-        store(to, at, v[0]);
+        store<stores>(to, at, v[0]);
     }
 };
 
@@ -117,14 +131,15 @@ struct Bfloat16 {
         out[0] = Floats(pairs << 16);
         out[1] = Floats(pairs & 0xffff0000);
     }
+    template<Stores stores>
     static void narrow(const Floats v[], void *to, size_t at) {
         const Words even = rounded(Words(v[0])) >> 16, odd = rounded(Words(v[1]));
 #if defined(__AVX512F__)
-        store(to, at, _mm512_mask_blend_epi16(0xaaaaaaaa, __m512i(even), __m512i(odd)));
+        store<stores>(to, at, _mm512_mask_blend_epi16(0xaaaaaaaa, __m512i(even), __m512i(odd)));
 #elif defined(__AVX2__)
-        store(to, at, _mm256_blend_epi16(__m256i(even), __m256i(odd), 0xaa));
+        store<stores>(to, at, _mm256_blend_epi16(__m256i(even), __m256i(odd), 0xaa));
 #else
-        store(to, at, _mm_blend_epi16(__m128i(even), __m128i(odd), 0xaa));
+        store<stores>(to, at, _mm_blend_epi16(__m128i(even), __m128i(odd), 0xaa));
 #endif
     }
     // The upper halves are right.
@@ -148,10 +163,15 @@ struct Float16 {
             out[i] = widen_half(static_cast<const char *>(from) + at + i * (kBytes / 2));
         }
     }
+    template<Stores stores>
     static void narrow(const Floats v[], void *to, size_t at) {
+#if defined(__F16C__)
         for (int i = 0; i < 2; i++) {
-            narrow_half(v[i], static_cast<char *>(to) + at + i * (kBytes / 2));
+            store<stores>(to, at + i * (kBytes / 2), narrow_half(v[i]));
         }
+#else
+        store<stores>(to, at, _mm_packus_epi32(narrow_half(v[0]), narrow_half(v[1])));
+#endif
     }
 
 private:
@@ -159,15 +179,15 @@ private:
     static Floats widen_half(const char *from) {
         return _mm512_cvtph_ps(load<__m256i>(from, 0));
     }
-    static void narrow_half(const Floats &v, char *to) {
-        store(to, 0, _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+    static __m256i narrow_half(const Floats &v) {
+        return _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT);
     }
 #elif defined(__F16C__)
     static Floats widen_half(const char *from) {
         return _mm256_cvtph_ps(load<__m128i>(from, 0));
     }
-    static void narrow_half(const Floats &v, char *to) {
-        store(to, 0, _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+    static __m128i narrow_half(const Floats &v) {
+        return _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT);
     }
 #else
     // Without instructions for it: by multiplication, which is exact, and takes subnormal numbers too.
@@ -179,16 +199,14 @@ private:
         return Floats(Words(Floats(magnitude) * 0x1p112f) | no_number | (bits & 0x8000) << 16);
     }
     // Rounds numbers whose float16 is normal as integers, and others by adding what their last bit is worth.
-    static void narrow_half(const Floats &v, char *to) {
+    static __m128i narrow_half(const Floats &v) {
         const Words sign = Words(v) & 0x80000000, magnitude = Words(v) ^ sign;
         const Words normal = (magnitude + (0xfff - 0x38000000) + (magnitude >> 13 & 1)) >> 13;
         const Words least = Words(Floats(magnitude) + 0.5f) - 0x3f000000;
         const __m128i rounded = _mm_blendv_epi8(__m128i(least), __m128i(normal),
                                                 __m128i(larger_than(magnitude, 0x387fffff)));
-        const Words half = Words(_mm_min_epi32(rounded, _mm_set1_epi32(0x7c00))) |
-                           (larger_than(magnitude, 0x7f800000) & 0x200) | sign >> 16;
-        _mm_storel_epi64(reinterpret_cast<__m128i *>(to),
-                         _mm_packus_epi32(__m128i(half), __m128i(half)));
+        return __m128i(Words(_mm_min_epi32(rounded, _mm_set1_epi32(0x7c00))) |
+                       (larger_than(magnitude, 0x7f800000) & 0x200) | sign >> 16);
     }
     // Of magnitudes, which compare as signed numbers do.
     static Words larger_than(const Words &magnitude, int least) {
@@ -367,7 +385,7 @@ Floats deviation(const Floats &x, const Coefficients &c) {
     return T::kWholeRange ? x * c.range_scale - c.mean : x - c.mean;
 }
 
-template<typename T>
+template<typename T, Stores stores>
 void forward_map(const ArithmeticTensors &t, const Coefficients &coefficients, int passes) {
     const Coefficients c = coefficients;  // which stores can't change
     for (; passes > 0; passes--, end_pass()) {
@@ -378,12 +396,12 @@ void forward_map(const ArithmeticTensors &t, const Coefficients &coefficients, i
             for (Floats &x : v) {
                 x = deviation<T>(x, c) * c.slope + c.constant;
             }
-            T::narrow(v, t.out, at);
+            T::template narrow<stores>(v, t.out, at);
         }
     }
 }
 
-template<typename T>
+template<typename T, Stores stores>
 void backward_map(const ArithmeticTensors &t, const Coefficients &coefficients, int passes) {
     const Coefficients c = coefficients;
     for (; passes > 0; passes--, end_pass()) {
@@ -396,7 +414,7 @@ void backward_map(const ArithmeticTensors &t, const Coefficients &coefficients, 
                 const Floats centred = dy[i] - c.mean_dy;
                 x[i] = (centred - deviation<T>(x[i], c) * c.mean_dy_xhat) * c.slope;
             }
-            T::narrow(x, t.out, at);
+            T::template narrow<stores>(x, t.out, at);
         }
     }
 }
@@ -421,8 +439,14 @@ const ArithmeticLoops HBN_LOOPS_OF(HBN_BENCH_INSTRUCTION_SET) = {
       backward_sums<Float16, BY_SUBTRACTION>},
      {backward_sums<Float32, BY_FMA>, backward_sums<Bfloat16, BY_FMA>,
       backward_sums<Float16, BY_FMA>}},
-    {forward_map<Float32>, forward_map<Bfloat16>, forward_map<Float16>},
-    {backward_map<Float32>, backward_map<Bfloat16>, backward_map<Float16>},
+    {{forward_map<Float32, ORDINARY_STORES>, forward_map<Bfloat16, ORDINARY_STORES>,
+      forward_map<Float16, ORDINARY_STORES>},
+     {forward_map<Float32, STREAMING_STORES>, forward_map<Bfloat16, STREAMING_STORES>,
+      forward_map<Float16, STREAMING_STORES>}},
+    {{backward_map<Float32, ORDINARY_STORES>, backward_map<Bfloat16, ORDINARY_STORES>,
+      backward_map<Float16, ORDINARY_STORES>},
+     {backward_map<Float32, STREAMING_STORES>, backward_map<Bfloat16, STREAMING_STORES>,
+      backward_map<Float16, STREAMING_STORES>}},
 };
 
 }  // namespace hbn::bench

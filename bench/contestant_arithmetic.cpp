@@ -69,7 +69,9 @@ public:
                 sum = of_sums[by][p.dtype];
                 sums = std::min(sums, p.operation == FORWARD_INFERENCE ? 0 : slowest(&sum_share));
             }
-            elements = (p.operation == BACKWARD ? set->backward_map : set->forward_map)[p.dtype];
+            elements =
+                (p.operation == BACKWARD ? set->backward_map
+                                         : set->forward_map)[bench::ORDINARY_STORES][p.dtype];
             map = std::min(map, slowest(&map_share));
         }
         return repeats * (sums + map) * (share / (double(kPasses) * kTensorBytes));

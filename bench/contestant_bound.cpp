@@ -45,12 +45,17 @@ void sweep_share(void *context, int index, int size) {
     if (kTwoSweeps) {
         const size_t share = (m.floats / size + 15) / 16 * 16;
         const size_t begin = std::min(m.floats, share * index);
-        const size_t end = std::min(m.floats, begin + share);
-        volatile float used = read_part(m.a, begin, end);
-        if (m.b) {
-            used = read_part(m.b, begin, end);
+        // From the last to the first: what is moved first is then what was read last, and in cache.
+        constexpr size_t kFloats = 16384;
+        for (size_t end = std::min(m.floats, begin + share); end > begin;) {
+            const size_t from = end - std::min(end - begin, kFloats);
+            volatile float used = read_part(m.a, from, end);
+            if (m.b) {
+                used = read_part(m.b, from, end);
+            }
+            (void)used;
+            end = from;
         }
-        (void)used;
     }
     bench::detail::move_share(context, index, size);
 }

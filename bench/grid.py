@@ -10,8 +10,8 @@ FUSED_OPERATIONS = ["forward_training_relu", "forward_training_add_relu", "forwa
                     "forward_inference_add_relu", "backward_relu", "backward_add_relu"]
 LAYOUTS = ["nchw", "nhwc"]
 DTYPES = ["float32", "bfloat16", "float16"]
-# What nobody can beat: the bytes that have to move, and what has to be computed.
-LIMITS = ["bound", "bound_two_sweeps", "arithmetic"]
+# What hbn is held against, and who has no result: the bytes that have to move, what has to be computed, and both together.
+LIMITS = ["bound", "bound_two_sweeps", "arithmetic", "loops"]
 CONTESTANTS = [*LIMITS, "hbn", "torch", "onednn"]
 FUSED_CONTESTANTS = ["hbn", "unfused", "torch"]
 

@@ -13,7 +13,8 @@ import sys
 from typing import Any, NamedTuple
 
 HERE = pathlib.Path(__file__).resolve().parent
-# What the table calls them, and what arithmetic_loops.cpp does. Sums subtract (0) or take an fma for it (1).
+# What the table calls them, and what arithmetic_loops.cpp does. Sums subtract (0) or take an fma for it (1), and maps'
+# stores are ordinary ones (0).
 DTYPES = {"float32": "Float32", "bfloat16": "Bfloat16", "float16": "Float16"}
 
 
@@ -50,7 +51,7 @@ def loops(contestant: pathlib.Path) -> dict[str, Loop]:
         # ... hbn::bench::avx2::(anonymous namespace)::forward_map<hbn::bench::avx2::(anonymous namespace)::Float32>(...
         header = re.match(r"[0-9a-f]+ <.*?hbn::bench::(\w+)::\(anonymous namespace\)::(\w+<.*>)\(hbn::", function)
         if header and (loop := innermost(function)):
-            name = re.sub(r"hbn::bench::\w+::\(anonymous namespace\)::|\(hbn::bench::Subtraction\)", "", header[2])
+            name = re.sub(r"hbn::bench::\w+::\(anonymous namespace\)::|\(hbn::bench::\w+\)", "", header[2])
             found[f"{header[1]} {name}"] = loop
     return found
 
@@ -140,7 +141,7 @@ def table(all_loops: dict[str, Loop], llvm_mca: str) -> list[str]:
 
 def entry(all_loops: dict[str, Loop], processor: Processor, function: str, dtype: str, llvm_mca: str) -> str:
     """For example '19 in 4.0 cycles: FP2 FP3'."""
-    variants = [f"{function}<{dtype}{way}>" for way in ((", 0", ", 1") if function.endswith("sums") else ("",))]
+    variants = [f"{function}<{dtype}, {way}>" for way in ((0, 1) if function.endswith("sums") else (0,))]
     costs: list[Any] = []
     for variant in variants:
         loop = all_loops[f"{processor.instruction_set} {variant}"]

@@ -11,7 +11,8 @@ import machine as machines
 
 RIVALS = ["torch", "onednn"]
 COLOURS = {"hbn": "#1b7837", "torch": "#d6604d", "onednn": "#4393c3"}
-NAMES = {"hbn": "hbn", "torch": "PyTorch", "onednn": "oneDNN", "bound": "bound", "unfused": "unfused"}
+NAMES = {"hbn": "hbn", "torch": "PyTorch", "onednn": "oneDNN", "bound": "bound", "unfused": "unfused",
+         "loops": "hand-written loops"}
 # Less than this, together, may stay in a cache.
 BEYOND_CACHE = 24e6
 # Smaller tensors live in caches and are measured against call overhead, not memory.
@@ -278,8 +279,14 @@ def limit_lines(all_rows: list[Row]) -> list[str]:
             median = statistics.median(times for times, _ in group)
             lines.append(f"{verdict(worst <= MOST_OF_LIMIT and median <= MEDIAN_OF_LIMIT)}    {operation} "
                          f"{layout.upper()} {dtype}: median {median:.2f}, worst {worst:.2f}, {row.cell.shape_name()} "
-                         f"threads={row.threads} pages={row.pages}, by {row.limited_by}")
+                         f"threads={row.threads} pages={row.pages}, by {row.limited_by}{beside_loops(group)}")
     return lines
+
+
+def beside_loops(group: list[tuple[float, Row]]) -> str:
+    """How hand-written loops do on the same tensors."""
+    ratios = [ratio for _, row in group if (ratio := row.ratio("loops")) is not None]
+    return f"; hand-written loops' time / hbn's: median {statistics.median(ratios):.2f}" if ratios else ""
 
 
 def rival_lines(all_rows: list[Row]) -> list[str]:
@@ -347,11 +354,12 @@ def markdown(results: dict[str, Any], all_rows: list[Row]) -> str:
                for where, variables in environments(results)),
              *(f"- {note}" for note in notes(results)), "", *digest(all_rows), "", *arithmetic_table(results),
              "Best times in microseconds. The bound is *italic* where it reads all twice. The limit is the larger of "
-             "what memory and arithmetic take, and says which. In brackets the shares of the bound and of the limit."]
+             "what memory and arithmetic take, and says which; loops is what hand-written loops take, where memory and "
+             "arithmetic add up as they have to. In brackets the shares of the bound and of the limit."]
     for threads, pages, dtype in dict.fromkeys((row.threads, row.pages, row.cell.dtype) for row in all_rows):
         lines += ["", f"## {dtype}, {ran_with(threads, pages)}", "",
-                  "| cell | bound | limit | hbn | PyTorch | oneDNN | PyTorch / hbn | oneDNN / hbn |",
-                  "| --- " * 8 + "|"]
+                  "| cell | bound | limit | loops | hbn | PyTorch | oneDNN | loops / hbn | PyTorch / hbn | oneDNN / hbn |",
+                  "| --- " * 10 + "|"]
         lines += [table_row(row) for row in all_rows
                   if (row.threads, row.pages, row.cell.dtype) == (threads, pages, dtype)]
     return "\n".join(lines) + "\n"
@@ -388,8 +396,8 @@ def arithmetic_table(results: dict[str, Any]) -> list[str]:
 
 def digest(all_rows: list[Row]) -> list[str]:
     """A line for each operation, layout, dtype, number of threads and size of pages: what the README shows."""
-    lines = ["| | share of the bound: median (worst) | share of the limit | faster than PyTorch: geometric mean "
-             "(worst) | than oneDNN |", "| --- " * 5 + "|"]
+    lines = ["| | share of the bound: median (worst) | share of the limit | hand-written loops' time / hbn's "
+             "| faster than PyTorch: geometric mean (worst) | than oneDNN |", "| --- " * 6 + "|"]
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in all_rows:
         groups.setdefault((*row.cell[:3], row.threads, row.pages), []).append(row)
@@ -397,7 +405,8 @@ def digest(all_rows: list[Row]) -> list[str]:
         columns = [f"{operation} {layout.upper()} {dtype}, {ran_with(threads, pages)}",
                    median_and_worst([share for row in group if row.cell.tensor_bytes() >= LARGE
                                      and (share := row.share("hbn")) is not None]),
-                   median_and_worst([1 / times for times, _ in limited(group)])]
+                   median_and_worst([1 / times for times, _ in limited(group)]),
+                   median_and_worst([ratio for _, row in limited(group) if (ratio := row.ratio("loops")) is not None])]
         for rival in RIVALS:
             ratios = [ratio for row in group if (ratio := row.ratio(rival)) is not None]
             columns.append(f"{statistics.geometric_mean(ratios):.1f} x ({min(ratios):.2f} x)" if ratios else "")
@@ -415,12 +424,13 @@ def table_row(row: Row) -> str:
     bound = f"{row.bound * 1e6:.1f}"
     columns = [f"{row.cell.operation} {row.cell.layout} {row.cell.shape_name()}",
                f"*{bound}*" if row.two_sweeps else bound,
-               f"{row.limit * 1e6:.1f} {row.limited_by}" if row.limit is not None else ""]
+               f"{row.limit * 1e6:.1f} {row.limited_by}" if row.limit is not None else "",
+               f"{row.best['loops'] * 1e6:.1f}" if "loops" in row.best else ""]
     for contestant in ("hbn", *RIVALS):
         shares = [share for share in (row.share(contestant), row.share_of_limit(contestant)) if share is not None]
         columns.append(f"{row.best[contestant] * 1e6:.1f} ({', '.join(f'{share:.2f}' for share in shares)})"
                        if contestant in row.best else "")
-    columns += [f"{ratio:.2f}" if (ratio := row.ratio(rival)) is not None else "" for rival in RIVALS]
+    columns += [f"{ratio:.2f}" if (ratio := row.ratio(rival)) is not None else "" for rival in ("loops", *RIVALS)]
     return "| " + " | ".join(columns) + " |"
 
 

@@ -23,6 +23,7 @@ constexpr DType kDTypes[] = {DType::float32, DType::bfloat16, DType::float16};
 struct Case {
     const ArithmeticLoops *loops;
     int dtype;
+    Stores stores;  // of maps
 };
 
 class ArithmeticTest : public testing::TestWithParam<Case> {
@@ -92,7 +93,7 @@ TEST_P(ArithmeticTest, SumsAreThoseOfPlainLoops) {
 TEST_P(ArithmeticTest, MapsRoundAsPlainLoopsDo) {
     const bool whole_range = dtype() != DType::float16;
     const float scale = whole_range ? c.range_scale : 1;
-    GetParam().loops->forward_map[GetParam().dtype](tensors(), c, 1);
+    GetParam().loops->forward_map[GetParam().stores][GetParam().dtype](tensors(), c, 1);
     for (size_t i = 0; i < count(); i++) {
         const float deviation = std::fma(float(get(x, i)), scale, -c.mean);
         const float fused = std::fma(deviation, c.slope, c.constant),
@@ -101,7 +102,7 @@ TEST_P(ArithmeticTest, MapsRoundAsPlainLoopsDo) {
                     get(out, i) == round_to(dtype(), unfused))
             << get(out, i) << " for " << fused;
     }
-    GetParam().loops->backward_map[GetParam().dtype](tensors(), c, 1);
+    GetParam().loops->backward_map[GetParam().stores][GetParam().dtype](tensors(), c, 1);
     for (size_t i = 0; i < count(); i++) {
         const float deviation = std::fma(float(get(x, i)), scale, -c.mean);
         const float centred = float(get(grad_output, i)) - c.mean_dy;
@@ -128,7 +129,8 @@ TEST_P(ArithmeticTest, MapsOfEveryValueRoundToNearestEven) {
                 const uint16_t bits = uint16_t(first + i);
                 std::memcpy(x + 2 * i, &bits, 2);
             }
-            GetParam().loops->forward_map[GetParam().dtype](tensors(), coefficients, 1);
+            GetParam().loops->forward_map[GetParam().stores][GetParam().dtype](tensors(),
+                                                                               coefficients, 1);
             for (size_t i = 0; i < count(); i++) {
                 const double value = get(x, i);
                 const float mapped = float(value) * coefficients.slope;
@@ -148,7 +150,8 @@ std::vector<Case> cases() {
     for (const ArithmeticLoops *loops :
          {&arithmetic_loops_avx512, &arithmetic_loops_avx2, &arithmetic_loops_sse41}) {
         for (const int dtype : {FLOAT32, BFLOAT16, FLOAT16}) {
-            all.push_back({loops, dtype});
+            all.push_back({loops, dtype, ORDINARY_STORES});
+            all.push_back({loops, dtype, STREAMING_STORES});
         }
     }
     return all;
@@ -156,7 +159,8 @@ std::vector<Case> cases() {
 
 std::string name_of(const testing::TestParamInfo<Case> &info) {
     static const char *const names[] = {"float32", "bfloat16", "float16"};
-    return std::string(info.param.loops->instruction_set) + "_" + names[info.param.dtype];
+    return std::string(info.param.loops->instruction_set) + "_" + names[info.param.dtype] +
+           (info.param.stores == STREAMING_STORES ? "_streaming" : "");
 }
 
 INSTANTIATE_TEST_SUITE_P(Loops, ArithmeticTest, testing::ValuesIn(cases()), name_of);

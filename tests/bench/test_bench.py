@@ -138,13 +138,15 @@ def test_a_slow_median_is_not_met_even_where_every_cell_is_within():
 
 def test_markdown_has_both_shares_arithmetic_and_ports():
     cells = [
-        raw(shape=(32, 64, 56, 56), pages=p, bound=1e-3, arithmetic=2e-3, hbn=4e-3, torch=8e-3) for p in ("4k", "2m")
+        raw(shape=(32, 64, 56, 56), pages=p, bound=1e-3, arithmetic=2e-3, hbn=4e-3, loops=3e-3, torch=8e-3)
+        for p in ("4k", "2m")
     ]
     text = report.markdown(results(*cells), rows(*cells))
-    assert "| forward_training nchw 32x64x56x56 | 1000.0 | 2000.0 arithmetic | 4000.0 (0.25, 0.50) |" in text
+    assert "| forward_training nchw 32x64x56x56 | 1000.0 | 2000.0 arithmetic | 3000.0 | 4000.0 (0.25, 0.50) |" in text
     assert "## float32, 1 thread, 4 KB pages" in text and "## float32, 1 thread, 2 MB pages" in text
     assert (
-        "| forward_training NCHW float32, 1 thread, 2 MB pages | 0.25 (0.25) | 0.50 (0.50) | 2.0 x (2.00 x) |" in text
+        "| forward_training NCHW float32, 1 thread, 2 MB pages | 0.25 (0.25) | 0.50 (0.50) | 0.75 (0.75) | 2.0 x (2.00 x) |"
+        in text
     )
     assert "Ports of Zen 3: conversions, additions and subtractions on FP2 and FP3" in text
     # 2 ms for 25.7 MB.
@@ -162,7 +164,7 @@ def test_results_from_before_pages_and_arithmetic_render(name):
     # The shares and ratios that were published.
     published = (BENCH / "results" / f"{name}.md").read_text()
     line = re.search(r"^\| backward NHWC float32, 2 threads \|(.*)\|(.*)\|(.*)\|$", published, re.MULTILINE)
-    assert f"| backward NHWC float32, 2 threads, 2 MB pages |{line[1]}|  |{line[2]}|{line[3]}|" in text
+    assert f"| backward NHWC float32, 2 threads, 2 MB pages |{line[1]}|  |  |{line[2]}|{line[3]}|" in text
 
 
 def test_fused_results_render():
