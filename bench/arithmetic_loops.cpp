@@ -29,7 +29,7 @@ using Doubles = double HBN_VECTOR(kBytes);
 using Words = uint32_t HBN_VECTOR(kBytes);
 #undef HBN_VECTOR
 
-// As in schedules/pipeline.h: values that are summed in float32.
+// Values that are summed in float32, as in schedules/pipeline.h; tests/bench/test_bench.py compares them.
 constexpr int kGroup = 8;
 
 template<typename V>
