@@ -56,9 +56,11 @@ public:
         }
         const bool backward = p.operation == BACKWARD;
         if (p.operation != FORWARD_INFERENCE) {
-            sum = (backward ? loops.backward_sums : loops.forward_sums)[bench::BY_FMA][p.dtype];
+            const auto &sums = backward ? loops.backward_sums : loops.forward_sums;
+            const bool by_fma = seconds_of(sums[bench::BY_FMA][p.dtype]) <
+                                seconds_of(sums[bench::BY_SUBTRACTION][p.dtype]);
+            sum = sums[by_fma ? bench::BY_FMA : bench::BY_SUBTRACTION][p.dtype];
         }
-        c = {p.mean[0], 1, p.mean[0], 1, p.weight[0] * p.invstd[0], p.bias[0], 0.01f, 0.01f};
     }
 
     // The better of ordinary and streaming stores, as if the loops had gone over all bytes.
@@ -100,6 +102,17 @@ private:
         }
     }
 
+    // Of sums in L1.
+    double seconds_of(bench::ArithmeticLoops::Sums sums) const {
+        double best = 1e30;
+        for (int i = 0; i < 10; i++) {
+            const double start = bench::seconds_now();
+            sums({p.x, p.grad_output, p.out, bench::kArithmeticStep}, c, 100);
+            best = std::min(best, bench::seconds_now() - start);
+        }
+        return best;
+    }
+
     void sum_and_map(size_t block) {
         sum_block(block);
         map_block(block);
@@ -126,6 +139,8 @@ private:
     }
 
     const bench::ArithmeticLoops &loops = loops_in_use();
+    const bench::Coefficients c{p.mean[0], 1,     p.mean[0], 1, p.weight[0] * p.invstd[0],
+                                p.bias[0], 0.01f, 0.01f};
     bool by_channel;
     size_t rows, row_bytes, width, blocks;  // width and row_bytes in bytes
     double part;                            // of the bytes, that whole blocks are
@@ -133,7 +148,6 @@ private:
     bench::Team *team = nullptr;
     bench::ArithmeticLoops::Sums sum = nullptr;
     bench::ArithmeticLoops::Map map = nullptr;
-    bench::Coefficients c;
 };
 
 }  // namespace
