@@ -252,9 +252,9 @@ install-wheel: wheel $(venv)/.installed-python
 	@$(pip) --no-deps --force-reinstall $(wheel)
 
 .PHONY: test-python
-test-python: install-wheel ## The Python package on NumPy, JAX and ONNX, and PyTorch's modules by hbn
+test-python: install-wheel ## The Python package on NumPy, JAX and ONNX, PyTorch's modules by hbn, and bench's report
 	@echo "== python"
-	@$(python) -m pytest -q tests/python
+	@$(python) -m pytest -q tests/python tests/bench
 	@$(python) -m mypy -p hbn
 	@$(python) examples/pytorch_conversion.py
 
@@ -349,7 +349,7 @@ docs-python: install-wheel
 	@echo "build/docs/python/index.html"
 
 sources = $(shell git ls-files '*.h' '*.cpp' '*.c')
-python_sources := python tests/python tests/tune bench/tune bench/hbn-tune examples/pytorch_conversion.py
+python_sources := python tests/python tests/bench tests/tune bench/tune bench/hbn-tune examples/pytorch_conversion.py
 
 # Without the kernels, which are Halide's; with the flags that matter to what it looks for.
 .PHONY: tidy

@@ -3,7 +3,6 @@
 // stays in a cache.
 #include "bench/contestant_base.h"
 
-#include <map>
 #include <stdexcept>
 #include <vector>
 
@@ -17,12 +16,6 @@ constexpr bool kTwoSweeps = true;
 #else
 constexpr bool kTwoSweeps = false;
 #endif
-
-// One team per size for the life of the process: a new one's threads would start cold.
-bench::Team &team_of(int size) {
-    static std::map<int, bench::Team> teams;
-    return teams.try_emplace(size, size).first->second;
-}
 
 #if defined(__x86_64__)
 __attribute__((target("avx"))) float read_part(const float *a, size_t begin, size_t end) {
@@ -52,12 +45,17 @@ void sweep_share(void *context, int index, int size) {
     if (kTwoSweeps) {
         const size_t share = (m.floats / size + 15) / 16 * 16;
         const size_t begin = std::min(m.floats, share * index);
-        const size_t end = std::min(m.floats, begin + share);
-        volatile float used = read_part(m.a, begin, end);
-        if (m.b) {
-            used = read_part(m.b, begin, end);
+        // From the last to the first: what is moved first is then what was read last, and in cache.
+        constexpr size_t kFloats = 16384;
+        for (size_t end = std::min(m.floats, begin + share); end > begin;) {
+            const size_t from = end - std::min(end - begin, kFloats);
+            volatile float used = read_part(m.a, from, end);
+            if (m.b) {
+                used = read_part(m.b, from, end);
+            }
+            (void)used;
+            end = from;
         }
-        (void)used;
     }
     bench::detail::move_share(context, index, size);
 }
@@ -81,7 +79,7 @@ public:
     double run(int repeats) override {
         double best = 1e30;
         for (const int size : sizes) {
-            team = &team_of(size);
+            team = &bench::team_of(size);
             for (const bool streaming : {false, true}) {
                 move.streaming = streaming;
                 call();

@@ -10,7 +10,9 @@ FUSED_OPERATIONS = ["forward_training_relu", "forward_training_add_relu", "forwa
                     "forward_inference_add_relu", "backward_relu", "backward_add_relu"]
 LAYOUTS = ["nchw", "nhwc"]
 DTYPES = ["float32", "bfloat16", "float16"]
-CONTESTANTS = ["bound", "bound_two_sweeps", "hbn", "torch", "onednn"]
+# What hbn is held against, and who has no result: the bytes that have to move, what has to be computed, and both together.
+LIMITS = ["bound", "bound_two_sweeps", "arithmetic", "loops"]
+CONTESTANTS = [*LIMITS, "hbn", "torch", "onednn"]
 FUSED_CONTESTANTS = ["hbn", "unfused", "torch"]
 
 SHAPES = [
@@ -18,6 +20,7 @@ SHAPES = [
     (32, 256, 14, 14), (32, 1024, 14, 14), (32, 512, 7, 7), (32, 2048, 7, 7),  # ResNet-50's, with 32 images
     (20, 100, 35, 45),  # the example of PyTorch's documentation
     (1, 64, 112, 112), (8, 3, 224, 224), (2, 251, 28, 28),  # one image; few channels; odd ones
+    (2, 64, 28, 28), (128, 96, 17, 17), (24, 144, 75, 75),  # in L2; planes that end within a line
     (12, 4, 8, 8), (256, 64, 1, 1),  # the cost of a call
 ]
 QUICK_SHAPES = [(32, 64, 56, 56), (32, 256, 14, 14), (32, 2048, 7, 7), (20, 100, 35, 45), (8, 3, 224, 224),

@@ -3,10 +3,38 @@
 import os
 import pathlib
 import platform
+import re
 import subprocess
-from typing import Any
+from typing import Any, NamedTuple
 
 CACHES = pathlib.Path("/sys/devices/system/cpu/cpu0/cache")
+
+
+class Core(NamedTuple):
+    """What arithmetic waits for in a kind of processor core."""
+
+    name: str
+    ports: str
+
+
+_ZEN_PORTS = ("conversions, additions and subtractions on FP2 and FP3; multiplications and fmas on FP0 and FP1; "
+              "integers on FP0 to FP3, shifts on FP1 and FP2")
+_INTEL_PORTS = ("vectors of 512 bits: all on p0 and p5, shifts on p0, conversions to float64 on both at once; of 256 "
+                "bits: multiplications, fmas and conversions on p0 and p1, {additions}, integers on p0, p1 and p5")
+_COVE = Core("Golden Cove", _INTEL_PORTS.format(additions="additions and subtractions on p1 and p5"))
+_LAKE_PORTS = _INTEL_PORTS.format(additions="additions and subtractions, too")
+_ZEN_3 = Core("Zen 3", _ZEN_PORTS)
+_ZEN_4 = Core("Zen 4", _ZEN_PORTS + "; vectors of 512 bits take each twice")
+
+# By the family and models that CPUID tells. Only AMD's are of families above 6.
+_CORES = [
+    (6, [85], Core("Skylake", _LAKE_PORTS)),
+    (6, [106, 108], Core("Sunny Cove", _LAKE_PORTS)),
+    (6, [143, 151, 154, 183, 186, 191, 207], _COVE),
+    (25, range(0x00, 0x10), _ZEN_3), (25, range(0x20, 0x60), _ZEN_3),
+    (25, range(0x10, 0x20), _ZEN_4), (25, range(0x60, 0xb0), _ZEN_4),
+    (26, range(0x00, 0x100), Core("Zen 5", _ZEN_PORTS)),
+]
 
 
 def threads() -> int:
@@ -23,6 +51,15 @@ def cache_bytes() -> dict[str, int]:
             size = _read(index / "size")
             sizes[f"L{level}" + ("d" if kind == "Data" else "")] = int(size.rstrip("KM")) << (20 if "M" in size else 10)
     return sizes
+
+
+def core(cpu: str) -> Core | None:
+    """The core of a CPU as describe() names it, if it is known."""
+    found = re.search(r"family (\d+), model (\d+)", cpu)
+    if not found:
+        return None
+    family, model = map(int, found.groups())
+    return next((c for f, models, c in _CORES if f == family and model in models), None)
 
 
 def describe() -> dict[str, Any]:

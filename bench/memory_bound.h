@@ -10,6 +10,7 @@
 #include <chrono>
 #include <condition_variable>
 #include <cstddef>
+#include <map>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -135,6 +136,12 @@ private:
     std::condition_variable wake_;
     std::vector<std::thread> threads_;
 };
+
+// One team per size for the life of the process: a new one's threads would start cold.
+inline Team &team_of(int size) {
+    static std::map<int, Team> teams;
+    return teams.try_emplace(size, size).first->second;
+}
 
 namespace detail {
 

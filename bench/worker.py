@@ -1,4 +1,4 @@
-"""Measures cells with one number of threads, in a process of its own, for bench.py.
+"""Measures cells with one number of threads, on one size of pages, in a process of its own, for bench.py.
 
 Settings come as JSON on standard input; for each cell one line of JSON goes to standard output.
 """
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from grid import DTYPES, FUSED_OPERATIONS, LAYOUTS, OPERATIONS, Cell
+from grid import DTYPES, FUSED_OPERATIONS, LAYOUTS, LIMITS, OPERATIONS, Cell
 
 HUGE_PAGE = 2 << 20
 MOMENTUM, EPS = 0.1, 1e-5
@@ -55,11 +55,11 @@ class Contestant:
 
 
 class Buffer:
-    """Memory on huge pages where the system gives them, touched, at a multiple of 2 MB."""
+    """Memory on pages of this size ("2m": where the system gives them), touched, at a multiple of 2 MB."""
 
-    def __init__(self, size: int):
+    def __init__(self, size: int, pages: str):
         self.map = mmap.mmap(-1, math.ceil(size / HUGE_PAGE) * HUGE_PAGE + HUGE_PAGE)
-        self.map.madvise(mmap.MADV_HUGEPAGE)
+        self.map.madvise({"4k": mmap.MADV_NOHUGEPAGE, "2m": mmap.MADV_HUGEPAGE}[pages])
         start = ctypes.addressof(ctypes.c_char.from_buffer(self.map))
         offset = -start % HUGE_PAGE
         self.address = start + offset
@@ -75,14 +75,14 @@ class Buffer:
 class Buffers:
     """Every cell's memory, as big as the biggest needs."""
 
-    def __init__(self, cells: list[Cell]):
+    def __init__(self, cells: list[Cell], pages: str):
         size = max(cell.tensor_bytes() for cell in cells)
-        self.x, self.grad_output, self.out = Buffer(size), Buffer(size), Buffer(size)
+        self.x, self.grad_output, self.out = (Buffer(size, pages) for _ in range(3))
         fused = any(cell.operation in FUSED_OPERATIONS for cell in cells)
-        self.fused = {name: Buffer(size) for name in ("residual", "grad_residual", "mask")} if fused else {}
+        self.fused = {name: Buffer(size, pages) for name in ("residual", "grad_residual", "mask")} if fused else {}
         channels = max(cell.shape[1] for cell in cells)
         names = ("weight", "bias", "mean", "invstd", "running_mean", "running_var")
-        self.vectors = {name: Buffer(4 * channels) for name in names}
+        self.vectors = {name: Buffer(4 * channels, pages) for name in names}
         elements = max(math.prod(cell.shape) for cell in cells)
         # One draw for all: a gradient is x from its other end.
         self.normal = np.random.default_rng(0).standard_normal(elements, np.float32)
@@ -172,7 +172,7 @@ class Measurement:
                 self.unsupported[contestant.name] = contestant.library.why().decode()
                 continue
             self.prepared.append((contestant, prepared))
-            if not contestant.name.startswith("bound"):
+            if contestant.name not in LIMITS:
                 outs[contestant.name] = buffers.sample_out(cell)
             self.repeats[contestant.name] = self.choose_repeats(contestant, prepared)
         self.disagreement = disagreement(outs)
@@ -201,7 +201,8 @@ class Measurement:
                 times[contestant.name].append(contestant.library.run(prepared, repeats) / repeats)
         for contestant, prepared in self.prepared:
             contestant.library.release(prepared)
-        return {**self.cell._asdict(), "threads": self.settings["threads"], "times": times, "repeats": self.repeats,
+        return {**self.cell._asdict(), "threads": self.settings["threads"], "pages": self.settings["pages"],
+                "times": times, "repeats": self.repeats,
                 "unsupported": self.unsupported, "difference_from_hbn": self.disagreement}
 
 
@@ -233,7 +234,7 @@ def main() -> None:
     cells = [Cell(operation, layout, dtype, tuple(shape)) for operation, layout, dtype, shape in settings["cells"]]
     contestants, missing = load(settings)
     print(json.dumps({"versions": {c.name: c.version() for c in contestants}, "missing": missing}), file=results)
-    buffers = Buffers(cells)
+    buffers = Buffers(cells, settings["pages"])
     deadline = time.perf_counter() + settings["time_budget"]
     weights = [weight(cell) for cell in cells]
     for i, cell in enumerate(cells):

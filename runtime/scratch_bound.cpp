@@ -65,9 +65,9 @@ ScratchBytes scratch_bytes(int64_t channels, int64_t per_channel, hbn_dtype dtyp
 
     // Channels that rows are too short for are in blocks: of one channel each, where their number is prime.
     const int64_t blocks = channels > thresholds.least.nhwc_columns ? channels : 1;
-    const int64_t root =
-        overhead + blocks * padding + (std::max(channels, columns) + kMostParts) * by_column +
-        channels * (kCoefficients + kSums) + tiles(thresholds.least, channels, elements) * kSums;
+    const int64_t root = overhead + blocks * padding + std::max(channels, columns) * by_column +
+                         std::max(channels, kMostParts) * (kCoefficients + kSpread + kSums) +
+                         tiles(thresholds.least, channels, elements) * kSums;
     return {root + task, task};
 }
 
