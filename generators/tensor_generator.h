@@ -36,7 +36,7 @@ public:
     Halide::GeneratorParam<Layout> layout{"layout", Layout::nchw, layout_names};
 
 #define HBN_SCHEDULE_PARAMETER(name, families, layouts, values, description) \
-    Halide::GeneratorParam<int> name{#name, 0};
+    Halide::GeneratorParam<int> name = Halide::GeneratorParam<int>(#name, 0);
 #include "schedules/parameters.def"
 
     // Which of schedules/passes/passes.h to leave out, separated by commas.

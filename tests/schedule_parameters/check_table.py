@@ -1,5 +1,7 @@
-"""Whether schedules/parameters.def says what generators do: each parameter has an effect on some kernel of each family of
-targets and each layout that the table has for it, and what is not allowed is refused with a text that says what is.
+"""Whether schedules/parameters.def says what generators do.
+
+Each parameter has an effect on some kernel of each family of targets and each layout that the table has for it, and
+what is not allowed is refused with a text that says what is.
 
 usage: check_table.py GENERATORS
 """
@@ -28,7 +30,7 @@ REFUSED = [
     ("x86", "nchw", "row_lanes=12", "row_lanes=12: allowed are 8 16 32 64, and 0 for the default"),
     ("x86", "nchw", "gpu_block=64", "gpu_block has no effect on targets of the family x86; it has on those of gpu"),
     ("x86", "nchw", "run_lanes=8", "run_lanes has no effect on the layout nchw; it has on blocks"),
-    ("gpu", "nchw", "row_lanes=8", "row_lanes has no effect on targets of the family gpu; it has on those of x86 arm wasm"),
+    ("gpu", "nchw", "row_lanes=8", "row_lanes has no effect on targets of the family gpu; it has on those of x86 arm "),
     ("x86", "nchw", "task_elements=4096", "task_elements has no effect on this kernel; these have: lanes row_lanes "),
     ("x86", "nchw", "lanes=1", "lanes=1 group_values=1: allowed are 8 to 128 lanes of float32 with so many values"),
 ]
