@@ -31,7 +31,8 @@ run_tests = $(ctest) --test-dir build/$(1) -j $(jobs) --output-on-failure --no-t
 
 test_packages := libgtest-dev g++-aarch64-linux-gnu qemu-user pocl-opencl-icd ocl-icd-libopencl1 \
 	g++-arm-linux-gnueabihf gcc-arm-none-eabi libstdc++-arm-none-eabi-newlib qemu-system-arm \
-	clang lld llvm libclang-rt-14-dev wasi-libc libclang-rt-14-dev-wasm32 pkg-config dpkg-dev
+	clang lld llvm libclang-rt-14-dev wasi-libc libclang-rt-14-dev-wasm32 pkg-config dpkg-dev \
+	chromium-headless-shell
 docs_packages := doxygen
 
 .PHONY: help
@@ -76,7 +77,7 @@ $(venv)/.installed-compare: $(venv)/.installed
 
 $(venv)/.installed-tune: $(venv)/.installed
 	@echo "Fetching Optuna"
-	@$(pip) optuna tqdm matplotlib jinja2 onnx
+	@$(pip) optuna tqdm matplotlib jinja2 onnx scikit-learn
 	@touch $@
 
 $(venv)/.installed-wasm: $(venv)/.installed

@@ -73,7 +73,7 @@ def render(found: Results) -> str:
         "share": lambda value: "" if value is None else f"{value:.2f}",
         "seconds": seconds_text,
         "shape": lambda shape: "x".join(map(str, shape)),
-        "range": lambda pair: str(pair[0]) if pair[0] == pair[1] else f"{pair[0]} to {pair[1]}",
+        "range": lambda pair: str(pair[0]) if pair[0] == pair[1] else f"{pair[0]}–{pair[1]}",
         "settings": lambda settings: ", ".join(f"{name}={value}" for name, value in settings.items()) or "defaults",
     }
     with matplotlib.rc_context(STYLE):

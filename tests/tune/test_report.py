@@ -231,7 +231,7 @@ def test_numbers_are_those_of_the_json(tmp_path, page):
 
     (row,), (entry,) = table(text, "entries"), found["entries"]
     assert float(row["ratio"]) == entry["ratio"] and row["date"] == entry["date"]
-    assert row["N"] == "32 to 63" and row["H x W"] == "3136" and row["CPU"] == entry["cpu"]
+    assert row["N"] == "32–63" and row["H x W"] == "3136" and row["CPU"] == entry["cpu"]
     assert row["thresholds"] == "layout=3, columns=512" and row["parameters"] == "lanes=32"
     assert row["measured at"] == "32x256x56x56, 2 threads" and row["kernel"] == entry["kernel_layout"]
 
