@@ -35,7 +35,7 @@ STARTUP_TRIALS = 10  # before the model guides
 STEPS_FROM_BEST = (1, 1, 2, 3)
 FEW_DUPLICATES = 5  # in a row that Optuna may propose before any untried candidate is taken
 FEW_CANDIDATES = 10000  # which can be gone through
-SHORT_SECONDS, LONG_SECONDS, FINAL_SECONDS = 0.12, 0.4, 0.6  # for each contestant
+SHORT_SECONDS, LONG_SECONDS, FINAL_SECONDS = 0.12, 0.4, 0.4  # for each contestant
 FINALISTS = 3
 FINAL_PROCESSES, FINAL_REPEATS = 3, 2
 SEARCH_SHARE = 0.75  # of the time or the trials before the best is simplified
@@ -454,7 +454,8 @@ class Search:
 
     def final_seconds(self) -> float:
         """About how long the last measurements will take: of that many processes, which read the cell anew."""
-        return FINAL_PROCESSES * (self.setup_seconds + FINAL_REPEATS * FINAL_SECONDS * (FINALISTS + 1))
+        contestants = FINAL_REPEATS * (FINALISTS + 1) + len(BOUNDS)
+        return FINAL_PROCESSES * (self.setup_seconds + FINAL_SECONDS * contestants)
 
     def finals(self) -> None:
         """Times the best again in fresh processes, and keeps the one whose worst measurement is best."""
@@ -480,7 +481,7 @@ class Search:
                 self.setting.show(f"times the best {len(chosen)} again: {process + 1} of {FINAL_PROCESSES}")
                 with self.setting.alone():
                     try:
-                        bounds = BOUNDS if worker.about.get("bound") else ()
+                        bounds = BOUNDS if worker.about.get("bound") and repeat == 0 else ()
                         seconds = FINAL_SECONDS * (len(left) + len(bounds) + 1)
                         answer = worker.measure(seconds, contestants, bounds)
                     except Crash as crash:
