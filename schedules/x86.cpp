@@ -20,6 +20,14 @@ void prefetch(const ChannelPipeline &pipeline, const Halide::Target &target) {
     constexpr int a_page = 4096, half_a_page = 2048;
     const bool reduces = !pipeline.reductions.empty() || !pipeline.column_reductions.empty();
     PrefetchParameters ahead{};
+    // What is left of a row.
+    for (const Reduction &r : pipeline.reductions) {
+        for (const Reduction::Sweep &sweep : r.sweeps) {
+            for (size_t i = 1; i < sweep.groups.size(); i++) {
+                ahead.not_in.insert(sweep.groups[i].sums.name());
+            }
+        }
+    }
     ahead.sums = pipeline.reductions.empty() ? 0 : a_page;
     // Where nothing is summed before, rows that follow each other in memory are foreseen as they come, unless
     // arithmetic leaves time to do better.

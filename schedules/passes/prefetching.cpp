@@ -204,7 +204,8 @@ protected:
             around_ = outer;
             return result;
         }
-        if (op->for_type != ForType::Serial) {
+        if (op->for_type != ForType::Serial ||
+            parameters_.not_in.count(op->name.substr(0, op->name.find('.')))) {
             return op;
         }
         Stmt result = op;
@@ -249,9 +250,6 @@ private:
                 continue;
             }
             const int element_bytes = access.type.bytes();
-            if (*elements * element_bytes < line) {
-                continue;  // what is left of a row, which is not worth finding out what comes next
-            }
             Buffer &buffer = buffers[access.buffer];
             if (!buffer.first.defined()) {
                 buffer.first = first;

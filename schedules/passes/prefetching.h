@@ -4,13 +4,17 @@
 
 #include <Halide.h>
 
+#include <set>
+#include <string>
+
 namespace hbn {
 
 // In bytes ahead; 0 for not at all.
 struct PrefetchParameters {
-    int sums;     // what loops that only read are about to read
-    int inputs;   // what loops that write are about to read
-    int outputs;  // what they are about to write, unless they stream
+    int sums;                      // what loops that only read are about to read
+    int inputs;                    // what loops that write are about to read
+    int outputs;                   // what they are about to write, unless they stream
+    std::set<std::string> not_in;  // Funcs whose loops are too short to pay for it
 };
 
 // Call from a generator's schedule(), with its get_pipeline(), after stream_stores(). Innermost loops over
