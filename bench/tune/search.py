@@ -455,7 +455,9 @@ class Search:
     def final_seconds(self) -> float:
         """About how long the last measurements will take: of that many processes, which read the cell anew."""
         contestants = FINAL_REPEATS * (FINALISTS + 1) + len(BOUNDS)
-        return FINAL_PROCESSES * (self.setup_seconds + FINAL_SECONDS * contestants)
+        # Long calls take longer than what is asked for: there are some rounds at least, and calls before each turn.
+        each = max(FINAL_SECONDS, 30 * self.setting.worker.about.get("default_seconds", 0))
+        return FINAL_PROCESSES * (self.setup_seconds + each * contestants)
 
     def finals(self) -> None:
         """Times the best again in fresh processes, and keeps the one whose worst measurement is best."""
