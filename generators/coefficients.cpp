@@ -108,7 +108,10 @@ Expr input_gradient(const Expr &grad_output, const Expr &x, const std::vector<Ex
     const int next = deviation_size(a);
     const Expr centred =
         exact_order(cast(coefficients[0].type(), grad_output) - coefficients[next + 1]);
-    return (centred - deviation(x, coefficients, a) * coefficients[next]) * coefficients[next + 2];
+    const Expr gradient =
+        (centred - deviation(x, coefficients, a) * coefficients[next]) * coefficients[next + 2];
+    // In float64 LLVM makes slow vectors of strided elements where it may fuse multiplications and additions.
+    return a.tensor == Float(64) ? exact_order(gradient) : gradient;
 }
 
 std::vector<Expr> tangent_coefficients(const Expr &mean, const Expr &invstd, const Expr &weight,
