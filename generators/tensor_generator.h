@@ -378,7 +378,8 @@ private:
     // Extents of element() and channel(). In columns they are of one block of all channels, a pixel in a row.
     std::vector<int> estimated_element() const {
         const int n = samples, c = num_features, pixels = plane_size;
-        return in_columns() ? std::vector<int>{c, 1, n * pixels} : std::vector<int>{pixels, 1, c, n};
+        return in_columns() ? std::vector<int>{c, 1, n * pixels}
+                            : std::vector<int>{pixels, 1, c, n};
     }
     std::vector<int> estimated_channel() const {
         return in_columns() ? std::vector<int>{num_features, 1} : std::vector<int>{num_features};
