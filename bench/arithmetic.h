@@ -24,7 +24,7 @@ struct ArithmeticTensors {
     void *out;
     size_t bytes;
 };
-constexpr size_t kArithmeticStep = 1024;
+constexpr size_t kArithmeticStep = 2048;
 
 // Of d and d^2, or of dy and dy * (x - mean).
 struct ArithmeticSums {

@@ -29,8 +29,8 @@ using Doubles = double HBN_VECTOR(kBytes);
 using Words = uint32_t HBN_VECTOR(kBytes);
 #undef HBN_VECTOR
 
-// Values that are summed in float32, as in schedules/pipeline.h; tests/bench/test_bench.py compares them.
-constexpr int kGroup = 8;
+// Values that are summed in float32: the rows of a set, as kernels have them. tests/bench/test_bench.py compares them.
+constexpr int kGroup = 32;
 
 template<typename V>
 V load(const void *from, size_t at) {
@@ -326,15 +326,15 @@ ArithmeticSums forward_sums(const ArithmeticTensors &t, const Coefficients &c, i
     Totals totals;
     for (; passes > 0; passes--, end_pass()) {
         for (size_t at = 0; at < t.bytes; at += kGroup * kBytes) {
-            GroupSums group;
+            GroupSums group{};
 #pragma GCC unroll 8
             for (int row = 0; row < kGroup; row++) {
                 Floats x[2];
                 T::widen(t.x, at + row * kBytes, x);
                 for (int i = 0; i < 2; i++) {
                     const Floats d = distance<subtraction>(x[i], one, pivot);
-                    group.first[i] = row == 0 ? d : group.first[i] + d;
-                    group.second[i] = row == 0 ? d * d : group.second[i] + d * d;
+                    group.first[i] += d;
+                    group.second[i] += d * d;
                 }
             }
             totals.add(group);
@@ -357,7 +357,7 @@ ArithmeticSums backward_sums(const ArithmeticTensors &t, const Coefficients &c, 
     Totals totals;
     for (; passes > 0; passes--, end_pass()) {
         for (size_t at = 0; at < t.bytes; at += kGroup * kBytes) {
-            GroupSums group;
+            GroupSums group{};
 #pragma GCC unroll 8
             for (int row = 0; row < kGroup; row++) {
                 Floats x[2], dy[2];
@@ -365,8 +365,8 @@ ArithmeticSums backward_sums(const ArithmeticTensors &t, const Coefficients &c, 
                 T::widen(t.grad_output, at + row * kBytes, dy);
                 for (int i = 0; i < 2; i++) {
                     const Floats d = distance<subtraction>(x[i], one, mean);
-                    group.first[i] = row == 0 ? dy[i] : group.first[i] + dy[i];
-                    group.second[i] = row == 0 ? dy[i] * d : group.second[i] + dy[i] * d;
+                    group.first[i] += dy[i];
+                    group.second[i] += dy[i] * d;
                 }
             }
             totals.add(group);
