@@ -87,7 +87,7 @@ $(venv)/.installed-wasm: $(venv)/.installed
 # Where pip would fetch the CUDA build of PyTorch, point it at PyTorch's index of CPU builds (PIP_EXTRA_INDEX_URL).
 $(venv)/.installed-python: $(venv)/.installed
 	@echo "Fetching PyTorch, JAX, ONNX and pytest: 1 GB"
-	@$(pip) torch jax ml_dtypes onnx scikit-learn pytest expecttest hypothesis mypy pdoc
+	@$(pip) torch jax ml_dtypes onnx scikit-learn pytest expecttest hypothesis mypy pdoc tqdm
 	@touch $@
 
 $(venv)/.installed-coverage: $(venv)/.installed

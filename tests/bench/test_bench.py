@@ -213,7 +213,6 @@ def test_buffers_lie_on_the_pages_that_were_asked_for(pages, flag):
     ],
 )
 def test_pages_default_to_both_and_a_quick_run_to_ordinary_ones(monkeypatch, arguments, pages):
-    pytest.importorskip("tqdm")
     import bench
 
     monkeypatch.setattr(sys, "argv", ["bench", *arguments])
@@ -223,7 +222,6 @@ def test_pages_default_to_both_and_a_quick_run_to_ordinary_ones(monkeypatch, arg
 
 
 def test_unknown_pages_are_refused(monkeypatch, capsys):
-    pytest.importorskip("tqdm")
     import bench
 
     monkeypatch.setattr(sys, "argv", ["bench", "--pages", "4k,1g"])

@@ -14,14 +14,14 @@ from hbn import _core
 README = pathlib.Path(__file__).parents[2] / "README.md"
 
 
-def run(code: str) -> str:
+def run(code: str, folder: str | pathlib.Path = "/") -> str:
     """What a fresh interpreter prints."""
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
         text=True,
         check=False,
-        cwd="/",
+        cwd=folder,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -59,8 +59,8 @@ def test_has_types_and_license():
     "number, code",
     enumerate(re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)),
 )
-def test_example_of_the_readme_runs(number: int, code: str):
-    run(code)
+def test_example_of_the_readme_runs(number: int, code: str, tmp_path: pathlib.Path):
+    run(code, tmp_path)
 
 
 def test_readme_has_its_examples():
