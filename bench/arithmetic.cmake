@@ -11,7 +11,8 @@ foreach (instruction_set IN ITEMS avx512 avx2 sse41)
     target_include_directories(${loops} PRIVATE ${PROJECT_SOURCE_DIR})
     target_compile_definitions(${loops} PRIVATE HBN_BENCH_INSTRUCTION_SET=${instruction_set})
     # GCC 12 warns of its own intrinsics.
-    target_compile_options(${loops} PRIVATE ${flags_of_${instruction_set}} -O3 -Wno-maybe-uninitialized)
+    target_compile_options(${loops} PRIVATE ${flags_of_${instruction_set}} -O3
+                           $<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized>)
     set_target_properties(${loops} PROPERTIES POSITION_INDEPENDENT_CODE ON)
     target_sources(hbn_arithmetic INTERFACE $<TARGET_OBJECTS:${loops}>)
 endforeach ()
