@@ -9,10 +9,25 @@
 #include "schedules/vectorized.h"
 
 #include <algorithm>
+#include <set>
+#include <string>
 
 namespace hbn {
 
 namespace {
+
+// Names of the Funcs that add up groups of vectors, from the `first` of each sweep on.
+std::set<std::string> group_sums(const ChannelPipeline &pipeline, size_t first) {
+    std::set<std::string> names;
+    for (const Reduction &r : pipeline.reductions) {
+        for (const Reduction::Sweep &sweep : r.sweeps) {
+            for (size_t i = first; i < sweep.groups.size(); i++) {
+                names.insert(sweep.groups[i].sums.name());
+            }
+        }
+    }
+    return names;
+}
 
 void prefetch(const ChannelPipeline &pipeline, const Halide::Target &target) {
     // Within a page processors foresee what is read, and rows of columns are summed eight at a time, each in a
@@ -20,14 +35,7 @@ void prefetch(const ChannelPipeline &pipeline, const Halide::Target &target) {
     constexpr int a_page = 4096, half_a_page = 2048;
     const bool reduces = !pipeline.reductions.empty() || !pipeline.column_reductions.empty();
     PrefetchParameters ahead{};
-    // What is left of a row.
-    for (const Reduction &r : pipeline.reductions) {
-        for (const Reduction::Sweep &sweep : r.sweeps) {
-            for (size_t i = 1; i < sweep.groups.size(); i++) {
-                ahead.not_in.insert(sweep.groups[i].sums.name());
-            }
-        }
-    }
+    ahead.not_in = group_sums(pipeline, 1);  // what is left of a row
     ahead.sums = pipeline.reductions.empty() ? 0 : a_page;
     // Where nothing is summed before, rows that follow each other in memory are foreseen as they come, unless
     // arithmetic leaves time to do better.
@@ -76,19 +84,11 @@ void schedule_for_x86(ChannelPipeline pipeline, const Halide::Target &target) {
     }
     if (pipeline.element_type.is_bfloat() && pairs_bfloat16(target) &&
         pipeline.uses(Pass::bfloat16_pairs)) {
-        std::set<std::string> groups;
-        for (const Reduction &r : pipeline.reductions) {
-            for (const Reduction::Sweep &sweep : r.sweeps) {
-                for (const Reduction::Sweep::Group &group : sweep.groups) {
-                    groups.insert(group.sums.name());
-                }
-            }
-        }
         // One instruction that selects bits, where there is one, takes the place of a shuffle.
-        const Halide::Expr selector = target.has_feature(Halide::Target::AVX512_Skylake)
-                                          ? pipeline.one * Halide::Expr(uint32_t(0xffff))
-                                          : Halide::Expr();
-        compute_bfloat16_in_pairs(pipeline.pipeline, groups, selector);
+        const Halide::Expr lower_half = target.has_feature(Halide::Target::AVX512_Skylake)
+                                            ? pipeline.one * Halide::Expr(uint32_t(0xffff))
+                                            : Halide::Expr();
+        compute_bfloat16_in_pairs(pipeline.pipeline, group_sums(pipeline, 0), lower_half);
     }
     if (pipeline.uses(Pass::streaming)) {
         for (const Halide::Func &f : pipeline.elementwise) {
