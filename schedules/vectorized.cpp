@@ -25,15 +25,15 @@ std::vector<VarOrRVar> with_inner(const Var &inner, const RDom &over) {
 template<typename Loop>
 void add_lanes_as_tree(Func sums, RVar lane, int lanes, Func consumer, const Loop &loop) {
     while (lanes > 2) {
-        const int halves = std::max(lanes / 4, 2);
-        RVar step("step"), half("half");
-        Var half_lane("half_lane");
-        sums.update().split(lane, step, half, halves);
-        Func partial = sums.update().rfactor(half, half_lane);
-        partial.compute_at(consumer, loop).vectorize(half_lane);
-        partial.update().reorder(half_lane, step).vectorize(half_lane).unroll(step);
-        lane = half;
-        lanes = halves;
+        const int fewer = std::max(lanes / 4, 2);
+        RVar step("step"), rest("rest");
+        Var partial_lane("partial_lane");
+        sums.update().split(lane, step, rest, fewer);
+        Func partial = sums.update().rfactor(rest, partial_lane);
+        partial.compute_at(consumer, loop).vectorize(partial_lane);
+        partial.update().reorder(partial_lane, step).vectorize(partial_lane).unroll(step);
+        lane = rest;
+        lanes = fewer;
     }
 }
 
