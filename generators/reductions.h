@@ -40,8 +40,7 @@ struct Moments {
 Moments merge(const Moments &a, const Expr &count_a, const Moments &b, const Expr &count_b,
               Type tensor);
 
-// Moments of x's channels. `one` is a uint32 that is 1, which the compiler doesn't know; undefined where it would be of no
-// use.
+// Moments of x's channels. `one` is 1, as a uint32 that the compiler had better not know.
 Reduction reduce_moments(const Func &x, const PlaneTiling &tiling, Pivot pivot, const Expr &one);
 ColumnReduction reduce_moments(const Func &x, const ColumnTiling &tiling, Pivot pivot,
                                const Expr &one);

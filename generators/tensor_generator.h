@@ -205,10 +205,9 @@ protected:
     // {mean, m2} of x's channels, as functions of channel().
     std::vector<Expr> moments_of(const Func &x) {
         if (in_columns()) {
-            work.column_reductions = {
-                reduce_moments(x, column_sums_tiling(), pivot(), distance_one())};
+            work.column_reductions = {reduce_moments(x, column_sums_tiling(), pivot(), one())};
         } else {
-            work.reductions = {reduce_moments(x, plane_tiling(), pivot(), distance_one())};
+            work.reductions = {reduce_moments(x, plane_tiling(), pivot(), one())};
         }
         return merged_tiles();
     }
@@ -217,11 +216,10 @@ protected:
         Func wide_mean("wide_mean");
         wide_mean(channel()) = mean;
         if (in_columns()) {
-            work.column_reductions = {reduce_gradients(
-                grad_output, x, wide_mean, column_sums_tiling(), in_groups(), distance_one())};
+            work.column_reductions = {reduce_gradients(grad_output, x, wide_mean,
+                                                       column_sums_tiling(), in_groups(), one())};
         } else {
-            work.reductions = {
-                reduce_gradients(grad_output, x, wide_mean, plane_tiling(), distance_one())};
+            work.reductions = {reduce_gradients(grad_output, x, wide_mean, plane_tiling(), one())};
         }
         return merged_tiles();
     }
@@ -295,12 +293,7 @@ protected:
         (estimate(vectors, estimated_channel()), ...);
     }
 
-    // For reduce_moments() and reduce_gradients().
-    Expr distance_one() const {
-        return standalone ? Expr() : one();
-    }
-
-    // 1, in a form that no compiler can know.
+    // 1, in a form that no compiler can know; in packs a plain 1.
     Expr one() const {
         return standalone ? Expr(uint32_t(1))
                           : Halide::cast<uint32_t>(Halide::min(*shared.plane, 1));
