@@ -41,6 +41,13 @@ Expr deviation(const Expr &x, const std::vector<Expr> &coefficients, const Arith
                                   : wide * coefficients[1] - coefficients[0];
 }
 
+// The last two coefficients of normalize(), on the deviation.
+Expr scaled_and_shifted(const Expr &deviation, const std::vector<Expr> &coefficients,
+                        const Arithmetic &a) {
+    const int next = deviation_size(a);
+    return deviation * coefficients[next] + coefficients[next + 1];
+}
+
 Expr scale_of(const Expr &invstd, const Arithmetic &a) {
     return deviation_size(a) == 1 ? f64(1) : range_scale(invstd);
 }
@@ -75,15 +82,13 @@ std::vector<Expr> normalization_coefficients(const Expr &mean, const Expr &invst
 }
 
 Expr normalize(const Expr &x, const std::vector<Expr> &coefficients, const Arithmetic &a) {
-    const int next = deviation_size(a);
-    return deviation(x, coefficients, a) * coefficients[next] + coefficients[next + 1];
+    return scaled_and_shifted(deviation(x, coefficients, a), coefficients, a);
 }
 
 Expr normalize_in_exact_order(const Expr &x, const std::vector<Expr> &coefficients,
                               const Arithmetic &a) {
-    const int next = deviation_size(a);
     return exact_order_around(deviation(x, coefficients, a), [&](const Expr &d) {
-        return d * coefficients[next] + coefficients[next + 1];
+        return scaled_and_shifted(d, coefficients, a);
     });
 }
 
