@@ -302,7 +302,9 @@ def tune(options: argparse.Namespace) -> int:
     result.read(options.out, options.target)  # before time goes into a search
     tuning = Tuning(options, build, todo)
     stopped = False
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, interrupt)
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # as what a shell starts in the background has it
+        signal.signal(signal.SIGINT, interrupt)
     try:
         tuning.run()
     except KeyboardInterrupt:
@@ -313,6 +315,13 @@ def tune(options: argparse.Namespace) -> int:
     if not stopped and not options.no_report:
         write_report(options)
     return 130 if stopped else 0
+
+
+def interrupt(number: int, frame: Any) -> None:
+    """Stops the search, once: timeout and make each pass a signal on, and the second one must not cut the end short."""
+    for stopping in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(stopping, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def check_kernels(build: Build, todo: list[Cell]) -> list[Cell]:
