@@ -15,6 +15,7 @@ import os
 import pathlib
 import re
 import sys
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
@@ -22,7 +23,9 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 from packs.table import ROOT, read, rows  # noqa: E402
 
 SCHEMA = ROOT / "schedules" / "tuned" / "schema.json"
-PARAMETERS = ROOT / "schedules" / "parameters.def"
+PARAMETERS_TABLE = ROOT / "schedules" / "parameters.def"
+THRESHOLDS_TABLE = ROOT / "runtime" / "engine" / "thresholds.def"
+LAYOUTS_TABLE = ROOT / "runtime" / "layouts.def"
 
 # The family of schedules (schedules/schedule.cpp) that a target's kernels have.
 FAMILIES = {
@@ -35,17 +38,15 @@ FAMILIES = {
 }
 
 
-def _rows(path: pathlib.Path, kind: str) -> list[dict[str, str]]:
-    return [row.columns for row in read(path) if row.kind == kind] if path.exists() else []
-
-
 KERNELS = [row["name"] for row in rows("HBN_KERNEL")]
 DTYPES = next(row["dtypes"] for row in rows("HBN_VECTOR_KERNEL") if row["name"] == "convert").split()
-LAYOUTS = [row["name"] for row in _rows(ROOT / "runtime" / "layouts.def", "HBN_LAYOUT")]
-THRESHOLDS = {row["name"]: row for row in _rows(ROOT / "runtime" / "engine" / "thresholds.def", "HBN_THRESHOLD")}
+LAYOUTS = [row["name"] for row in rows("HBN_LAYOUT", read(LAYOUTS_TABLE))]
+THRESHOLDS = {row["name"]: row for row in rows("HBN_THRESHOLD", read(THRESHOLDS_TABLE))}
 # Threshold `layout`: by name in a file, by number where the library decides.
 LAYOUT_THRESHOLD = "layout"
-SCHEDULE_PARAMETERS = {row["name"]: row for row in _rows(PARAMETERS, "HBN_SCHEDULE_PARAMETER")}
+SCHEDULE_PARAMETERS = {row["name"]: row for row in rows("HBN_SCHEDULE_PARAMETER", read(PARAMETERS_TABLE))}
+# Entries that agree in these are about the same call, but for its shape.
+GROUP = ("kernel", "dtype", "layout", "cpu", "instruction_set")
 
 
 class Invalid(Exception):
@@ -199,6 +200,20 @@ def _plain(node: Node) -> Any:
     return [_plain(item) for item in value] if isinstance(value, list) else value
 
 
+# ---- classes of shapes
+
+
+def sizes_of(shape: Sequence[int]) -> dict[str, int]:
+    """The numbers that classes of shapes are made of."""
+    n, c, h, w = shape
+    return {"n": n, "c": c, "plane": h * w}
+
+
+def overlap(a: dict[str, list[int]], b: dict[str, list[int]]) -> bool:
+    """Whether a tensor could be of both classes."""
+    return all(a[name][0] <= b[name][1] and b[name][0] <= a[name][1] for name in a)
+
+
 # ---- checks
 
 
@@ -263,8 +278,7 @@ class _Checker:
                     f"{path}.shapes.{key}",
                     f"expected the least before the most, got {interval}",
                 )
-        n, c, h, w = e["shape"]
-        for key, size in {"n": n, "c": c, "plane": h * w}.items():
+        for key, size in sizes_of(e["shape"]).items():
             least, most = e["shapes"][key]
             if least <= most and not least <= size <= most:
                 text = f"the shape that was measured is not of the class: {key} is {size}, not {least} to {most}"
@@ -302,12 +316,9 @@ class _Checker:
         seen: dict[tuple, list[tuple[Node, dict[str, Any]]]] = {}
         for i, node in enumerate(entries):
             e = _plain(node)
-            key = tuple(e[name] for name in ("kernel", "dtype", "layout", "cpu", "instruction_set"))
+            key = tuple(e[name] for name in GROUP)
             for other, shapes in seen.setdefault(key, []):
-                if all(
-                    e["shapes"][axis][0] <= shapes[axis][1] and shapes[axis][0] <= e["shapes"][axis][1]
-                    for axis in ("n", "c", "plane")
-                ):
+                if overlap(e["shapes"], shapes):
                     self.error(
                         node.value["shapes"],
                         f"entries[{i}].shapes",
@@ -326,13 +337,18 @@ def _spell(node: Node) -> str:
     return kinds.get(type(node.value)) or json.dumps(node.value)
 
 
+def built_kernels(text: str) -> set[tuple[str, ...]]:
+    """Kernel, dtype and layout of each kernel that a build's hbn_kernels.h names."""
+    return set(re.findall(r"^HBN_BUILT_KERNEL\((\w+), (\w+), (\w+)\)$", text, re.MULTILINE))
+
+
 class Build:
     """The kernels and instruction sets that a build has, and could have."""
 
     def __init__(self, kernels: str, built: str, all_sets: list[str], built_sets: list[str]):
         """Of lines "kernel dtype layout", and of the text of hbn_kernels.h."""
         self.kernels = {tuple(line.split()) for line in kernels.splitlines()}
-        self.built = {tuple(m[1].split(", ")) for m in re.finditer(r"HBN_BUILT_KERNEL\(([^)]*)\)\n", built)}
+        self.built = built_kernels(built)
         self.all_sets, self.built_sets = all_sets, built_sets
 
     def check_entry(self, checker: _Checker, entry: Node, path: str) -> None:

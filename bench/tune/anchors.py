@@ -6,19 +6,15 @@ they make is right for all sizes, and is checked and timed as any candidate. Whi
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
-import os
 import pathlib
 import shlex
 import statistics
-import subprocess
-import time
 
 from . import tables
 from .build import Build
 from .cells import Cell
-from .compile import SYMBOL, Kernel, reason
+from .compile import SYMBOL, Compiler, Kernel
 from .measure import Contestant, Crash
 from .search import Setting
 from .spaces import Candidate
@@ -64,31 +60,12 @@ def command(build: Build, cell: Cell, scheduler: str, library: pathlib.Path) -> 
     ]  # fmt: skip
 
 
-def compile_one(build: Build, cell: Cell, scheduler: str, folder: pathlib.Path) -> Kernel:
-    """The kernel for a cell's shape by one of them, in `folder`, where it is found again."""
+def compile_one(compiler: Compiler, cell: Cell, scheduler: str) -> Kernel:
+    """The kernel for a cell's shape by one of them."""
     library = plugin(scheduler)
     if library is None:
         return Kernel(None, "", f"the package halide has no {scheduler}")
-    arguments, begin = command(build, cell, scheduler, library), time.monotonic()
-    name = "anchor_" + hashlib.sha256(" ".join([build.fingerprint, *arguments]).encode()).hexdigest()[:20]
-    made, linked, kernel = (folder / f"{name}{suffix}" for suffix in (".o", ".so.part", ".so"))
-    if kernel.exists():
-        return Kernel(kernel, name)
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        for step in (
-            [str(build.generators), "-n", name, "-o", str(folder), *arguments],
-            [os.environ.get("CXX", "c++"), "-shared", "-o", str(linked), str(made), "-Wl,-Bsymbolic"],
-        ):
-            subprocess.run(step, check=True, capture_output=True, text=True, timeout=COMPILE_SECONDS)
-    except subprocess.TimeoutExpired:
-        return Kernel(None, "", f"took longer than {COMPILE_SECONDS} s to compile", time.monotonic() - begin)
-    except (subprocess.CalledProcessError, OSError) as error:
-        return Kernel(None, "", f"does not compile: {reason(error)}", time.monotonic() - begin)
-    finally:
-        made.unlink(missing_ok=True)
-    linked.replace(kernel)
-    return Kernel(kernel, name, "", time.monotonic() - begin)
+    return compiler.compile(command(compiler.build, cell, scheduler, library), COMPILE_SECONDS)
 
 
 def known(store: Store, cell: int) -> dict[str, tuple[float | None, str]]:
@@ -110,7 +87,7 @@ def measure(setting: Setting, cell: Cell) -> None:
     contestants: dict[str, Contestant] = {}
     for name in todo:
         setting.show(f"compiles by {name}")
-        kernel = compile_one(build, cell, name, setting.compiler.folder)
+        kernel = compile_one(setting.compiler, cell, name)
         if kernel.path is None:
             _keep(store, row, name, None, kernel.why)
         else:

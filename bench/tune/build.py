@@ -3,14 +3,10 @@
 import hashlib
 import json
 import pathlib
-import re
 import subprocess
 
 from . import tables
-from .tables import UserError
-
-FAMILIES = {"x86": "x86", "arm64": "arm", "armv7": "arm", "opencl": "gpu", "cuda": "gpu", "portable": "portable"}
-"""The family of schedules, as in parameters.def, of each target."""
+from .tables import UserError, tuned
 
 
 class Build:
@@ -26,10 +22,8 @@ class Build:
                 raise UserError(f"there is no {path}: `make tune` builds it, or name another folder by --build")
         described = json.loads((folder / "hbn_targets.json").read_text())
         self.halide_targets: dict[str, str] = described["instruction_sets"]
-        self.family = FAMILIES[described["target"]]
-        self.built = set(
-            re.findall(r"^HBN_BUILT_KERNEL\((\w+), (\w+), (\w+)\)", (folder / "hbn_kernels.h").read_text(), re.M)
-        )
+        self.family = tuned.FAMILIES[described["target"]]
+        self.built = tuned.built_kernels((folder / "hbn_kernels.h").read_text())
         machine = self._machine()
         self.cpu, self.instruction_set = machine["cpu"], machine["instruction_set"]
         self.fingerprint = self._fingerprint()
@@ -44,7 +38,7 @@ class Build:
     def _fingerprint(self) -> str:
         """Of what times depend on, and candidates' meaning. Times of another build are not taken for this one's."""
         digest = hashlib.sha256(self.generators.read_bytes())
-        for path in (tables.PARAMETERS, tables.THRESHOLDS, tables.LAYOUTS):
+        for path in (tuned.PARAMETERS_TABLE, tuned.THRESHOLDS_TABLE, tuned.LAYOUTS_TABLE):
             digest.update(path.read_bytes())
         return digest.hexdigest()[:12]
 

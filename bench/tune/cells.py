@@ -4,6 +4,8 @@ import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from .tables import tuned
+
 Shape = tuple[int, int, int, int]
 
 
@@ -26,8 +28,7 @@ class Cell(NamedTuple):
 
     def sizes(self) -> dict[str, int]:
         """The numbers that shape classes are made of."""
-        n, c, h, w = self.shape
-        return {"n": n, "c": c, "plane": h * w}
+        return tuned.sizes_of(self.shape)
 
     def request(self) -> str:
         """The line that the worker reads."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import fcntl
 import json
-import os
 import pathlib
 import platform
 import signal
@@ -13,6 +12,8 @@ import subprocess
 import sys
 import textwrap
 from typing import Any
+
+import machine
 
 from . import result, tables
 from .build import Build
@@ -82,14 +83,14 @@ def parser() -> argparse.ArgumentParser:
                       help="of " + ",".join(tables.DTYPES) + " (default: float32)")  # fmt: skip
     what.add_argument("--layouts", type=words(tables.TENSOR_LAYOUTS), default=tables.TENSOR_LAYOUTS, metavar="NAMES",
                       help="of " + ",".join(tables.TENSOR_LAYOUTS) + " (default: both)")  # fmt: skip
-    what.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), metavar="N",
+    what.add_argument("--threads", type=int, default=machine.threads(), metavar="N",
                       help="that calls will use (default: all processors)")  # fmt: skip
     how = tune.add_argument_group("how")
     how.add_argument("--time-budget", type=positive, default=540, metavar="SECONDS",
                      help="for everything, earlier runs of the same included (default: 540)")  # fmt: skip
     how.add_argument("--least-gain", type=positive, default=1.02, metavar="RATIO",
                      help="a result below is not kept (default: 1.02)")  # fmt: skip
-    how.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), metavar="N",
+    how.add_argument("--jobs", type=int, default=machine.threads(), metavar="N",
                      help="that compile at once (default: all processors)")  # fmt: skip
     how.add_argument("--trials", type=int, default=sys.maxsize, metavar="N", help="at most so many candidates a cell")
     how.add_argument("--seed", type=int, default=1, metavar="N", help="of the search (default: 1)")
@@ -278,12 +279,8 @@ def table(rows: list[Any]) -> list[str]:
 def summary(tuning: Tuning) -> None:
     """Prints what is known of all cells."""
     rows = [tuning._row(cell) for cell in tuning.todo]
-    counted = [
-        (r, tuning.store.rows("SELECT COUNT(*) FROM candidates WHERE cell = ? AND state != 'new'", r["id"])[0][0])
-        for r in rows
-    ]
     print("\nRatio: the default's time / the tuned time, the worst of repeated runs")
-    print("\n".join(table(counted)))
+    print("\n".join(table([(row, tuning.store.tried(row["id"])) for row in rows])))
     if any(result.entry_of(row) for row in rows):
         print(f"\n{tuning.options.out} has them; the next build takes them up (`make build`)")
     if any(row["state"] not in ("done", "failed") for row in rows):
@@ -302,7 +299,9 @@ def tune(options: argparse.Namespace) -> int:
     result.read(options.out, options.target)  # before time goes into a search
     tuning = Tuning(options, build, todo)
     stopped = False
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, interrupt)
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # as what a shell starts in the background has it
+        signal.signal(signal.SIGINT, interrupt)
     try:
         tuning.run()
     except KeyboardInterrupt:
@@ -313,6 +312,13 @@ def tune(options: argparse.Namespace) -> int:
     if not stopped and not options.no_report:
         write_report(options)
     return 130 if stopped else 0
+
+
+def interrupt(number: int, frame: Any) -> None:
+    """Stops the search, once: timeout and make each pass a signal on, and the second one must not cut the end short."""
+    for stopping in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(stopping, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def check_kernels(build: Build, todo: list[Cell]) -> list[Cell]:

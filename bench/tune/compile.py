@@ -62,12 +62,14 @@ class Compiler:
     def start(self, kernel: str, dtype: str, candidate: Candidate) -> concurrent.futures.Future[Kernel]:
         """Compiles it in the background, unless that was done or is under way."""
         command = self.command(kernel, dtype, candidate)
-        name = hashlib.sha256(" ".join([self.build.fingerprint, *command]).encode()).hexdigest()[:20]
-        if name not in self.running:
-            self.running[name] = self.pool.submit(self._compile, name, command)
-        return self.running[name]
+        key = " ".join(command)
+        if key not in self.running:
+            self.running[key] = self.pool.submit(self.compile, command)
+        return self.running[key]
 
-    def _compile(self, name: str, command: list[str]) -> Kernel:
+    def compile(self, command: list[str], seconds: float = SECONDS) -> Kernel:
+        """Compiles what the generators are told, unless that was done. Each of the two steps may take so long."""
+        name = hashlib.sha256(" ".join([self.build.fingerprint, *command]).encode()).hexdigest()[:20]
         library, code = self.folder / f"{name}.so", self.folder / f"{name}.code"
         if code.exists() and library.exists():
             return Kernel(library, code.read_text())
@@ -76,22 +78,22 @@ class Compiler:
             # In a folder of its own: what a tuner that was killed had started may still be at work.
             with tempfile.TemporaryDirectory(prefix="part-", dir=self.folder) as part:
                 made, linked = pathlib.Path(part) / f"{SYMBOL}.o", pathlib.Path(part) / f"{SYMBOL}.so"
-                self._run([*self.prefix, str(self.build.generators), "-n", SYMBOL, "-o", part, *command])
+                self._run([*self.prefix, str(self.build.generators), "-n", SYMBOL, "-o", part, *command], seconds)
                 linker = [os.environ.get("CXX", "c++"), "-shared", "-Wl,-Bsymbolic"]
-                self._run([*self.prefix, *linker, "-o", str(linked), str(made)])
+                self._run([*self.prefix, *linker, "-o", str(linked), str(made)], seconds)
                 digest = hashlib.sha256(made.read_bytes()).hexdigest()[:16]
                 linked.replace(library)
                 made.write_text(digest)
                 made.replace(code)  # last: it says that the library is whole
         except subprocess.TimeoutExpired:
-            return Kernel(None, "", f"took longer than {SECONDS} s to compile", time.monotonic() - begin)
+            return Kernel(None, "", f"took longer than {seconds} s to compile", time.monotonic() - begin)
         except (subprocess.CalledProcessError, OSError) as error:
             return Kernel(None, "", f"does not compile: {reason(error)}", time.monotonic() - begin)
         return Kernel(library, digest, "", time.monotonic() - begin)
 
-    def _run(self, command: list[str]) -> None:
+    def _run(self, command: list[str], seconds: float) -> None:
         subprocess.run(
-            command, check=True, timeout=SECONDS if not self.prefix else None, text=True,
+            command, check=True, timeout=seconds if not self.prefix else None, text=True,
             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C is for the tuner: a candidate must not seem to fail for it
         )  # fmt: skip

@@ -13,13 +13,13 @@ import re
 import shlex
 import statistics
 import subprocess
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jinja2
+import machine
 import matplotlib
 import optuna
 from markupsafe import Markup
@@ -28,9 +28,6 @@ from matplotlib.figure import Figure
 from . import results, tables
 from .results import Cell, Results, Trial
 from .store import Store
-
-sys.path.insert(0, str(tables.ROOT / "bench"))
-import machine  # noqa: E402
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 HERE = pathlib.Path(__file__).resolve().parent

@@ -72,11 +72,6 @@ def exact_class(sizes: dict[str, int]) -> dict[str, list[int]]:
     return {name: [size, size] for name, size in sizes.items()}
 
 
-def overlap(a: dict[str, list[int]], b: dict[str, list[int]]) -> bool:
-    """Whether a tensor could be of both shape classes."""
-    return all(a[name][0] <= b[name][1] and b[name][0] <= a[name][1] for name in a)
-
-
 def entry_of(row: sqlite3.Row) -> Entry | None:
     """The entry that a finished cell gives; none where nothing was found."""
     result = json.loads(row["result"] or "{}")
@@ -101,7 +96,7 @@ def entry_of(row: sqlite3.Row) -> Entry | None:
 
 def _same_group(entry: Entry, row: sqlite3.Row) -> bool:
     """Whether they could be about the same call, but for the shape."""
-    return all(entry[name] == row[name] for name in ("kernel", "dtype", "layout", "cpu", "instruction_set"))
+    return all(entry[name] == row[name] for name in tuned.GROUP)
 
 
 def merge(entries: list[Entry], row: sqlite3.Row, store: Store) -> tuple[list[Entry], list[str]]:
@@ -114,11 +109,10 @@ def merge(entries: list[Entry], row: sqlite3.Row, store: Store) -> tuple[list[En
     sizes, wide = cell.sizes(), power_of_two_class(cell.sizes())
     kept = []
     for old in entries:
-        if not _same_group(old, row) or not overlap(old["shapes"], wide):
+        if not _same_group(old, row) or not tuned.overlap(old["shapes"], wide):
             kept.append(old)
             continue
-        n, c, h, w = old["shape"]
-        old_sizes = {"n": n, "c": c, "plane": h * w}
+        old_sizes = tuned.sizes_of(old["shape"])
         if old_sizes == sizes:
             said.append(
                 f"replaces the entry for {old['shapes']}" if entry else f"removes the entry for {old['shapes']}"
@@ -134,7 +128,7 @@ def merge(entries: list[Entry], row: sqlite3.Row, store: Store) -> tuple[list[En
         *(row[name] for name in ("kernel", "dtype", "layout", "cpu", "instruction_set", "build", "id")),
     ):  # fmt: skip
         other_sizes = cell_of(other).sizes()
-        if other_sizes != sizes and overlap(exact_class(other_sizes), wide):
+        if other_sizes != sizes and tuned.overlap(exact_class(other_sizes), wide):
             wide = exact_class(sizes)
     if entry:
         entry["shapes"] = wide
@@ -146,8 +140,7 @@ def earlier(entries: list[Entry], cell: Cell, cpu: str, instruction_set: str, de
     """What entries have for a cell, as candidates: where a search begins."""
     found = []
     for entry in entries:
-        group = (entry["kernel"], entry["dtype"], entry["layout"], entry["cpu"], entry["instruction_set"])
-        if group == (cell.kernel, cell.dtype, cell.layout, cpu, instruction_set):
+        if tuple(entry[name] for name in tuned.GROUP) == (cell.kernel, cell.dtype, cell.layout, cpu, instruction_set):
             thresholds = dict(entry["thresholds"])
             layout = thresholds.pop("layout", entry.get("kernel_layout", default_layout))
             found.append(

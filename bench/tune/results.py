@@ -9,9 +9,8 @@ import statistics
 from typing import Any
 
 from . import anchors
-from .store import Store
-
-Shape = tuple[int, int, int, int]
+from .cells import Shape
+from .store import Store, cell_of
 
 
 @dataclasses.dataclass
@@ -154,9 +153,8 @@ def _cell_of(store: Store, row: Any) -> Cell:
             seconds=result["seconds"], default_seconds=result["default_seconds"], ratios=result["ratios"],
         )  # fmt: skip
     return Cell(
-        kernel=row["kernel"], dtype=row["dtype"], layout=row["layout"],
-        shape=(row["n"], row["c"], row["h"], row["w"]), threads=row["threads"], state=row["state"],
-        why=row["why"] or "", cpu=row["cpu"], instruction_set=row["instruction_set"],
+        **cell_of(row)._asdict(), state=row["state"], why=row["why"] or "",
+        cpu=row["cpu"], instruction_set=row["instruction_set"],
         default_layout=row["kernel_layout"] or "", default_seconds=row["default_seconds"],
         bound=result.get("bound"), space=row["space"] or 0, spent=row["spent"] or 0, best=best,
         trials=[_trial_of(candidate) for candidate in store.candidates(row["id"])],

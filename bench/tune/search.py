@@ -445,10 +445,9 @@ class Search:
 
     def show(self) -> None:
         """Tells how far it is."""
-        rows = self.store.rows("SELECT COUNT(*) FROM candidates WHERE cell = ? AND state != 'new'", self.row["id"])
         best = self.best()
         text = f"best {best['ratio']:.3f} ({best['key']})" if best else "none measured"
-        self.setting.show(f"{rows[0][0]} of {self.space.size()} tried, {text}")
+        self.setting.show(f"{self.store.tried(self.row['id'])} of {self.space.size()} tried, {text}")
 
     # ---- the end
 

@@ -22,12 +22,11 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import tables
+from .cells import Shape
 from .tables import UserError
 
 if TYPE_CHECKING:
     import onnx
-
-Sizes = tuple[int, int, int, int]
 
 LARGEST = 2**31 - 1
 """Of a size, and of how many elements a tensor may have: what kernels index in one piece."""
@@ -36,14 +35,14 @@ LARGEST = 2**31 - 1
 class Call(NamedTuple):
     """A batch normalization that is to be tuned. What is None is left to the command line's other options."""
 
-    shape: Sizes
+    shape: Shape
     operation: str | None = None
     dtype: str | None = None
     layout: str | None = None
     calls: int = 1
 
 
-Tuned = tuple[str, str, str, Sizes]
+Tuned = tuple[str, str, str, Shape]
 """Operation, dtype, layout and shape: what one search is for."""
 
 

@@ -109,6 +109,10 @@ class Store:
         """All of a cell, in the order in which they came."""
         return self.rows("SELECT * FROM candidates WHERE cell = ? ORDER BY id", cell)
 
+    def tried(self, cell: int) -> int:
+        """How many of a cell are finished."""
+        return self.rows("SELECT COUNT(*) FROM candidates WHERE cell = ? AND state != 'new'", cell)[0][0]
+
     def candidate(self, row: int) -> sqlite3.Row:
         """One."""
         return self.rows("SELECT * FROM candidates WHERE id = ?", row)[0]

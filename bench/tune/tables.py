@@ -6,13 +6,9 @@ from typing import NamedTuple
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "cmake"))
-import tuned  # noqa: E402, F401 (what checks tuned files, for result.py)
-from packs.table import read  # noqa: E402
+import tuned  # noqa: E402
+from packs.table import rows  # noqa: E402
 
-PARAMETERS = ROOT / "schedules" / "parameters.def"
-THRESHOLDS = ROOT / "runtime" / "engine" / "thresholds.def"
-OPERATIONS = ROOT / "runtime" / "operations.def"
-LAYOUTS = ROOT / "runtime" / "layouts.def"
 DTYPES = ["float32", "bfloat16", "float16", "float64"]
 TENSOR_LAYOUTS = ["nchw", "nhwc"]
 
@@ -39,38 +35,32 @@ class Threshold(NamedTuple):
     most: int
 
 
-def rows(path: pathlib.Path, kind: str) -> list[dict[str, str]]:
-    """The columns of each row of a kind."""
-    return [row.columns for row in read(path) if row.kind == kind]
-
-
-def parameters(path: pathlib.Path = PARAMETERS) -> list[Parameter]:
+def parameters() -> list[Parameter]:
     """All rows of parameters.def."""
     found = []
-    for row in rows(path, "HBN_SCHEDULE_PARAMETER"):
+    for row in tuned.SCHEDULE_PARAMETERS.values():
         values = [0] + [int(value) for value in row["values"].split() if int(value) != 0]
         found.append(Parameter(row["name"], row["families"].split(), row["layouts"].split(), values))
     return found
 
 
-def thresholds(path: pathlib.Path = THRESHOLDS) -> list[Threshold]:
+def thresholds() -> list[Threshold]:
     """All rows of thresholds.def, but `layout`, which names one of a few alternatives."""
-    found = []
-    for row in rows(path, "HBN_THRESHOLD"):
-        name, default, least, most = list(row.values())[:4]
-        if name != "layout":
-            found.append(Threshold(name, int(default), int(least), int(most)))
-    return found
+    return [
+        Threshold(name, int(row["initial"]), int(row["least"]), int(row["most"]))
+        for name, row in tuned.THRESHOLDS.items()
+        if name != tuned.LAYOUT_THRESHOLD
+    ]
 
 
 def kernel_layouts() -> list[str]:
     """The layouts of kernels: what the threshold `layout` may ask for."""
-    return [row["name"] for row in rows(LAYOUTS, "HBN_LAYOUT")]
+    return list(tuned.LAYOUTS)
 
 
 def kernels() -> dict[str, dict[str, str]]:
     """The kernels on tensors by name, each with its row of operations.def."""
-    return {row["name"]: row for row in rows(OPERATIONS, "HBN_KERNEL")}
+    return {row["name"]: row for row in rows("HBN_KERNEL")}
 
 
 def kernel_of(operation: str) -> str:

@@ -7,9 +7,10 @@ import types
 
 import pytest
 from conftest import ROOT
-from test_search import BUILD, ModelCompiler, ModelWorker
+from test_search import BUILD, ModelWorker
 from tune import anchors, results
 from tune.cells import Cell
+from tune.compile import Compiler
 from tune.measure import Alone
 from tune.search import Setting
 from tune.spaces import Candidate
@@ -40,7 +41,7 @@ class Programs:
             words = " ".join(["forward_training", *(word for word in command if "=" in word)])
             (pathlib.Path(folder) / f"{name}.o").write_text(words)
         else:
-            made, linked = command[4], command[3]
+            linked, made = command[4], command[5]
             pathlib.Path(linked).write_text(pathlib.Path(made).read_text())
 
 
@@ -49,7 +50,7 @@ def setting(tmp_path):
     build = types.SimpleNamespace(
         **vars(BUILD), generators=pathlib.Path("hbn_generators"), halide_targets={"avx512": "x86-64-linux"}
     )
-    return Setting(Store(tmp_path / "store.sqlite"), build, ModelCompiler(tmp_path / "kernels"), ModelWorker(),
+    return Setting(Store(tmp_path / "store.sqlite"), build, Compiler(build, tmp_path / "kernels", 1), ModelWorker(),
                    Alone(), lambda text: None)  # fmt: skip
 
 
@@ -104,9 +105,9 @@ def test_one_that_is_wrong_is_not_timed(setting, monkeypatch):
     assert kept["Adams2019"].why == "hbn takes blocks for these tensors"
 
 
-def test_without_the_package(monkeypatch, tmp_path):
+def test_without_the_package(monkeypatch):
     monkeypatch.setattr(anchors.importlib.util, "find_spec", lambda name: None)
-    kernel = anchors.compile_one(None, CELL, "Li2018", tmp_path)
+    kernel = anchors.compile_one(None, CELL, "Li2018")
     assert kernel.path is None and kernel.why == "the package halide has no Li2018"
 
 
@@ -120,11 +121,11 @@ def test_real_ones_are_right(tmp_path, layout):
 
     build = Build(REAL, "x86")
     cell = Cell("backward_training", "float32", layout, (3, 19, 9, 10), 2)
-    worker = Worker([str(build.worker)])
+    compiler, worker = Compiler(build, tmp_path, 1), Worker([str(build.worker)])
     try:
         assert "error" not in worker.use(cell)
         for number, name in enumerate(anchors.SCHEDULERS[:2]):
-            kernel = anchors.compile_one(build, cell, name, tmp_path)
+            kernel = anchors.compile_one(compiler, cell, name)
             assert kernel.path, kernel.why
             answer = worker.check(Contestant(number, Candidate(anchors.KERNEL_LAYOUTS[layout]), kernel.path))
             assert answer["worst"] <= 1 and answer["used"], answer

@@ -20,6 +20,12 @@ def refused(text, function, *args, **kwargs):
         assert part in str(raised.value)
 
 
+def refused_text(file, text, said):
+    """The same of what `file` holds."""
+    file.write_text(text)
+    refused(said, gather, [str(file)])
+
+
 # ---- arguments and files
 
 
@@ -86,8 +92,7 @@ def test_a_text_file(tmp_path):
 )
 def test_a_wrong_line(tmp_path, line, error):
     file = tmp_path / "shapes.txt"
-    file.write_text(f"# shapes\n1x1x8x8\n{line}\n1x1x9x9\n")
-    refused([f"{file}:3: ", error], gather, [str(file)])
+    refused_text(file, f"# shapes\n1x1x8x8\n{line}\n1x1x9x9\n", [f"{file}:3: ", error])
 
 
 def test_a_json_file(tmp_path):
@@ -115,13 +120,11 @@ def test_a_json_file(tmp_path):
 )
 def test_wrong_json(tmp_path, text, error):
     file = tmp_path / "shapes.json"
-    file.write_text(text)
-    refused(str(file) + error, gather, [str(file)])
+    refused_text(file, text, str(file) + error)
 
 
 def test_nothing_in_a_file(tmp_path):
-    (tmp_path / "shapes.txt").write_text("# none yet\n")
-    refused("shapes.txt has no shapes", gather, [str(tmp_path / "shapes.txt")])
+    refused_text(tmp_path / "shapes.txt", "# none yet\n", "shapes.txt has no shapes")
 
 
 def test_calls_add_up():

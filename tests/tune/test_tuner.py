@@ -106,6 +106,23 @@ def test_interrupted_it_says_how_to_go_on(tuner):
     assert process.returncode == 130 and "the same command goes on" in said and "Traceback" not in errors
 
 
+def test_a_second_signal_does_not_cut_the_end_short(tuner):
+    # As `timeout SECONDS make tune` does it: timeout signals make and make's children, and make its children again.
+    slow = tuner.folder / "slow.sh"
+    slow.write_text('#!/bin/sh\nsleep 2\nexec "$@"\n')
+    slow.chmod(0o755)
+    process = subprocess.Popen(
+        tuner.command(budget=600), env=tuner.environment | {"HBN_TUNE_COMPILE_WITH": str(slow)},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stderr.readline()  # it has begun, and waits for compilers
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGTERM)
+    said, errors = process.communicate(timeout=20)
+    assert process.returncode == 130 and "the same command goes on" in said and "Traceback" not in errors
+
+
 def test_more_time_searches_on(tuner):
     assert tuner.run(budget=1).returncode == 0
     first = query(tuner, "SELECT COUNT(*) FROM candidates")[0][0]
