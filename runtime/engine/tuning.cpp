@@ -137,9 +137,7 @@ const TunedEntry *find_tuned_entry(const TunedEntry *first, const hbn_tensor *co
     if (!in_nchw && !all_are_dense(tensors, count, kInnerToOuterNhwc)) {
         return nullptr;
     }
-    const CallMemory *call = thread_state.call;
-    const int instruction_set =
-        call ? call->instruction_set : int(default_context().instruction_set);
+    const int instruction_set = instruction_set_in_use();
     for (const TunedEntry *entry = first; entry; entry = entry->next) {
         if (entry->is_for(!in_nchw, tensors[0]->sizes) &&
             (entry->instruction_set < 0 || entry->instruction_set == instruction_set)) {
@@ -226,7 +224,6 @@ hbn_status set_threshold(const char *name, const char *value, Thresholds *thresh
 namespace {
 
 const char *why_no_entry(Kernel kernel, hbn_dtype dtype, const int64_t *sizes, bool in_nhwc) {
-    const int instruction_set = default_context().instruction_set;
     bool for_kernel = false, for_shape = false, for_processor = false;
     const TunedEntries all = all_tuned_entries();
     for (int i = 0; i < all.count; i++) {
@@ -238,11 +235,11 @@ const char *why_no_entry(Kernel kernel, hbn_dtype dtype, const int64_t *sizes, b
         for_processor = for_processor ||
                         (is_for_shape && std::strcmp(entry.processor, processor_to_use()) == 0);
     }
-    return !for_kernel           ? "no entry for this kernel and dtype"
-           : !for_shape          ? "no entry for this shape and layout"
-           : !for_processor      ? "no entry for this CPU"
-           : instruction_set < 0 ? "no instruction set in use"
-                                 : "no entry for this instruction set";
+    return !for_kernel                    ? "no entry for this kernel and dtype"
+           : !for_shape                   ? "no entry for this shape and layout"
+           : !for_processor               ? "no entry for this CPU"
+           : instruction_set_in_use() < 0 ? "no instruction set in use"
+                                          : "no entry for this instruction set";
 }
 
 }  // namespace
