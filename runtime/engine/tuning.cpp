@@ -2,6 +2,7 @@
 
 #include "kernels.h"
 #include "pieces.h"
+#include "staging.h"
 #include "runtime/checks.h"
 #include "runtime/context.h"
 
@@ -82,23 +83,11 @@ void link_entries() {
     }
 }
 
-constexpr int kInnerToOuterNchw[4] = {3, 2, 1, 0}, kInnerToOuterNhwc[4] = {1, 3, 2, 0};
+constexpr Order kNchw{3, 2, 1, 0}, kNhwc{1, 3, 2, 0};
 
-// What has no steps along a dimension is dense whatever its stride.
-bool is_dense(const hbn_tensor &t, const int (&inner_to_outer)[4]) {
-    int64_t stride = 1;
-    for (const int d : inner_to_outer) {
-        if (t.sizes[d] != 1 && t.strides[d] != stride) {
-            return false;
-        }
-        stride *= t.sizes[d];
-    }
-    return true;
-}
-
-bool all_are_dense(const hbn_tensor *const *tensors, int count, const int (&inner_to_outer)[4]) {
+bool all_are_dense(const Order &order, const hbn_tensor *const *tensors, int count) {
     return std::all_of(tensors, tensors + count,
-                       [&](const hbn_tensor *t) { return is_dense(*t, inner_to_outer); });
+                       [&](const hbn_tensor *t) { return is_dense(order, *t); });
 }
 
 hbn_status check_range(const ThresholdRow &row, int64_t value) {
@@ -133,8 +122,8 @@ const ThresholdRange &thresholds_in_use() {
 const TunedEntry *find_tuned_entry(const TunedEntry *first, const hbn_tensor *const *tensors,
                                    int count) {
     // Of those that are both, with one channel or one pixel, the first.
-    const bool in_nchw = all_are_dense(tensors, count, kInnerToOuterNchw);
-    if (!in_nchw && !all_are_dense(tensors, count, kInnerToOuterNhwc)) {
+    const bool in_nchw = all_are_dense(kNchw, tensors, count);
+    if (!in_nchw && !all_are_dense(kNhwc, tensors, count)) {
         return nullptr;
     }
     const int instruction_set = instruction_set_in_use();
@@ -251,11 +240,7 @@ hbn_status explain_call(Kernel kernel, hbn_dtype dtype, const int64_t (&sizes)[4
     hbn_tensor tensor{};
     tensor.dtype = dtype;
     std::copy(sizes, sizes + 4, tensor.sizes);
-    int64_t stride = 1;
-    for (const int d : in_nhwc ? kInnerToOuterNhwc : kInnerToOuterNchw) {
-        tensor.strides[d] = stride;
-        stride *= sizes[d];
-    }
+    set_dense_strides(in_nhwc ? kNhwc : kNchw, &tensor);
     Values values;
     values.set(Arg::x, tensor);
     if (channels_per_block(values, sizes[1]) < sizes[1] || !Pieces(values).one()) {
@@ -279,7 +264,7 @@ hbn_status explain_call(Kernel kernel, hbn_dtype dtype, const int64_t (&sizes)[4
     *explanation = {};
     explanation->entry = entry;
     explanation->why_none = entry ? nullptr : why_no_entry(kernel, dtype, sizes, in_nhwc);
-    explanation->serial = stride < thresholds.serial_elements;
+    explanation->serial = sizes[0] * sizes[1] * sizes[2] * sizes[3] < thresholds.serial_elements;
     choose_view(tensors, count, streamable, row(kernel).kind == KernelKind::sums,
                 layouts_of(kernel, dtype), thresholds, &explanation->view);
     return HBN_OK;
