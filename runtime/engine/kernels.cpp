@@ -358,16 +358,14 @@ hbn_status ArgumentList::run(int (*kernel)(void **), const char *name, bool seri
 }
 
 hbn_status ArgumentList::run(Kernel kernel, hbn_dtype dtype, Layout layout, int64_t elements,
-                             bool streams, const Tuning *tuned) {
+                             bool streams, const Tuning &tuning) {
     const Variants *variants = variants_of(kernel, dtype);
     if (!variants || !variants->of_layout[int(layout)].call) {
         return no_kernel(kernel, dtype);
     }
-    const CompiledKernel &own = variants->of_layout[int(layout)];
-    const bool tuned_kernel = tuned && tuned->kernel(layout).call;
-    const Thresholds &thresholds = tuned ? tuned->thresholds : kDefaultThresholds;
-    return run((tuned_kernel ? tuned->kernel(layout) : own).call, row(kernel).name,
-               elements < thresholds.serial_elements, streams);
+    const CompiledKernel &own = variants->of_layout[int(layout)], &tuned = tuning.kernel(layout);
+    return run(tuned.call ? tuned.call : own.call, row(kernel).name,
+               elements < tuning.thresholds.serial_elements, streams);
 }
 
 hbn_status ArgumentList::run_conversion(hbn_dtype from, hbn_dtype to, int64_t elements) {

@@ -260,7 +260,7 @@ hbn_status explain_call(Kernel kernel, hbn_dtype dtype, const int64_t (&sizes)[4
         }
     }
     const TunedEntry *entry = tuned_entry(kernel, dtype, tensors, count);
-    const Thresholds &thresholds = entry ? entry->tuning.thresholds : kDefaultThresholds;
+    const Thresholds &thresholds = tuning_of(entry).thresholds;
     *explanation = {};
     explanation->entry = entry;
     explanation->why_none = entry ? nullptr : why_no_entry(kernel, dtype, sizes, in_nhwc);
