@@ -247,28 +247,25 @@ bool same(const Signature &a, const Signature &b) {
     return true;
 }
 
-hbn_status read_signature(const Variants &variants, Signature *signature) {
-    bool first = true;
-    for (const CompiledKernel &compiled : variants.of_layout) {
-        if (!compiled.call) {
-            continue;
-        }
-        Signature other;
-        HBN_TRY(read_signature(*compiled.metadata(), first ? signature : &other));
-        if (!first && !same(*signature, other)) {
-            return fail(HBN_UNSUPPORTED, text::kernel_arguments_differ, compiled.metadata()->name);
-        }
-        first = false;
-    }
-    return HBN_OK;
-}
-
 hbn_status check_same(const Signature &signature, const halide_filter_metadata_t &metadata) {
     Signature other;
     HBN_TRY(read_signature(metadata, &other));
     return same(signature, other)
                ? HBN_OK
                : fail(HBN_UNSUPPORTED, text::kernel_arguments_differ, metadata.name);
+}
+
+hbn_status read_signature(const Variants &variants, Signature *signature) {
+    bool first = true;
+    for (const CompiledKernel &compiled : variants.of_layout) {
+        if (!compiled.call) {
+            continue;
+        }
+        const halide_filter_metadata_t &metadata = *compiled.metadata();
+        HBN_TRY(first ? read_signature(metadata, signature) : check_same(*signature, metadata));
+        first = false;
+    }
+    return HBN_OK;
 }
 
 // The text of halide_error() during this thread's current call.
