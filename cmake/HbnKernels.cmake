@@ -144,6 +144,26 @@ function(hbn_add_kernel library name generator targets)
     target_sources(${library} PRIVATE ${objects})
 endfunction()
 
+# One more form of a kernel of runtime/operations.def, hbn_NAME_DTYPE_LAYOUT_SUFFIX: for one instruction set, with these
+# parameters of its schedule.
+function(hbn_add_variant library name dtype layout suffix instruction_set)
+    hbn_read_table(HBN_KERNEL kernel)
+    math(EXPR last "${kernel} - 1")
+    foreach (i RANGE ${last})
+        list(GET kernel${i} 0 other)
+        if (other STREQUAL name)
+            list(GET kernel${i} 1 generator)
+            list(GET kernel${i} 2 parameters)
+            break()
+        endif ()
+    endforeach ()
+    separate_arguments(parameters UNIX_COMMAND "${parameters}")
+    list(FIND HBN_INSTRUCTION_SETS ${instruction_set} index)
+    list(GET HBN_HALIDE_TARGETS ${index} target)
+    hbn_add_kernel(${library} hbn_${name}_${dtype}_${layout}_${suffix} ${generator} ${target}
+                   dtype=${dtype} layout=${layout} ${parameters} ${ARGN})
+endfunction()
+
 # Makes hbn_tuned.h in this build folder, of a file of tuned entries (schedules/tuned/schema.json) or of `none`, and adds
 # the kernels that it names to `library`. After the library's own kernels. Names of kernels have the prefix, where there is
 # one, before their numbers.
@@ -181,23 +201,12 @@ function(hbn_add_tuned_kernels library file)
         string(REPLACE "\n" "\n  " errors "  ${errors}")  # indented lines stay as they are
         message(FATAL_ERROR "\n${errors}")
     endif ()
-    hbn_read_table(HBN_KERNEL kernel)
-    math(EXPR last "${kernel} - 1")
-    foreach (i RANGE ${last})
-        list(GET kernel${i} 0 name)
-        list(GET kernel${i} 1 generator_of_${name})
-        list(GET kernel${i} 2 parameters_of_${name})
-    endforeach ()
     file(STRINGS ${folder}/hbn_tuned_kernels.txt lines)
     foreach (line IN LISTS lines)
         separate_arguments(line)
         list(POP_FRONT line name dtype layout number instruction_set)
-        list(FIND HBN_INSTRUCTION_SETS ${instruction_set} index)
-        list(GET HBN_HALIDE_TARGETS ${index} target)
-        separate_arguments(parameters UNIX_COMMAND "${parameters_of_${name}}")
         # For its one instruction set: the engine asks before it calls.
-        hbn_add_kernel(${library} hbn_${name}_${dtype}_${layout}_tuned_${prefix}${number} ${generator_of_${name}} ${target}
-                       dtype=${dtype} layout=${layout} ${parameters} ${line})
+        hbn_add_variant(${library} ${name} ${dtype} ${layout} tuned_${prefix}${number} ${instruction_set} ${line})
     endforeach ()
 endfunction()
 
