@@ -99,9 +99,6 @@ set(HBN_GENERATOR_SOURCES
 # algorithm, and with HBN_KERNEL_ASSEMBLY its .s, which take two fifths of the time.
 function(hbn_add_kernel library name generator targets)
     list(LENGTH targets count)
-    # Halide's names of files, where there are several targets.
-    list(JOIN HBN_HALIDE_FEATURES "-" features)
-    string(APPEND features "-no_runtime")
     if (HBN_KERNELS_FROM)
         # The folder in that build that is this one here.
         file(RELATIVE_PATH folder ${hbn_BINARY_DIR} ${CMAKE_CURRENT_BINARY_DIR})
@@ -110,7 +107,7 @@ function(hbn_add_kernel library name generator targets)
         if (count GREATER 1)
             set(objects ${folder}/${name}_wrapper.o)
             foreach (target IN LISTS targets)
-                list(APPEND objects ${folder}/${name}-${target}-${features}.o)
+                list(APPEND objects ${folder}/${name}-${target}${HBN_HALIDE_SUFFIX}.o)
             endforeach ()
         endif ()
         set_source_files_properties(${objects} TARGET_DIRECTORY ${library} PROPERTIES EXTERNAL_OBJECT ON)
@@ -136,7 +133,7 @@ function(hbn_add_kernel library name generator targets)
         foreach (file IN LISTS ${name}_stmt ${name}_assembly)
             cmake_path(GET file EXTENSION extension)
             add_custom_command(OUTPUT ${name}.h APPEND
-                COMMAND ${CMAKE_COMMAND} -E copy ${name}-${best}-${features}${extension} ${file})
+                COMMAND ${CMAKE_COMMAND} -E copy ${name}-${best}${HBN_HALIDE_SUFFIX}${extension} ${file})
         endforeach ()
     endif ()
     get_target_property(objects ${name} SOURCES)
@@ -334,10 +331,9 @@ ${lines}#undef HBN_BUILT_KERNEL
     hbn_add_tuned_kernels(${library} ${tuned})
 
     # What the tuner compiles kernels for, as the library's own are: bench/tune/build.py.
-    list(JOIN HBN_HALIDE_FEATURES "-" features)
     set(pairs "")
     foreach (instruction_set halide_target IN ZIP_LISTS HBN_INSTRUCTION_SETS HBN_HALIDE_TARGETS)
-        list(APPEND pairs "\"${instruction_set}\": \"${halide_target}-${features}-no_runtime\"")
+        list(APPEND pairs "\"${instruction_set}\": \"${halide_target}${HBN_HALIDE_SUFFIX}\"")
     endforeach ()
     list(JOIN pairs ", " pairs)
     file(CONFIGURE OUTPUT hbn_targets.json CONTENT
