@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 
-from packs.table import ROOT, read, rows  # noqa: E402
+from packs.table import ROOT, rows  # noqa: E402
 
 SCHEMA = ROOT / "schedules" / "tuned" / "schema.json"
 PARAMETERS = ROOT / "schedules" / "parameters.def"
@@ -34,18 +34,13 @@ FAMILIES = {
     "cuda": "gpu",
 }
 
-
-def _rows(path: pathlib.Path, kind: str) -> list[dict[str, str]]:
-    return [row.columns for row in read(path) if row.kind == kind] if path.exists() else []
-
-
 KERNELS = [row["name"] for row in rows("HBN_KERNEL")]
 DTYPES = next(row["dtypes"] for row in rows("HBN_VECTOR_KERNEL") if row["name"] == "convert").split()
-LAYOUTS = [row["name"] for row in _rows(ROOT / "runtime" / "layouts.def", "HBN_LAYOUT")]
-THRESHOLDS = {row["name"]: row for row in _rows(ROOT / "runtime" / "engine" / "thresholds.def", "HBN_THRESHOLD")}
+LAYOUTS = [row["name"] for row in rows("HBN_LAYOUT", ROOT / "runtime" / "layouts.def")]
+THRESHOLDS = {row["name"]: row for row in rows("HBN_THRESHOLD", ROOT / "runtime" / "engine" / "thresholds.def")}
 # Threshold `layout`: by name in a file, by number where the library decides.
 LAYOUT_THRESHOLD = "layout"
-SCHEDULE_PARAMETERS = {row["name"]: row for row in _rows(PARAMETERS, "HBN_SCHEDULE_PARAMETER")}
+SCHEDULE_PARAMETERS = {row["name"]: row for row in rows("HBN_SCHEDULE_PARAMETER", PARAMETERS)}
 
 
 class Invalid(Exception):
