@@ -1,6 +1,21 @@
-# A library like hbn with fewer kernels, of the same objects: what is compiled for one is compiled for both.
+# Libraries like hbn with other kernels, of the same objects: what is compiled for one is compiled for all.
 
-# `kernels` is an expression that names of kernels, as forward_training_float32_nchw, match from their beginning.
+# Of these objects of kernels. `folder` has the lists that are not hbn's own: hbn_kernels.h, hbn_tuned.h.
+function(hbn_add_library_with_list library folder)
+    hbn_add_objects(${library}_kernel_list ${PROJECT_SOURCE_DIR}/runtime/engine/kernels.cpp)
+    target_include_directories(${library}_kernel_list BEFORE PRIVATE ${folder})
+    set_source_files_properties(${ARGN} PROPERTIES EXTERNAL_OBJECT ON)
+    add_library(${library} STATIC EXCLUDE_FROM_ALL ${ARGN} $<TARGET_OBJECTS:hbn_runtime>
+                $<TARGET_OBJECTS:${library}_kernel_list>)
+    set_target_properties(${library} PROPERTIES LINKER_LANGUAGE CXX)
+    set_target_properties(${library}_kernel_list PROPERTIES EXCLUDE_FROM_ALL ON)
+    target_include_directories(${library} INTERFACE ${PROJECT_SOURCE_DIR}/include)
+    target_compile_features(${library} INTERFACE cxx_std_17)
+    target_link_libraries(${library} INTERFACE Threads::Threads ${CMAKE_DL_LIBS})
+endfunction()
+
+# Of fewer kernels: those whose names, as forward_training_float32_nchw, match the expression `kernels` from their
+# beginning.
 function(hbn_add_library_of_kernels library kernels)
     # The kernels that hbn lists, as in HBN_BUILT_KERNEL(forward_training, float32, nchw).
     set(folder ${CMAKE_CURRENT_BINARY_DIR}/${library})
@@ -28,9 +43,6 @@ function(hbn_add_library_of_kernels library kernels)
         file(CONFIGURE OUTPUT ${folder}/${header} CONTENT "${list}" @ONLY)
     endforeach ()
 
-    hbn_add_objects(${library}_kernel_list ${PROJECT_SOURCE_DIR}/runtime/engine/kernels.cpp)
-    target_include_directories(${library}_kernel_list BEFORE PRIVATE ${folder})
-
     # Files are named after kernels: hbn_NAME.o, hbn_NAME_wrapper.o and, for each instruction set, hbn_NAME-...o
     get_target_property(objects hbn SOURCES)
     list(FILTER objects INCLUDE REGEX "\\.o$")
@@ -42,13 +54,5 @@ function(hbn_add_library_of_kernels library kernels)
             list(APPEND chosen ${object})
         endif ()
     endforeach ()
-    set_source_files_properties(${chosen} PROPERTIES EXTERNAL_OBJECT ON)
-
-    add_library(${library} STATIC EXCLUDE_FROM_ALL ${chosen} $<TARGET_OBJECTS:hbn_runtime>
-                $<TARGET_OBJECTS:${library}_kernel_list>)
-    set_target_properties(${library} PROPERTIES LINKER_LANGUAGE CXX)
-    set_target_properties(${library}_kernel_list PROPERTIES EXCLUDE_FROM_ALL ON)
-    target_include_directories(${library} INTERFACE ${PROJECT_SOURCE_DIR}/include)
-    target_compile_features(${library} INTERFACE cxx_std_17)
-    target_link_libraries(${library} INTERFACE Threads::Threads ${CMAKE_DL_LIBS})
+    hbn_add_library_with_list(${library} ${folder} ${chosen})
 endfunction()

@@ -99,9 +99,6 @@ set(HBN_GENERATOR_SOURCES
 # algorithm, and with HBN_KERNEL_ASSEMBLY its .s, which take two fifths of the time.
 function(hbn_add_kernel library name generator targets)
     list(LENGTH targets count)
-    # Halide's names of files, where there are several targets.
-    list(JOIN HBN_HALIDE_FEATURES "-" features)
-    string(APPEND features "-no_runtime")
     if (HBN_KERNELS_FROM)
         # The folder in that build that is this one here.
         file(RELATIVE_PATH folder ${hbn_BINARY_DIR} ${CMAKE_CURRENT_BINARY_DIR})
@@ -110,7 +107,7 @@ function(hbn_add_kernel library name generator targets)
         if (count GREATER 1)
             set(objects ${folder}/${name}_wrapper.o)
             foreach (target IN LISTS targets)
-                list(APPEND objects ${folder}/${name}-${target}-${features}.o)
+                list(APPEND objects ${folder}/${name}-${target}${HBN_HALIDE_SUFFIX}.o)
             endforeach ()
         endif ()
         set_source_files_properties(${objects} TARGET_DIRECTORY ${library} PROPERTIES EXTERNAL_OBJECT ON)
@@ -136,12 +133,32 @@ function(hbn_add_kernel library name generator targets)
         foreach (file IN LISTS ${name}_stmt ${name}_assembly)
             cmake_path(GET file EXTENSION extension)
             add_custom_command(OUTPUT ${name}.h APPEND
-                COMMAND ${CMAKE_COMMAND} -E copy ${name}-${best}-${features}${extension} ${file})
+                COMMAND ${CMAKE_COMMAND} -E copy ${name}-${best}${HBN_HALIDE_SUFFIX}${extension} ${file})
         endforeach ()
     endif ()
     get_target_property(objects ${name} SOURCES)
     set_target_properties(${name} PROPERTIES EXCLUDE_FROM_ALL ON)
     target_sources(${library} PRIVATE ${objects})
+endfunction()
+
+# One more form of a kernel of runtime/operations.def, hbn_NAME_DTYPE_LAYOUT_SUFFIX: for one instruction set, with these
+# parameters of its schedule.
+function(hbn_add_variant library name dtype layout suffix instruction_set)
+    hbn_read_table(HBN_KERNEL kernel)
+    math(EXPR last "${kernel} - 1")
+    foreach (i RANGE ${last})
+        list(GET kernel${i} 0 other)
+        if (other STREQUAL name)
+            list(GET kernel${i} 1 generator)
+            list(GET kernel${i} 2 parameters)
+            break()
+        endif ()
+    endforeach ()
+    separate_arguments(parameters UNIX_COMMAND "${parameters}")
+    list(FIND HBN_INSTRUCTION_SETS ${instruction_set} index)
+    list(GET HBN_HALIDE_TARGETS ${index} target)
+    hbn_add_kernel(${library} hbn_${name}_${dtype}_${layout}_${suffix} ${generator} ${target}
+                   dtype=${dtype} layout=${layout} ${parameters} ${ARGN})
 endfunction()
 
 # Makes hbn_tuned.h in this build folder, of a file of tuned entries (schedules/tuned/schema.json) or of `none`, and adds
@@ -152,7 +169,7 @@ function(hbn_add_tuned_kernels library file)
     set(folder ${CMAKE_CURRENT_BINARY_DIR})
     set(script ${PROJECT_SOURCE_DIR}/cmake/tuned.py)
     set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${script} ${PROJECT_SOURCE_DIR}/cmake/packs/table.py
-                 ${PROJECT_SOURCE_DIR}/runtime/engine/thresholds.def)
+                 ${PROJECT_SOURCE_DIR}/runtime/engine/thresholds.def ${PROJECT_SOURCE_DIR}/schedules/parameters.def)
     set(count 0)
     set(error NOTFOUND)
     if (NOT file STREQUAL "none")
@@ -169,7 +186,7 @@ function(hbn_add_tuned_kernels library file)
 ")
         return()
     endif ()
-    find_package(Python3 3.9 REQUIRED COMPONENTS Interpreter)
+    find_package(Python3 3.10 REQUIRED COMPONENTS Interpreter)
     list(JOIN HBN_ALL_INSTRUCTION_SETS "," all_sets)
     list(JOIN HBN_INSTRUCTION_SETS "," built_sets)
     execute_process(
@@ -181,23 +198,12 @@ function(hbn_add_tuned_kernels library file)
         string(REPLACE "\n" "\n  " errors "  ${errors}")  # indented lines stay as they are
         message(FATAL_ERROR "\n${errors}")
     endif ()
-    hbn_read_table(HBN_KERNEL kernel)
-    math(EXPR last "${kernel} - 1")
-    foreach (i RANGE ${last})
-        list(GET kernel${i} 0 name)
-        list(GET kernel${i} 1 generator_of_${name})
-        list(GET kernel${i} 2 parameters_of_${name})
-    endforeach ()
     file(STRINGS ${folder}/hbn_tuned_kernels.txt lines)
     foreach (line IN LISTS lines)
         separate_arguments(line)
         list(POP_FRONT line name dtype layout number instruction_set)
-        list(FIND HBN_INSTRUCTION_SETS ${instruction_set} index)
-        list(GET HBN_HALIDE_TARGETS ${index} target)
-        separate_arguments(parameters UNIX_COMMAND "${parameters_of_${name}}")
         # For its one instruction set: the engine asks before it calls.
-        hbn_add_kernel(${library} hbn_${name}_${dtype}_${layout}_tuned_${prefix}${number} ${generator_of_${name}} ${target}
-                       dtype=${dtype} layout=${layout} ${parameters} ${line})
+        hbn_add_variant(${library} ${name} ${dtype} ${layout} tuned_${prefix}${number} ${instruction_set} ${line})
     endforeach ()
 endfunction()
 
@@ -325,10 +331,9 @@ ${lines}#undef HBN_BUILT_KERNEL
     hbn_add_tuned_kernels(${library} ${tuned})
 
     # What the tuner compiles kernels for, as the library's own are: bench/tune/build.py.
-    list(JOIN HBN_HALIDE_FEATURES "-" features)
     set(pairs "")
     foreach (instruction_set halide_target IN ZIP_LISTS HBN_INSTRUCTION_SETS HBN_HALIDE_TARGETS)
-        list(APPEND pairs "\"${instruction_set}\": \"${halide_target}-${features}-no_runtime\"")
+        list(APPEND pairs "\"${instruction_set}\": \"${halide_target}${HBN_HALIDE_SUFFIX}\"")
     endforeach ()
     list(JOIN pairs ", " pairs)
     file(CONFIGURE OUTPUT hbn_targets.json CONTENT

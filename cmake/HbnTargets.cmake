@@ -4,6 +4,7 @@
 # HBN_HALIDE_TARGETS       best first; the last is what every processor of the family has. More than one
 #                          becomes a choice at run time.
 # HBN_INSTRUCTION_SETS     their names, in the same order, as users write them in HBN_INSTRUCTION_SET
+# HBN_HALIDE_SUFFIX        what follows each of those targets for Halide's generators, and in their names of files
 # HBN_DTYPES, HBN_LAYOUTS  what kernels exist for
 # HBN_DEVICE_RUNTIME       whether kernels run on a device, through Halide's own runtime
 
@@ -45,6 +46,9 @@ elseif (HBN_TARGET STREQUAL "portable")
 else ()
     message(FATAL_ERROR "HBN_TARGET '${HBN_TARGET}' is none of x86, arm64, armv7, opencl, cuda, portable")
 endif ()
+
+list(JOIN HBN_HALIDE_FEATURES "-" HBN_HALIDE_SUFFIX)
+set(HBN_HALIDE_SUFFIX "-${HBN_HALIDE_SUFFIX}-no_runtime")
 
 set(HBN_ALL_INSTRUCTION_SETS ${HBN_INSTRUCTION_SETS})
 if (HBN_ONLY_INSTRUCTION_SETS)

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 
-from packs.table import ROOT, read, rows  # noqa: E402
+from packs.table import ROOT, rows  # noqa: E402
 
 SCHEMA = ROOT / "schedules" / "tuned" / "schema.json"
 PARAMETERS_TABLE = ROOT / "schedules" / "parameters.def"
@@ -40,11 +40,11 @@ FAMILIES = {
 
 KERNELS = [row["name"] for row in rows("HBN_KERNEL")]
 DTYPES = next(row["dtypes"] for row in rows("HBN_VECTOR_KERNEL") if row["name"] == "convert").split()
-LAYOUTS = [row["name"] for row in rows("HBN_LAYOUT", read(LAYOUTS_TABLE))]
-THRESHOLDS = {row["name"]: row for row in rows("HBN_THRESHOLD", read(THRESHOLDS_TABLE))}
+LAYOUTS = [row["name"] for row in rows("HBN_LAYOUT", LAYOUTS_TABLE)]
+THRESHOLDS = {row["name"]: row for row in rows("HBN_THRESHOLD", THRESHOLDS_TABLE)}
 # Threshold `layout`: by name in a file, by number where the library decides.
 LAYOUT_THRESHOLD = "layout"
-SCHEDULE_PARAMETERS = {row["name"]: row for row in rows("HBN_SCHEDULE_PARAMETER", read(PARAMETERS_TABLE))}
+SCHEDULE_PARAMETERS = {row["name"]: row for row in rows("HBN_SCHEDULE_PARAMETER", PARAMETERS_TABLE)}
 # Entries that agree in these are about the same call, but for its shape.
 GROUP = ("kernel", "dtype", "layout", "cpu", "instruction_set")
 

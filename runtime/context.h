@@ -143,6 +143,8 @@ hbn_context &default_context();
 // HBN_INSTRUCTION_SET names, or the best. -1 where that makes no sense, which the second says.
 int default_instruction_set();
 hbn_status check_default_instruction_set();
+// That of the call in progress on this thread, or of the default context; -1 where that makes no sense.
+int instruction_set_in_use();
 // @return HBN_INVALID_ARGUMENT or HBN_UNSUPPORTED, with `origin` before the text
 hbn_status find_instruction_set(const char *name, const char *origin, int *index);
 

@@ -1,4 +1,5 @@
 // hbn-info: what this build of the library holds, what of it this machine uses, and what a shape gets.
+#include "runtime/checks/dtypes.h"
 #include "runtime/engine/kernels.h"
 
 #include <hbn/hbn.h>
@@ -22,8 +23,6 @@ constexpr char kUsage[] =
     "shape: for each kernel on dense tensors of that shape, how it sees them, and which tuned\n"
     "entry (schedules/tuned/) it has, or why none. --cpu is for a look at the entries of another\n"
     "CPU: its name as hbn-info prints it there.\n";
-
-constexpr const char *kDTypeNames[kDTypes] = {"float32", "float64", "bfloat16", "float16"};
 
 void print_build() {
     std::printf("hbn %s\n", hbn_version());
@@ -99,7 +98,7 @@ std::string describe_entry(const Explanation &e) {
 int print_shape(const int64_t (&sizes)[4], hbn_dtype dtype, bool in_nhwc, const char *cpu) {
     std::printf("shape %lld,%lld,%lld,%lld %s %s, cpu %s, instruction set %s, threads %d\n",
                 (long long)sizes[0], (long long)sizes[1], (long long)sizes[2], (long long)sizes[3],
-                kDTypeNames[dtype], in_nhwc ? "nhwc" : "nchw", cpu, hbn_instruction_set(),
+                dtype_name(dtype), in_nhwc ? "nhwc" : "nchw", cpu, hbn_instruction_set(),
                 hbn_get_num_threads());
     if (all_tuned_entries().count == 0) {
         std::printf("all by default: this build has no tuned entries\n");
@@ -166,13 +165,14 @@ int main(int argc, char **argv) {
             }
             has_shape = true;
         } else if (is("--dtype")) {
-            const auto *end = kDTypeNames + kDTypes;
-            const auto *found = std::find_if(
-                kDTypeNames, end, [&](const char *name) { return std::strcmp(name, value) == 0; });
-            if (found == end) {
+            int found = 0;
+            while (found < kDTypes && std::strcmp(dtype_name(hbn_dtype(found)), value) != 0) {
+                found++;
+            }
+            if (found == kDTypes) {
                 return fail_usage("--dtype expects float32, float64, bfloat16 or float16", value);
             }
-            dtype = hbn_dtype(found - kDTypeNames);
+            dtype = hbn_dtype(found);
         } else if (is("--layout")) {
             in_nhwc = std::strcmp(value, "nhwc") == 0;
             if (!in_nhwc && std::strcmp(value, "nchw") != 0) {

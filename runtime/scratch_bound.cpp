@@ -2,6 +2,7 @@
 // allocations. tests/scratch_test.cpp fails where one goes beyond this.
 #include "scratch_bound.h"
 
+#include "checks/dtypes.h"
 #include "engine/tuning.h"
 #include "halide/scratch.h"
 
@@ -26,10 +27,10 @@ constexpr int64_t kMostElements = int64_t(1) << 31;
 
 // What layout.cpp makes of small planes and of small numbers of channels: rows of so many columns, at most.
 int64_t most_columns(const Thresholds &most, hbn_dtype dtype) {
-    const int64_t bytes = dtype == HBN_FLOAT32 ? 4 : dtype == HBN_FLOAT64 ? 8 : 2;
-    return std::max({most.nhwc_columns, most.block_columns, most.block_bytes_to_stream / bytes,
-                     most.block_plane_to_sum, most.narrow_block_plane_to_sum,
-                     most.block_plane_to_map, most.block_plane_to_stream});
+    return std::max({most.nhwc_columns, most.block_columns,
+                     most.block_bytes_to_stream / element_size(dtype), most.block_plane_to_sum,
+                     most.narrow_block_plane_to_sum, most.block_plane_to_map,
+                     most.block_plane_to_stream});
 }
 
 // Tiles of all channels together. In planes a tile has an eighth of the elements that layout.cpp allows it (it cuts

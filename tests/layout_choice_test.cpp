@@ -1,5 +1,5 @@
 // Which kernel serves which shape, that each is right there, and that streaming stores change no bit.
-#include "oracle.h"
+#include "operands.h"
 #include "runtime/engine/layout.h"
 
 #include <algorithm>
@@ -148,32 +148,11 @@ class LayoutChoice : public ::testing::TestWithParam<std::tuple<DType, Case>> {
 protected:
     const DType dtype = std::get<0>(GetParam());
     const Case &p = std::get<1>(GetParam());
-    const DType statistics = statistic_dtype(dtype);
-    const int64_t channels = p.sizes[1];
     const bool trains = values_per_channel(p.sizes) > 1;
-    Normal normal{uint32_t(channels)};
-    TestTensor x{dtype, p.sizes, p.strides}, dy{dtype, p.sizes, p.strides};
-    TestTensor y{dtype, p.sizes, p.strides}, dx{dtype, p.sizes, p.strides};
-    TestVector weight{statistics, normal.values(channels, 1, 0.5)};
-    TestVector bias{statistics, normal.values(channels)};
-    TestVector running_mean{statistics, normal.values(channels)};
-    TestVector running_var{statistics, normal.values(channels, 4, 0.5)};
-
-    void SetUp() override {
-        x.fill([&](int64_t c) { return normal(double(c % 5) - 2, 1 + double(c % 3)); });
-        dy.fill([&](int64_t) { return normal(0.25); });
-    }
-
-    ChannelOracle oracle(int64_t c, bool training) const {
-        return training ? ChannelOracle(x, c, kEps)
-                        : ChannelOracle(running_mean[c],
-                                        1 / std::sqrt(Real(running_var[c]) + Real(kEps)),
-                                        Real(values_per_channel(p.sizes)));
-    }
+    Operands operands{dtype, p.sizes, p.strides};
 
     functional::ForwardResult forward(bool training) {
-        auto result = functional::batch_norm_forward(x, weight, bias, running_mean, running_var,
-                                                     training, 0.0, kEps, y.view());
+        auto result = operands.forward(training);
         if (training == trains) {
             EXPECT_EQ(last_view().layout, p.kernel_of(dtype))
                 << "it is " << name_of_kernel(last_view().layout);
@@ -190,10 +169,6 @@ TEST_P(LayoutChoice, forward) {
         }
         SCOPED_TRACE(training ? "training" : "inference");
         forward(training);
-        for (int64_t c = 0; c < channels; c++) {
-            expect_normalized(x, y, c, oracle(c, training), weight[c], bias[c]);
-        }
-        EXPECT_TRUE(y.only_elements_written());
     }
 }
 
@@ -203,23 +178,7 @@ TEST_P(LayoutChoice, backward) {
             continue;
         }
         SCOPED_TRACE(training ? "training" : "inference");
-        const auto saved = forward(training);
-        const auto gradients =
-            functional::batch_norm_backward(dy, x, weight, saved.mean, saved.invstd, running_mean,
-                                            running_var, training, kEps, {}, dx.view());
-        for (int64_t c = 0; c < channels; c++) {
-            // Backward is given the rounded statistics: it is judged by what it was given.
-            ChannelOracle s = oracle(c, training);
-            if (training) {
-                s.mean = get(saved.mean, c);
-                s.invstd = get(saved.invstd, c);
-            }
-            const GradientOracle g(dy, x, c, s);
-            expect_grad_input(dy, x, dx, c, s, weight[c], g, training);
-            g.expect_parameters(get(gradients.grad_weight, c), get(gradients.grad_bias, c), dtype,
-                                s.count);
-        }
-        EXPECT_TRUE(dx.only_elements_written());
+        operands.backward(training, forward(training));
     }
 }
 

@@ -1,4 +1,4 @@
-"""The rows of runtime/operations.def, and of tables that are written as it is."""
+"""The rows of runtime/operations.def and of tables like it."""
 
 import pathlib
 import re
@@ -34,9 +34,9 @@ def split(columns: str) -> list[str]:
 ROWS = read(ROOT / "runtime" / "operations.def")
 
 
-def rows(kind: str, table: list[Row] = ROWS) -> list[dict[str, str]]:
-    """The columns of each row of a kind."""
-    return [row.columns for row in table if row.kind == kind]
+def rows(kind: str, path: pathlib.Path | None = None) -> list[dict[str, str]]:
+    """The columns of each row of a kind, of operations.def or of another table."""
+    return [row.columns for row in (read(path) if path else ROWS) if row.kind == kind]
 
 
 ROLES = {row["name"]: row["role"] for row in rows("HBN_ARGUMENT")}

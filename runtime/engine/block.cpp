@@ -266,19 +266,18 @@ hbn_status Block::run(const KernelCall &c, bool on_copies) {
     const bool on_tensors = c.on_tensors();
     KernelView view;
     int64_t elements = channels_;
-    const Tuning *tuned = nullptr;
+    const Tuning *tuning = &kDefaultTuning;
     if (on_tensors) {
         const bool staged = on_copies || (staged_ && staged_->any()) || is_staged_in_outputs_;
         const TunedEntry *entry =
             staged ? nullptr : tuned_entry(c.kernel, c.dtype, c.tensors, c.num_tensors);
-        tuned = entry ? &entry->tuning : nullptr;
+        tuning = &tuning_of(entry);
         const int64_t *sizes = c.tensors[0]->sizes;
         elements = sizes[0] * sizes[1] * sizes[2] * sizes[3];
         choose_view(c.tensors, c.num_tensors, c.streamable, row(c.kernel).kind == KernelKind::sums,
-                    layouts_of(c.kernel, c.dtype), tuned ? tuned->thresholds : kDefaultThresholds,
-                    &view);
+                    layouts_of(c.kernel, c.dtype), tuning->thresholds, &view);
         record_staging(staged);
-        record_tuning(tuned, tuned && tuned->kernel(view.layout).call);
+        record_tuning(entry, tuning->kernel(view.layout).call);
     }
     ArgumentList list;
     int tensor = 0;
@@ -302,7 +301,7 @@ hbn_status Block::run(const KernelCall &c, bool on_copies) {
         }
     }
     return list.run(c.kernel, c.dtype, on_tensors ? view.layout : Layout(0), elements, view.stream,
-                    tuned);
+                    *tuning);
 }
 
 hbn_status Block::store_outputs() {

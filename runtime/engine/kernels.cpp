@@ -247,28 +247,25 @@ bool same(const Signature &a, const Signature &b) {
     return true;
 }
 
-hbn_status read_signature(const Variants &variants, Signature *signature) {
-    bool first = true;
-    for (const CompiledKernel &compiled : variants.of_layout) {
-        if (!compiled.call) {
-            continue;
-        }
-        Signature other;
-        HBN_TRY(read_signature(*compiled.metadata(), first ? signature : &other));
-        if (!first && !same(*signature, other)) {
-            return fail(HBN_UNSUPPORTED, text::kernel_arguments_differ, compiled.metadata()->name);
-        }
-        first = false;
-    }
-    return HBN_OK;
-}
-
 hbn_status check_same(const Signature &signature, const halide_filter_metadata_t &metadata) {
     Signature other;
     HBN_TRY(read_signature(metadata, &other));
     return same(signature, other)
                ? HBN_OK
                : fail(HBN_UNSUPPORTED, text::kernel_arguments_differ, metadata.name);
+}
+
+hbn_status read_signature(const Variants &variants, Signature *signature) {
+    bool first = true;
+    for (const CompiledKernel &compiled : variants.of_layout) {
+        if (!compiled.call) {
+            continue;
+        }
+        const halide_filter_metadata_t &metadata = *compiled.metadata();
+        HBN_TRY(first ? read_signature(metadata, signature) : check_same(*signature, metadata));
+        first = false;
+    }
+    return HBN_OK;
 }
 
 // The text of halide_error() during this thread's current call.
@@ -358,16 +355,14 @@ hbn_status ArgumentList::run(int (*kernel)(void **), const char *name, bool seri
 }
 
 hbn_status ArgumentList::run(Kernel kernel, hbn_dtype dtype, Layout layout, int64_t elements,
-                             bool streams, const Tuning *tuned) {
+                             bool streams, const Tuning &tuning) {
     const Variants *variants = variants_of(kernel, dtype);
     if (!variants || !variants->of_layout[int(layout)].call) {
         return no_kernel(kernel, dtype);
     }
-    const CompiledKernel &own = variants->of_layout[int(layout)];
-    const bool tuned_kernel = tuned && tuned->kernel(layout).call;
-    const Thresholds &thresholds = tuned ? tuned->thresholds : kDefaultThresholds;
-    return run((tuned_kernel ? tuned->kernel(layout) : own).call, row(kernel).name,
-               elements < thresholds.serial_elements, streams);
+    const CompiledKernel &own = variants->of_layout[int(layout)], &tuned = tuning.kernel(layout);
+    return run(tuned.call ? tuned.call : own.call, row(kernel).name,
+               elements < tuning.thresholds.serial_elements, streams);
 }
 
 hbn_status ArgumentList::run_conversion(hbn_dtype from, hbn_dtype to, int64_t elements) {

@@ -115,10 +115,9 @@ public:
         args_[count_++] = const_cast<char *>(number);
     }
 
-    // The one way into a kernel. `elements` and `streams` tell how to run its parallel loops. `tuned`: null for the
-    // defaults.
+    // The one way into a kernel. `elements` and `streams` tell how to run its parallel loops.
     hbn_status run(Kernel kernel, hbn_dtype dtype, Layout layout, int64_t elements, bool streams,
-                   const Tuning *tuned);
+                   const Tuning &tuning);
     hbn_status run_conversion(hbn_dtype from, hbn_dtype to, int64_t elements);
 
 private:

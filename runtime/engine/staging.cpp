@@ -79,8 +79,8 @@ bool conforms_to(const Order &order, const hbn_tensor &t) {
     return true;
 }
 
-// Whether copies from this tensor to the order are of so many bytes at once that they cost what their memory does.
-bool is_in_long_runs(const Order &order, const hbn_tensor &t) {
+// How many elements lie next to each other in this order, from its first on.
+int64_t dense_run(const Order &order, const hbn_tensor &t) {
     int64_t run = 1;
     for (const int d : order) {
         if (t.sizes[d] != 1) {
@@ -90,7 +90,12 @@ bool is_in_long_runs(const Order &order, const hbn_tensor &t) {
             run *= t.sizes[d];
         }
     }
-    return run * element_size(t.dtype) >= wide_row;
+    return run;
+}
+
+// Whether copies from this tensor to the order are of so many bytes at once that they cost what their memory does.
+bool is_in_long_runs(const Order &order, const hbn_tensor &t) {
+    return dense_run(order, t) * element_size(t.dtype) >= wide_row;
 }
 
 int64_t bytes_or_test(int64_t bytes) {
@@ -133,6 +138,18 @@ bool all_suit_kernels(const Values &values, const Problem &problem) {
 
 void set_max_staged_bytes(int64_t bytes) {
     test_bytes = bytes;
+}
+
+bool is_dense(const Order &order, const hbn_tensor &t) {
+    return dense_run(order, t) == elements_of(t);
+}
+
+void set_dense_strides(const Order &order, hbn_tensor *t) {
+    int64_t stride = 1;
+    for (const int d : order) {
+        t->strides[d] = stride;
+        stride *= t->sizes[d];
+    }
 }
 
 Order dimension_order(const int64_t *sizes, const int64_t *strides) {
@@ -331,11 +348,7 @@ bool Staging::conforms(const hbn_tensor &t) const {
 hbn_tensor Staging::dense_like(const hbn_tensor &t, char *scratch, int slot) const {
     hbn_tensor dense = t;
     dense.data = scratch + slot * slot_bytes_;
-    int64_t stride = 1;
-    for (const int d : order_) {
-        dense.strides[d] = stride;
-        stride *= t.sizes[d];
-    }
+    set_dense_strides(order_, &dense);
     return dense;
 }
 

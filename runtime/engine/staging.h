@@ -14,6 +14,11 @@ namespace hbn::internal {
 // Dimensions (0 to 3 for N, C, H, W) from innermost to outermost.
 using Order = std::array<int, 4>;
 
+// Whether the tensor is dense in this order. Dimensions of one element have no steps, whatever their strides.
+bool is_dense(const Order &order, const hbn_tensor &t);
+// Makes it so, by its strides.
+void set_dense_strides(const Order &order, hbn_tensor *t);
+
 // As torch.empty_like orders them: by stride, where the strides of two dimensions say nothing (an expanded one) as in
 // NCHW.
 Order dimension_order(const int64_t *sizes, const int64_t *strides);

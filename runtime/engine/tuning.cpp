@@ -2,6 +2,7 @@
 
 #include "kernels.h"
 #include "pieces.h"
+#include "staging.h"
 #include "runtime/checks.h"
 #include "runtime/context.h"
 
@@ -82,23 +83,11 @@ void link_entries() {
     }
 }
 
-constexpr int kInnerToOuterNchw[4] = {3, 2, 1, 0}, kInnerToOuterNhwc[4] = {1, 3, 2, 0};
+constexpr Order kNchw{3, 2, 1, 0}, kNhwc{1, 3, 2, 0};
 
-// What has no steps along a dimension is dense whatever its stride.
-bool is_dense(const hbn_tensor &t, const int (&inner_to_outer)[4]) {
-    int64_t stride = 1;
-    for (const int d : inner_to_outer) {
-        if (t.sizes[d] != 1 && t.strides[d] != stride) {
-            return false;
-        }
-        stride *= t.sizes[d];
-    }
-    return true;
-}
-
-bool all_are_dense(const hbn_tensor *const *tensors, int count, const int (&inner_to_outer)[4]) {
+bool all_are_dense(const Order &order, const hbn_tensor *const *tensors, int count) {
     return std::all_of(tensors, tensors + count,
-                       [&](const hbn_tensor *t) { return is_dense(*t, inner_to_outer); });
+                       [&](const hbn_tensor *t) { return is_dense(order, *t); });
 }
 
 hbn_status check_range(const ThresholdRow &row, int64_t value) {
@@ -133,13 +122,11 @@ const ThresholdRange &thresholds_in_use() {
 const TunedEntry *find_tuned_entry(const TunedEntry *first, const hbn_tensor *const *tensors,
                                    int count) {
     // Of those that are both, with one channel or one pixel, the first.
-    const bool in_nchw = all_are_dense(tensors, count, kInnerToOuterNchw);
-    if (!in_nchw && !all_are_dense(tensors, count, kInnerToOuterNhwc)) {
+    const bool in_nchw = all_are_dense(kNchw, tensors, count);
+    if (!in_nchw && !all_are_dense(kNhwc, tensors, count)) {
         return nullptr;
     }
-    const CallMemory *call = thread_state.call;
-    const int instruction_set =
-        call ? call->instruction_set : int(default_context().instruction_set);
+    const int instruction_set = instruction_set_in_use();
     for (const TunedEntry *entry = first; entry; entry = entry->next) {
         if (entry->is_for(!in_nchw, tensors[0]->sizes) &&
             (entry->instruction_set < 0 || entry->instruction_set == instruction_set)) {
@@ -226,7 +213,6 @@ hbn_status set_threshold(const char *name, const char *value, Thresholds *thresh
 namespace {
 
 const char *why_no_entry(Kernel kernel, hbn_dtype dtype, const int64_t *sizes, bool in_nhwc) {
-    const int instruction_set = default_context().instruction_set;
     bool for_kernel = false, for_shape = false, for_processor = false;
     const TunedEntries all = all_tuned_entries();
     for (int i = 0; i < all.count; i++) {
@@ -238,11 +224,11 @@ const char *why_no_entry(Kernel kernel, hbn_dtype dtype, const int64_t *sizes, b
         for_processor = for_processor ||
                         (is_for_shape && std::strcmp(entry.processor, processor_to_use()) == 0);
     }
-    return !for_kernel           ? "no entry for this kernel and dtype"
-           : !for_shape          ? "no entry for this shape and layout"
-           : !for_processor      ? "no entry for this CPU"
-           : instruction_set < 0 ? "no instruction set in use"
-                                 : "no entry for this instruction set";
+    return !for_kernel                    ? "no entry for this kernel and dtype"
+           : !for_shape                   ? "no entry for this shape and layout"
+           : !for_processor               ? "no entry for this CPU"
+           : instruction_set_in_use() < 0 ? "no instruction set in use"
+                                          : "no entry for this instruction set";
 }
 
 }  // namespace
@@ -254,11 +240,7 @@ hbn_status explain_call(Kernel kernel, hbn_dtype dtype, const int64_t (&sizes)[4
     hbn_tensor tensor{};
     tensor.dtype = dtype;
     std::copy(sizes, sizes + 4, tensor.sizes);
-    int64_t stride = 1;
-    for (const int d : in_nhwc ? kInnerToOuterNhwc : kInnerToOuterNchw) {
-        tensor.strides[d] = stride;
-        stride *= sizes[d];
-    }
+    set_dense_strides(in_nhwc ? kNhwc : kNchw, &tensor);
     Values values;
     values.set(Arg::x, tensor);
     if (channels_per_block(values, sizes[1]) < sizes[1] || !Pieces(values).one()) {
@@ -278,11 +260,11 @@ hbn_status explain_call(Kernel kernel, hbn_dtype dtype, const int64_t (&sizes)[4
         }
     }
     const TunedEntry *entry = tuned_entry(kernel, dtype, tensors, count);
-    const Thresholds &thresholds = entry ? entry->tuning.thresholds : kDefaultThresholds;
+    const Thresholds &thresholds = tuning_of(entry).thresholds;
     *explanation = {};
     explanation->entry = entry;
     explanation->why_none = entry ? nullptr : why_no_entry(kernel, dtype, sizes, in_nhwc);
-    explanation->serial = stride < thresholds.serial_elements;
+    explanation->serial = sizes[0] * sizes[1] * sizes[2] * sizes[3] < thresholds.serial_elements;
     choose_view(tensors, count, streamable, row(kernel).kind == KernelKind::sums,
                 layouts_of(kernel, dtype), thresholds, &explanation->view);
     return HBN_OK;

@@ -29,6 +29,7 @@ struct Tuning {
         return kernels[int(layout)];
     }
 };
+inline constexpr Tuning kDefaultTuning;
 
 // ---- for the tuner and for tests. Not thread-safe: no call may be in progress.
 
@@ -114,6 +115,9 @@ inline const TunedEntry *tuned_entry(Kernel kernel, hbn_dtype dtype,
                                      const hbn_tensor *const *tensors, int count) {
     const TunedEntry *first = first_tuned_entries[int(kernel)][dtype];
     return first ? find_tuned_entry(first, tensors, count) : nullptr;
+}
+inline const Tuning &tuning_of(const TunedEntry *entry) {
+    return entry ? entry->tuning : kDefaultTuning;
 }
 
 // ---- for hbn-info: what a call on dense tensors of these sizes, at aligned addresses, does

@@ -215,6 +215,11 @@ int default_instruction_set() {
     return variable().index;
 }
 
+int instruction_set_in_use() {
+    const CallMemory *call = thread_state.call;
+    return call ? call->instruction_set : int(default_context().instruction_set);
+}
+
 hbn_status check_default_instruction_set() {
     int index = variable().index;
     return index >= 0 ? HBN_OK
@@ -254,8 +259,7 @@ int halide_can_use_target_features(int count, const uint64_t *features) {
     const auto asks_for = [&](halide_target_feature_t f) {
         return int(f) / 64 < count && (features[int(f) / 64] >> (int(f) % 64) & 1) != 0;
     };
-    const CallMemory *call = thread_state.call;
-    const int index = call ? call->instruction_set : int(default_context().instruction_set);
+    const int index = instruction_set_in_use();
     const Level level = index >= 0 ? sets().levels[index] : baseline;
     for (const Feature &f : kFeatures) {
         if (f.level > level && asks_for(f.feature)) {

@@ -15,7 +15,7 @@ import tempfile
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "cmake"))
 from packs import table
 
-PARAMETERS = [row.columns for row in table.read(table.ROOT / "schedules" / "parameters.def")]
+PARAMETERS = table.rows("HBN_SCHEDULE_PARAMETER", table.ROOT / "schedules" / "parameters.def")
 TARGETS = {
     "x86": "x86-64-linux-sse41-avx-avx2-f16c-fma",
     "arm": "arm-64-linux",

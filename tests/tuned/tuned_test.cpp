@@ -1,7 +1,7 @@
 // What calls make of tuned entries, those of sample.json: each is used for its own shapes on its own processor, and all
 // results are right. And what the tuner does in a process: set_tuning().
 #include "every_operation.h"
-#include "oracle.h"
+#include "operands.h"
 #include "runtime/engine/kernels.h"
 #include "runtime/halide/scratch.h"
 #include "runtime/scratch_bound.h"
@@ -33,78 +33,17 @@ using internal::Thresholds;
 using internal::Tuning;
 using KernelLayout = internal::Layout;
 
-constexpr double kEps = 1e-5;
-
-// Operands of an operation, with its results.
-struct Operands {
-    DType dtype;
-    Shape sizes, strides;
-    int64_t channels = sizes[1];
-    Normal normal{uint32_t(channels)};
-    DType statistics = statistic_dtype(dtype);
-    TestTensor x{dtype, sizes, strides}, dy{dtype, sizes, strides};
-    TestTensor y{dtype, sizes, strides}, dx{dtype, sizes, strides};
-    TestVector weight{statistics, normal.values(channels, 1, 0.5)};
-    TestVector bias{statistics, normal.values(channels)};
-    TestVector running_mean{statistics, normal.values(channels)};
-    TestVector running_var{statistics, normal.values(channels, 4, 0.5)};
-
-    Operands(DType dtype, const Shape &sizes, MemoryFormat format)
-        : Operands(dtype, sizes, dense_strides(sizes, format)) {
+void expect_moments(const Operands &o) {
+    const functional::Moments actual = functional::batch_norm_stats(o.x);
+    for (int64_t c = 0; c < o.channels; c++) {
+        const ChannelOracle s(o.x, c, Operands::kEps);
+        const Real deviation = std::sqrt(s.m2 / s.count);
+        EXPECT_LE(
+            std::fabs(actual.mean[size_t(c)] - s.mean),
+            mean_error(o.dtype, s.count) * deviation + std::fabs(s.mean) * std::ldexp(1.0L, -50));
+        EXPECT_LE(std::fabs(actual.m2[size_t(c)] - s.m2), m2_error(o.dtype, s.count) * s.m2);
     }
-    Operands(DType dtype, const Shape &sizes, const Shape &strides)
-        : dtype(dtype), sizes(sizes), strides(strides) {
-        x.fill([&](int64_t c) { return normal(double(c % 5) - 2, 1 + double(c % 3)); });
-        dy.fill([&](int64_t) { return normal(0.25); });
-    }
-
-    ChannelOracle oracle(int64_t c, bool training) const {
-        return training ? ChannelOracle(x, c, kEps)
-                        : ChannelOracle(running_mean[c],
-                                        1 / std::sqrt(Real(running_var[c]) + Real(kEps)),
-                                        Real(sizes[0] * sizes[2] * sizes[3]));
-    }
-
-    functional::ForwardResult forward(bool training) {
-        auto saved = functional::batch_norm_forward(x, weight, bias, running_mean, running_var,
-                                                    training, 0.0, kEps, y.view());
-        for (int64_t c = 0; c < channels; c++) {
-            expect_normalized(x, y, c, oracle(c, training), weight[c], bias[c]);
-        }
-        EXPECT_TRUE(y.only_elements_written());
-        return saved;
-    }
-
-    void backward(bool training, const functional::ForwardResult &saved) {
-        const auto gradients =
-            functional::batch_norm_backward(dy, x, weight, saved.mean, saved.invstd, running_mean,
-                                            running_var, training, kEps, {}, dx.view());
-        for (int64_t c = 0; c < channels; c++) {
-            ChannelOracle s = oracle(c, training);
-            if (training) {
-                s.mean = get(saved.mean, c);
-                s.invstd = get(saved.invstd, c);
-            }
-            const GradientOracle g(dy, x, c, s);
-            expect_grad_input(dy, x, dx, c, s, weight[c], g, training);
-            g.expect_parameters(get(gradients.grad_weight, c), get(gradients.grad_bias, c), dtype,
-                                s.count);
-        }
-        EXPECT_TRUE(dx.only_elements_written());
-    }
-
-    void moments() const {
-        const functional::Moments actual = functional::batch_norm_stats(x);
-        for (int64_t c = 0; c < channels; c++) {
-            const ChannelOracle s(x, c, kEps);
-            const Real deviation = std::sqrt(s.m2 / s.count);
-            EXPECT_LE(
-                std::fabs(actual.mean[size_t(c)] - s.mean),
-                mean_error(dtype, s.count) * deviation + std::fabs(s.mean) * std::ldexp(1.0L, -50));
-            EXPECT_LE(std::fabs(actual.m2[size_t(c)] - s.m2), m2_error(dtype, s.count) * s.m2);
-        }
-    }
-};
+}
 
 constexpr auto contiguous = MemoryFormat::contiguous;
 constexpr auto channels_last = MemoryFormat::channels_last;
@@ -150,7 +89,7 @@ protected:
     }
     static void expect_stats(const Shape &sizes, bool tuned) {
         SCOPED_TRACE(shape_name(sizes));
-        Operands(DType::bfloat16, sizes, contiguous).moments();
+        expect_moments(Operands(DType::bfloat16, sizes, contiguous));
         EXPECT_EQ(last_view().tuned, tuned);
         EXPECT_EQ(last_view().layout, tuned ? KernelLayout::nchw_few_channels : KernelLayout::nchw);
     }
@@ -182,7 +121,7 @@ TEST_F(Tuned, kernel_is_not_called_for_their_neighbours) {
     Operands o(DType::float32, sizes, channels_last);
     o.forward(false);
     EXPECT_FALSE(last_view().tuned);
-    o.moments();
+    expect_moments(o);
     EXPECT_FALSE(last_view().tuned);
     EXPECT_EQ(tuned_kernel_calls, 0);
 }
@@ -406,7 +345,7 @@ TEST_P(AnyThresholds, give_right_results) {
             o.backward(training, o.forward(training));
             EXPECT_TRUE(last_view().tuned);
         }
-        o.moments();
+        expect_moments(o);
     }
 }
 
