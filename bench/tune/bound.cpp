@@ -4,13 +4,11 @@
 
 namespace hbn::tune {
 
-using compare::Buffers;
-
 bool Bound::exists(const KernelCall &call, hbn_dtype dtype) {
     int inputs = 0, outputs = 0;
     for (const KernelTensor &tensor : tensors_of(call.kernel, dtype)) {
         (tensor.is_output ? outputs : inputs)++;
-        if (tensor.buffer == &Buffers::mask || tensor.buffer == &Buffers::out_mask) {
+        if (compare::is_mask(tensor.buffer)) {
             return false;
         }
     }
