@@ -27,13 +27,12 @@ uint64_t random_bits(Sequence sequence, uint64_t i) {
     return compare::random_bits(uint64_t(sequence) << 56, i);
 }
 
-// Nearly normal, of mean 0 and variance 1: the sum of four uniform numbers. Not so near 0 that float16 has no normal number
-// for it.
-float normal_value(Sequence sequence, uint64_t i) {
+// Nearly normal, of variance 1: the sum of four uniform numbers. Not so near 0 that float16 has no normal number for it.
+float normal_value(Sequence sequence, uint64_t i, float mean = 0) {
     const uint64_t bits = random_bits(sequence, i);
     const int32_t sum = int32_t(bits & 0xffff) + int32_t(bits >> 16 & 0xffff) +
                         int32_t(bits >> 32 & 0xffff) + int32_t(bits >> 48);
-    const float value = float(sum - 0x1fffe) * float(1.7320508 / 65536);
+    const float value = float(sum - 0x1fffe) * float(1.7320508 / 65536) + mean;
     return std::fabs(value) < 0x1p-12f ? 0x1p-12f : value;
 }
 
@@ -236,7 +235,7 @@ void Problem::fill() {
     const bool has_mask = buffers_.mask.data();
     for_each_element(form_, [&](int64_t offset, int64_t c, int64_t i) {
         const uint64_t index = uint64_t(c * count + i);
-        float x = normal_value(X, index), dy = normal_value(GRAD_OUTPUT, index) + 0.25f;
+        float x = normal_value(X, index), dy = normal_value(GRAD_OUTPUT, index, 0.25f);
         if (inputs.are_hard()) {
             const int64_t kind = inputs.first_kind + c;
             x = hard_value(Kind(kind % kinds), form_.dtype, x, i, count);
