@@ -31,6 +31,9 @@ using Words = uint32_t HBN_VECTOR(kBytes);
 
 // Values that are summed in float32: the rows of a set, as kernels have them. tests/bench/test_bench.py compares them.
 constexpr int kGroup = 32;
+// Those that are unrolled: a whole group, since limits.py reads innermost loops. With SSE4.1, GCC 12 makes
+// slower code of that.
+constexpr int kUnrolledRows = kBytes == 16 ? 8 : kGroup;
 
 template<typename V>
 V load(const void *from, size_t at) {
@@ -218,7 +221,11 @@ private:
 #endif
 };
 
-// ---- sums of float32
+// ---- sums: forward of d = x - pivot and d * d, backward of dy and dy * d
+
+enum Direction { FORWARD, BACKWARD };
+
+// ---- of float32
 
 // Enough accumulators for the latency of addition.
 constexpr int kChains = kBytes == 64 ? 8 : 4;
@@ -233,47 +240,27 @@ ArithmeticSums sum_of(const Doubles (&first)[kChains], const Doubles (&second)[k
     return sums;
 }
 
-template<Subtraction subtraction>
-[[gnu::always_inline]] inline ArithmeticSums forward_sums_in_float64(const ArithmeticTensors &t,
-                                                                     const Coefficients &c,
-                                                                     int passes) {
+template<Direction direction, Subtraction subtraction>
+[[gnu::always_inline]] inline ArithmeticSums sums_in_float64(const ArithmeticTensors &t,
+                                                             const Coefficients &c, int passes) {
     const Doubles pivot = Doubles{} + c.pivot, one = Doubles{} + c.one;
-    Doubles sum[kChains] = {}, squares[kChains] = {};
-    for (; passes > 0; passes--, end_pass()) {
-        for (size_t at = 0; at < t.bytes; at += kChains * (kBytes / 2)) {
-#pragma GCC unroll 8
-            for (int k = 0; k < kChains; k++) {
-                const Doubles d =
-                    distance<subtraction>(wide(t.x, at + k * (kBytes / 2)), one, pivot);
-                sum[k] += d;
-                squares[k] += d * d;
-            }
-        }
-    }
-    return sum_of(sum, squares);
-}
-
-template<Subtraction subtraction>
-[[gnu::always_inline]] inline ArithmeticSums backward_sums_in_float64(const ArithmeticTensors &t,
-                                                                      const Coefficients &c,
-                                                                      int passes) {
-    const Doubles mean = Doubles{} + c.pivot, one = Doubles{} + c.one;
-    Doubles sum[kChains] = {}, products[kChains] = {};
+    Doubles first[kChains] = {}, second[kChains] = {};
     for (; passes > 0; passes--, end_pass()) {
         for (size_t at = 0; at < t.bytes; at += kChains * (kBytes / 2)) {
 #pragma GCC unroll 8
             for (int k = 0; k < kChains; k++) {
                 const size_t here = at + k * (kBytes / 2);
-                const Doubles dy = wide(t.grad_output, here);
-                sum[k] += dy;
-                products[k] += dy * distance<subtraction>(wide(t.x, here), one, mean);
+                const Doubles d = distance<subtraction>(wide(t.x, here), one, pivot);
+                const Doubles value = direction == FORWARD ? d : wide(t.grad_output, here);
+                first[k] += value;
+                second[k] += value * d;
             }
         }
     }
-    return sum_of(sum, products);
+    return sum_of(first, second);
 }
 
-// ---- sums of 16-bit types
+// ---- of 16-bit types
 
 // The sums of a group's terms, of two vectors side by side.
 struct GroupSums {
@@ -317,60 +304,34 @@ struct Totals {
 };
 static_assert(kArithmeticStep % (kGroup * kBytes) == 0);
 
-template<typename T, Subtraction subtraction>
-ArithmeticSums forward_sums(const ArithmeticTensors &t, const Coefficients &c, int passes) {
-    if constexpr (T::kVectors == 1) {
-        return forward_sums_in_float64<subtraction>(t, c, passes);
-    }
+template<Direction direction, typename T, Subtraction subtraction>
+[[gnu::always_inline]] inline ArithmeticSums sums_in_groups(const ArithmeticTensors &t,
+                                                            const Coefficients &c, int passes) {
     const Floats pivot = Floats{} + float(c.pivot), one = Floats{} + float(c.one);
     Totals totals;
     for (; passes > 0; passes--, end_pass()) {
         for (size_t at = 0; at < t.bytes; at += kGroup * kBytes) {
             GroupSums group{};
-#pragma GCC unroll 8
-            for (int row = 0; row < kGroup; row++) {
-                Floats x[2];
-                T::widen(t.x, at + row * kBytes, x);
-                for (int i = 0; i < 2; i++) {
-                    const Floats d = distance<subtraction>(x[i], one, pivot);
-                    group.first[i] += d;
-                    group.second[i] += d * d;
-                }
-            }
-            totals.add(group);
-            if (T::kWholeRange) {
-                // A large sum of d comes with a larger one of squares, which needs no sign removed.
-                totals.largest =
-                    larger(larger(totals.largest, Words(group.second[0])), Words(group.second[1]));
-            }
-        }
-    }
-    return totals.result();
-}
-
-template<typename T, Subtraction subtraction>
-ArithmeticSums backward_sums(const ArithmeticTensors &t, const Coefficients &c, int passes) {
-    if constexpr (T::kVectors == 1) {
-        return backward_sums_in_float64<subtraction>(t, c, passes);
-    }
-    const Floats mean = Floats{} + float(c.pivot), one = Floats{} + float(c.one);
-    Totals totals;
-    for (; passes > 0; passes--, end_pass()) {
-        for (size_t at = 0; at < t.bytes; at += kGroup * kBytes) {
-            GroupSums group{};
-#pragma GCC unroll 8
+#pragma GCC unroll kUnrolledRows
             for (int row = 0; row < kGroup; row++) {
                 Floats x[2], dy[2];
                 T::widen(t.x, at + row * kBytes, x);
-                T::widen(t.grad_output, at + row * kBytes, dy);
+                if constexpr (direction == BACKWARD) {
+                    T::widen(t.grad_output, at + row * kBytes, dy);
+                }
                 for (int i = 0; i < 2; i++) {
-                    const Floats d = distance<subtraction>(x[i], one, mean);
-                    group.first[i] += dy[i];
-                    group.second[i] += dy[i] * d;
+                    const Floats d = distance<subtraction>(x[i], one, pivot);
+                    const Floats value = direction == FORWARD ? d : dy[i];
+                    group.first[i] += value;
+                    group.second[i] += value * d;
                 }
             }
             totals.add(group);
-            if (T::kWholeRange) {
+            if constexpr (T::kWholeRange && direction == FORWARD) {
+                // A large sum of d comes with a larger one of squares, which needs no sign removed.
+                totals.largest =
+                    larger(larger(totals.largest, Words(group.second[0])), Words(group.second[1]));
+            } else if constexpr (T::kWholeRange) {
                 for (int i = 0; i < 2; i++) {
                     totals.guard(group.first[i]);
                     totals.guard(group.second[i]);
@@ -379,6 +340,26 @@ ArithmeticSums backward_sums(const ArithmeticTensors &t, const Coefficients &c, 
         }
     }
     return totals.result();
+}
+
+template<Direction direction, typename T, Subtraction subtraction>
+[[gnu::always_inline]] inline ArithmeticSums sums(const ArithmeticTensors &t, const Coefficients &c,
+                                                  int passes) {
+    if constexpr (T::kVectors == 1) {
+        return sums_in_float64<direction, subtraction>(t, c, passes);
+    } else {
+        return sums_in_groups<direction, T, subtraction>(t, c, passes);
+    }
+}
+
+// limits.py finds their loops by these names.
+template<typename T, Subtraction subtraction>
+ArithmeticSums forward_sums(const ArithmeticTensors &t, const Coefficients &c, int passes) {
+    return sums<FORWARD, T, subtraction>(t, c, passes);
+}
+template<typename T, Subtraction subtraction>
+ArithmeticSums backward_sums(const ArithmeticTensors &t, const Coefficients &c, int passes) {
+    return sums<BACKWARD, T, subtraction>(t, c, passes);
 }
 
 // ---- maps

@@ -104,7 +104,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     }
     workers = [(pages, threads) for threads in counts for pages in options.pages]
     results: dict[str, Any] = {"machine": machine.describe(), "settings": settings,
-                               "environment": {pages: environment(pages) for pages in options.pages}, "versions": {}, "missing": {}, "errors": [], "cells": []}
+                               "environment": {pages: environment(pages) for pages in options.pages},
+                               "versions": {}, "missing": {}, "errors": [], "cells": []}
     deadline = time.monotonic() + options.time_budget
     pause = 0.1 if sys.stderr.isatty() else 10  # a log needs no more
     with tqdm(total=len(cells) * len(workers), unit="cell", dynamic_ncols=True, mininterval=pause) as progress:

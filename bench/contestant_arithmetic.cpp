@@ -1,36 +1,17 @@
 // The arithmetic of an operation as a contestant: how long its elements take the processors when nothing has to come from
 // memory. Each thread goes over 4 KB of each tensor, again and again, and the slowest one's time for a byte is scaled to
 // the cell's share of bytes.
-#include "bench/arithmetic.h"
-#include "bench/contestant_base.h"
+#include "bench/arithmetic_in_use.h"
+#include "bench/contestant_limit.h"
 
-#include <hbn/hbn.h>
-
+#include <algorithm>
 #include <cstring>
-#include <stdexcept>
 #include <string>
 #include <vector>
 
 namespace {
 
 namespace bench = hbn::bench;
-
-// Those of the instruction set in use, and of AVX2 beside AVX-512: narrower vectors have more ports on some processors.
-std::vector<const bench::ArithmeticLoops *> loops_in_use() {
-    const std::string instruction_set = hbn_instruction_set();
-    std::vector<const bench::ArithmeticLoops *> loops;
-    for (const auto *set : {&bench::arithmetic_loops_avx512, &bench::arithmetic_loops_avx2,
-                            &bench::arithmetic_loops_sse41}) {
-        if (instruction_set == set->instruction_set ||
-            (instruction_set == "avx512" && set == &bench::arithmetic_loops_avx2)) {
-            loops.push_back(set);
-        }
-    }
-    if (loops.empty()) {
-        throw std::invalid_argument("no arithmetic for " + instruction_set);
-    }
-    return loops;
-}
 
 constexpr size_t kTensorBytes = 4096;
 static_assert(kTensorBytes % bench::kArithmeticStep == 0);
@@ -44,10 +25,10 @@ struct alignas(4096) Memory {
     bench::ArithmeticSums sums;
 };
 
-class Arithmetic : public Contestant {
+class Arithmetic : public Limit {
 public:
-    explicit Arithmetic(const problem &p) : Contestant(p), memory(p.threads) {
-        const size_t bytes = size_t(p.n * p.c * p.h * p.w) * (p.dtype == FLOAT32 ? 4 : 2);
+    explicit Arithmetic(const problem &p) : Limit(p), memory(p.threads) {
+        const size_t bytes = tensor_bytes();
         for (Memory &m : memory) {
             // A cell's own numbers, as often as they fit.
             for (size_t at = 0; at < kTensorBytes; at += std::min(bytes, kTensorBytes)) {
@@ -57,13 +38,12 @@ public:
             }
         }
         share = double(bytes) / p.threads;
-        c = {p.mean[0], 1, p.mean[0], 1, p.weight[0] * p.invstd[0], p.bias[0], 0.01f, 0.01f};
     }
 
     // The best of all loops for the same.
     double run(int repeats) override {
         double sums = 1e30, map = 1e30;
-        for (const bench::ArithmeticLoops *set : loops_in_use()) {
+        for (const bench::ArithmeticLoops *set : bench::loops_in_use()) {
             const auto &of_sums = p.operation == BACKWARD ? set->backward_sums : set->forward_sums;
             for (const bench::Subtraction by : {bench::BY_SUBTRACTION, bench::BY_FMA}) {
                 sum = of_sums[by][p.dtype];
@@ -113,7 +93,7 @@ private:
 
     std::vector<Memory> memory;  // one thread's each
     double share;                // of a tensor's bytes, a thread
-    bench::Coefficients c;
+    const bench::Coefficients c = bench::coefficients_of(p);
     bench::ArithmeticLoops::Sums sum;
     bench::ArithmeticLoops::Map elements;
     void (*loop)(Arithmetic &, Memory &);
@@ -122,15 +102,12 @@ private:
 }  // namespace
 
 std::unique_ptr<Contestant> make_contestant(const problem &p) {
-    if (p.operation > BACKWARD) {
-        throw std::invalid_argument("fused operations are measured against unfused ones");
-    }
     return std::make_unique<Arithmetic>(p);
 }
 
 std::string contestant_version() {
     std::string text = "sums and map of data in L1:";
-    for (const bench::ArithmeticLoops *set : loops_in_use()) {
+    for (const bench::ArithmeticLoops *set : bench::loops_in_use()) {
         text += std::string(" ") + set->instruction_set;
     }
     return text;

@@ -1,10 +1,10 @@
 // The memory bound as a contestant: an operation's compulsory bytes and nothing else. With
 // HBN_BENCH_TWO_SWEEPS everything is read once more beforehand, as statistics need where nothing
 // stays in a cache.
-#include "bench/contestant_base.h"
+#include "bench/contestant_limit.h"
 
+#include <algorithm>
 #include <stdexcept>
-#include <vector>
 
 namespace {
 
@@ -60,54 +60,29 @@ void sweep_share(void *context, int index, int size) {
     bench::detail::move_share(context, index, size);
 }
 
-class Bound : public Contestant {
+class Bound : public TeamLimit {
 public:
-    explicit Bound(const problem &p) : Contestant(p) {
-        const int64_t bytes = p.n * p.c * p.h * p.w * (p.dtype == FLOAT32 ? 4 : 2);
-        const auto second = p.operation == BACKWARD ? p.grad_output : nullptr;
-        move = {static_cast<const float *>(p.x), static_cast<const float *>(second),
-                static_cast<float *>(p.out), size_t(bytes) / 4 / 16 * 16, false};
-        // Where telling others takes longer than the work, one thread moves the bytes faster.
-        if (bytes < kSmall && p.threads > 1) {
-            sizes = {1, p.threads};
-        } else {
-            sizes = {p.threads};
-        }
-    }
-
-    // The better of ordinary and streaming stores.
-    double run(int repeats) override {
-        double best = 1e30;
-        for (const int size : sizes) {
-            team = &bench::team_of(size);
-            for (const bool streaming : {false, true}) {
-                move.streaming = streaming;
-                call();
-                best = std::min(best, Contestant::run(repeats));
-            }
-        }
-        return best;
+    explicit Bound(const problem &p)
+        : TeamLimit(p),
+          move(p.x, p.operation == BACKWARD ? p.grad_output : nullptr, p.out, tensor_bytes(),
+               false) {
     }
 
 protected:
+    void store_by(bool streaming) override {
+        move.streaming = streaming;
+    }
     void call() override {
         team->run(sweep_share, &move);
     }
 
 private:
-    static constexpr int64_t kSmall = 1 << 20;
-
-    std::vector<int> sizes;
-    bench::Team *team = nullptr;
     Move move;
 };
 
 }  // namespace
 
 std::unique_ptr<Contestant> make_contestant(const problem &p) {
-    if (p.operation > BACKWARD) {
-        throw std::invalid_argument("fused operations are measured against unfused ones");
-    }
     if (kTwoSweeps && p.operation == FORWARD_INFERENCE) {
         throw std::invalid_argument("inference needs no statistics, so no second sweep");
     }

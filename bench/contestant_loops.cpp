@@ -2,39 +2,25 @@
 // in NCHW; all sums, then all maps, in NHWC. It shows what memory and arithmetic come to together, since a map can't begin
 // before its sum ends. It does nothing else: no tails, no accumulators for each column, nothing once a channel. Its results
 // are of no use.
-#include "bench/arithmetic.h"
-#include "bench/contestant_base.h"
-
-#include <hbn/hbn.h>
+#include "bench/arithmetic_in_use.h"
+#include "bench/contestant_limit.h"
 
 #include <algorithm>
 #include <stdexcept>
 #include <string>
-#include <vector>
 
 namespace {
 
 namespace bench = hbn::bench;
 
-const bench::ArithmeticLoops &loops_in_use() {
-    for (const auto *loops : {&bench::arithmetic_loops_avx512, &bench::arithmetic_loops_avx2,
-                              &bench::arithmetic_loops_sse41}) {
-        if (std::string(loops->instruction_set) == hbn_instruction_set()) {
-            return *loops;
-        }
-    }
-    throw std::invalid_argument(std::string("no loops for ") + hbn_instruction_set());
-}
-
 size_t whole_steps(size_t bytes) {
     return bytes / bench::kArithmeticStep * bench::kArithmeticStep;
 }
 
-class Loops : public Contestant {
+class Loops : public TeamLimit {
 public:
-    explicit Loops(const problem &p) : Contestant(p) {
-        const size_t element_bytes = p.dtype == FLOAT32 ? 4 : 2, plane = p.h * p.w * element_bytes;
-        const size_t bytes = p.n * p.c * plane;
+    explicit Loops(const problem &p) : TeamLimit(p) {
+        const size_t bytes = tensor_bytes(), plane = bytes / (p.n * p.c);
         by_channel = p.operation != FORWARD_INFERENCE && p.layout == NCHW;
         rows = by_channel ? p.n : 1;
         row_bytes = bytes / rows / 64 * 64;
@@ -49,11 +35,6 @@ public:
         }
         blocks = row_bytes / width;
         part = double(blocks * width * rows) / double(bytes);
-        // Where telling others takes longer than the work, one thread is faster.
-        sizes = {p.threads};
-        if (bytes < kSmall && p.threads > 1) {
-            sizes = {1, p.threads};
-        }
         const bool backward = p.operation == BACKWARD;
         if (p.operation != FORWARD_INFERENCE) {
             const auto &sums = backward ? loops.backward_sums : loops.forward_sums;
@@ -63,22 +44,16 @@ public:
         }
     }
 
-    // The better of ordinary and streaming stores, as if the loops had gone over all bytes.
+    // As if the loops had gone over all bytes.
     double run(int repeats) override {
-        double best = 1e30;
-        for (const int size : sizes) {
-            team = &bench::team_of(size);
-            for (const bench::Stores stores : {bench::ORDINARY_STORES, bench::STREAMING_STORES}) {
-                map = (p.operation == BACKWARD ? loops.backward_map
-                                               : loops.forward_map)[stores][p.dtype];
-                call();
-                best = std::min(best, Contestant::run(repeats));
-            }
-        }
-        return best / part;
+        return TeamLimit::run(repeats) / part;
     }
 
 protected:
+    void store_by(bool streaming) override {
+        const auto &maps = p.operation == BACKWARD ? loops.backward_map : loops.forward_map;
+        map = maps[streaming ? bench::STREAMING_STORES : bench::ORDINARY_STORES][p.dtype];
+    }
     void call() override {
         if (by_channel) {
             team->run(each_block<&Loops::sum_and_map>, this);
@@ -91,8 +66,6 @@ protected:
     }
 
 private:
-    static constexpr size_t kSmall = 1 << 20;
-
     template<void (Loops::*work)(size_t block)>
     static void each_block(void *context, int index, int size) {
         Loops &self = *static_cast<Loops *>(context);
@@ -138,14 +111,11 @@ private:
         return {at(p.x), at(p.grad_output), at(p.out), width};
     }
 
-    const bench::ArithmeticLoops &loops = loops_in_use();
-    const bench::Coefficients c{p.mean[0], 1,     p.mean[0], 1, p.weight[0] * p.invstd[0],
-                                p.bias[0], 0.01f, 0.01f};
+    const bench::ArithmeticLoops &loops = *bench::loops_in_use().front();
+    const bench::Coefficients c = bench::coefficients_of(p);
     bool by_channel;
     size_t rows, row_bytes, width, blocks;  // width and row_bytes in bytes
     double part;                            // of the bytes, that whole blocks are
-    std::vector<int> sizes;
-    bench::Team *team = nullptr;
     bench::ArithmeticLoops::Sums sum = nullptr;
     bench::ArithmeticLoops::Map map = nullptr;
 };
@@ -153,12 +123,9 @@ private:
 }  // namespace
 
 std::unique_ptr<Contestant> make_contestant(const problem &p) {
-    if (p.operation > BACKWARD) {
-        throw std::invalid_argument("fused operations are measured against unfused ones");
-    }
     return std::make_unique<Loops>(p);
 }
 
 std::string contestant_version() {
-    return std::string("sums, then map, ") + loops_in_use().instruction_set;
+    return std::string("sums, then map, ") + bench::loops_in_use().front()->instruction_set;
 }

@@ -143,9 +143,21 @@ inline Team &team_of(int size) {
     return teams.try_emplace(size, size).first->second;
 }
 
+// Of fewer bytes, telling others takes longer than the work: one thread may be faster.
+constexpr size_t kFewBytes = 1 << 20;
+
 namespace detail {
 
 struct Move {
+    // Of `bytes` of each, whole steps of move_part().
+    Move(const void *a, const void *b, void *out, size_t bytes, bool streaming)
+        : a(static_cast<const float *>(a)),
+          b(static_cast<const float *>(b)),
+          out(static_cast<float *>(out)),
+          floats(bytes / 4 / 16 * 16),
+          streaming(streaming) {
+    }
+
     const float *a, *b;  // b may be null: one read instead of two
     float *out;
     size_t floats;
@@ -193,8 +205,7 @@ inline double memory_bound_round(Team &team, const void *a, const void *b, void 
                                  size_t bytes) {
     double best = 1e30;
     for (bool streaming : {false, true}) {
-        detail::Move move{static_cast<const float *>(a), static_cast<const float *>(b),
-                          static_cast<float *>(out), bytes / 4 / 16 * 16, streaming};
+        detail::Move move(a, b, out, bytes, streaming);
         team.wake();
         const double start = seconds_now();
         team.run(detail::move_share, &move);

@@ -25,10 +25,10 @@ MOST_OF_LIMIT, MEDIAN_OF_LIMIT = 1.25, 1.1
 # the map. See arithmetic_loops.cpp.
 ARITHMETIC = {
     "forward_training float32": "convert, subtract, add, fma in float64; map: 2 fmas",
-    "forward_training": "subtract, add, fma, and once in 8 values convert and add both sums in float64; map: 2 fmas",
+    "forward_training": "subtract, add, fma, and once in 32 values convert and add both sums in float64; map: 2 fmas",
     "forward_inference": "map: 2 fmas",
     "backward float32": "convert twice, subtract, add, fma in float64; map: subtract, 2 fmas, multiply",
-    "backward": "subtract, add, fma, and once in 8 values convert and add both sums in float64; "
+    "backward": "subtract, add, fma, and once in 32 values convert and add both sums in float64; "
                 "map: subtract, 2 fmas, multiply",
 }
 # Of a call, in microseconds.

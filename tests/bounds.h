@@ -43,7 +43,7 @@ struct ChannelOracle {
     }
 };
 
-// generators/batch_norm.h's bounds of what sums of `count` values of a tensor are off by, at `Pivot`: plain
+// generators/reductions.h's bounds of what sums of `count` values of a tensor are off by, at `Pivot`: plain
 // sums, relative to the sum of magnitudes; m2, relative to itself; and a mean, relative to the deviation.
 inline bool sums_in_float32_groups(DType tensor) {
     return tensor == DType::float16 || tensor == DType::bfloat16;
@@ -104,8 +104,14 @@ using Bounded = BasicBounded<Real>;
 template<typename T = Real>
 class NormalizedBounds {
 public:
-    NormalizedBounds(DType dtype, const ChannelOracle &s, Real weight, Real bias, int ulps = 8)
-        : mean_(T(s.mean)), invstd_(T(s.invstd)), weight_(T(weight)), bias_(T(bias)) {
+    // `least`: what is less becomes that.
+    NormalizedBounds(DType dtype, const ChannelOracle &s, Real weight, Real bias, int ulps = 8,
+                     T least = -std::numeric_limits<T>::infinity())
+        : mean_(T(s.mean)),
+          invstd_(T(s.invstd)),
+          weight_(T(weight)),
+          bias_(T(bias)),
+          least_(least) {
         const Real roundoff = unit_roundoff(statistic_dtype(dtype));
         // A float64 mean has no low part: its own rounding, |mean| ulps, is seen through invstd.
         const Real spread = 1 + std::fabs(s.mean) * s.invstd;
@@ -119,30 +125,24 @@ public:
     }
     BasicBounded<T> operator()(T x, T residual = 0) const {
         const T xhat = (x - mean_) * invstd_, scaled = xhat * weight_;
-        const T expected = scaled + bias_ + residual;
+        const T expected = std::max(least_, scaled + bias_ + residual);
         const T size = std::max(T(1), std::fabs(scaled) + std::fabs(bias_) + std::fabs(residual));
         return {expected, relative_ * size + of_expected_ * std::fabs(expected) +
                               of_xhat_ * std::fabs(xhat) + absolute_};
     }
 
 private:
-    T mean_, invstd_, weight_, bias_, relative_, of_expected_ = 0, of_xhat_ = 0, absolute_ = 0;
+    T mean_, invstd_, weight_, bias_, least_, relative_;
+    T of_expected_ = 0, of_xhat_ = 0, absolute_ = 0;
 };
 
 // The same after an addition and ReLU.
 template<typename T = Real>
-class ReluBounds {
+class ReluBounds : public NormalizedBounds<T> {
 public:
     ReluBounds(DType dtype, const ChannelOracle &s, Real weight, Real bias)
-        : z_(dtype, s, weight, bias, 9) {
+        : NormalizedBounds<T>(dtype, s, weight, bias, 9, 0) {
     }
-    BasicBounded<T> operator()(T x, T residual) const {
-        const BasicBounded<T> z = z_(x, residual);
-        return {std::max(T(0), z.expected), z.bound};
-    }
-
-private:
-    NormalizedBounds<T> z_;
 };
 
 // ---- statistics
@@ -190,7 +190,7 @@ inline Bounded bounded_moments_m2(DType dtype, const ChannelOracle &s) {
     const Real deviation = std::sqrt(s.m2 / s.count);
     // The tiles' means are off by as much, which merging sees through their distance, at most a few
     // deviations, and each tile's m2 through its square. A tile's m2 is a difference of sums around a
-    // pivot; where that is the outlier itself, it costs as many bits as generators/batch_norm.h says.
+    // pivot; where that is the outlier itself, it costs as many bits as generators/reductions.h says.
     const Real values = std::min(s.count, std::ldexp(Real(1), 15)),
                chain = std::min(s.count, std::ldexp(Real(1), 11));
     const Real cancellation = chain * (values + 1) * std::ldexp(s.m2, -53);

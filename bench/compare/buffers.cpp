@@ -15,12 +15,7 @@ namespace {
 // Random numbers that any dtype holds without becoming subnormal: the i-th of a sequence, uniform in
 // [-2, 2) but for those near 0.
 float random_value(uint64_t sequence, uint64_t i) {
-    // SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014)
-    uint64_t z = (sequence << 40) + (i + 1) * 0x9e3779b97f4a7c15u;
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    z ^= z >> 31;
-    const float value = float(int32_t(z >> 32)) * 0x1p-30f;
+    const float value = float(int32_t(random_bits(sequence << 40, i) >> 32)) * 0x1p-30f;
     return std::fabs(value) < 0x1p-12f ? 0x1p-12f : value;
 }
 
@@ -177,9 +172,8 @@ void Buffers::allocate(const TensorForm &wanted, const std::vector<BufferMember>
     form = wanted;
     for (const BufferMember tensor : all_tensors()) {
         const bool used = std::find(tensors.begin(), tensors.end(), tensor) != tensors.end();
-        const bool is_mask = tensor == &Buffers::mask || tensor == &Buffers::out_mask;
-        (this->*tensor)
-            .resize(used ? size_t(form.span()) * bytes_of(is_mask ? UINT8 : form.dtype) : 0);
+        const DType dtype = is_mask(tensor) ? UINT8 : form.dtype;
+        (this->*tensor).resize(used ? size_t(form.span()) * bytes_of(dtype) : 0);
     }
     const size_t vector_bytes = size_t(form.channels()) * sizeof(double);
     for (const BufferMember vector : all_vectors()) {
@@ -225,6 +219,10 @@ void Buffers::reset_vectors() {
         sum_dy.data<double>()[c] = mean * std::sqrt(form.count());
         sum_dy_xmu.data<double>()[c] = -mean * std::sqrt(form.count());
     }
+}
+
+bool is_mask(BufferMember tensor) {
+    return tensor == &Buffers::mask || tensor == &Buffers::out_mask;
 }
 
 size_t bytes_of(DType dtype) {

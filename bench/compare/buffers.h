@@ -87,7 +87,19 @@ struct Buffers {
     Buffer moments_mean, moments_m2, other_mean, other_m2, sum_dy, sum_dy_xmu;  // float64
 };
 
+// Whether a tensor holds UINT8, whatever the others do.
+bool is_mask(BufferMember tensor);
+
 size_t bytes_of(DType dtype);
+
+// The i-th of a sequence of random numbers, which `start` chooses.
+inline uint64_t random_bits(uint64_t start, uint64_t i) {
+    // SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014)
+    uint64_t z = start + (i + 1) * 0x9e3779b97f4a7c15u;
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    return z ^ (z >> 31);
+}
 
 // Rounds toward zero, which no timing depends on. Not for subnormal numbers.
 void store(void *data, DType dtype, int64_t i, float value);

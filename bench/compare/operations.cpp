@@ -6,8 +6,6 @@ namespace hbn::compare {
 
 namespace {
 
-constexpr double kMomentum = 0.1;
-
 Vector vector(const Buffer &buffer, DType dtype, int64_t channels) {
     Vector v;
     v.data = buffer.data();

@@ -10,6 +10,8 @@
 
 namespace hbn::compare {
 
+constexpr double kMomentum = 0.1;
+
 // What builds differ in: the dtype of saved statistics, and whether a fused operation takes a mask or,
 // backward, the residual again.
 struct Convention {

@@ -3,10 +3,7 @@
 #define HBN_BENCH_TUNE_BOUND_H
 
 #include "bench/compare/buffers.h"
-#include "bench/memory_bound.h"
 #include "bench/tune/kernels.h"
-
-#include <memory>
 
 namespace hbn::tune {
 
@@ -24,7 +21,6 @@ private:
     compare::BufferMember inputs_[2] = {}, output_ = nullptr;
     int threads_;
     bool streaming_;
-    std::unique_ptr<bench::Team> team_;
 };
 
 }  // namespace hbn::tune

@@ -1,10 +1,7 @@
 #include "bench/tune/problem.h"
 
 #include <algorithm>
-#include <array>
 #include <cmath>
-#include <cstring>
-#include <optional>
 #include <stdexcept>
 
 namespace hbn::tune {
@@ -16,33 +13,26 @@ using compare::BufferMember;
 using compare::Buffers;
 using compare::DType;
 using compare::kEps;
+using compare::kMomentum;
 using test::Bounded;
 using test::ChannelOracle;
 using test::GradientSums;
 using test::Real;
-
-// compare/operations.cpp's.
-constexpr double kMomentum = 0.1;
 
 // ---- numbers
 
 enum Sequence : uint64_t { X, GRAD_OUTPUT, RESIDUAL, MASK, WEIGHT, BIAS };
 
 uint64_t random_bits(Sequence sequence, uint64_t i) {
-    // SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014)
-    uint64_t z = (uint64_t(sequence) << 56) + (i + 1) * 0x9e3779b97f4a7c15u;
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return z ^ (z >> 31);
+    return compare::random_bits(uint64_t(sequence) << 56, i);
 }
 
-// Nearly normal, of mean 0 and variance 1: the sum of four uniform numbers. Not so near 0 that float16 has no normal number
-// for it.
-float normal_value(Sequence sequence, uint64_t i) {
+// Nearly normal, of variance 1: the sum of four uniform numbers. Not so near 0 that float16 has no normal number for it.
+float normal_value(Sequence sequence, uint64_t i, float mean = 0) {
     const uint64_t bits = random_bits(sequence, i);
     const int32_t sum = int32_t(bits & 0xffff) + int32_t(bits >> 16 & 0xffff) +
                         int32_t(bits >> 32 & 0xffff) + int32_t(bits >> 48);
-    const float value = float(sum - 0x1fffe) * float(1.7320508 / 65536);
+    const float value = float(sum - 0x1fffe) * float(1.7320508 / 65536) + mean;
     return std::fabs(value) < 0x1p-12f ? 0x1p-12f : value;
 }
 
@@ -194,9 +184,8 @@ Problem::Problem(const compare::Library &library, const KernelCall &call,
       arguments_([&] {
           std::vector<BufferMember> tensors;
           for (const KernelTensor &tensor : tensors_of(call.kernel, hbn_dtype(int(form.dtype)))) {
-              const bool is_mask =
-                  tensor.buffer == &Buffers::mask || tensor.buffer == &Buffers::out_mask;
-              bytes_ += form.span() * (is_mask ? 1 : int64_t(compare::bytes_of(form.dtype)));
+              const DType dtype = compare::is_mask(tensor.buffer) ? compare::UINT8 : form.dtype;
+              bytes_ += form.span() * int64_t(compare::bytes_of(dtype));
               tensors.push_back(tensor.buffer);
           }
           // What operations take, even where the kernel needs none; and what passes an activation.
@@ -246,7 +235,7 @@ void Problem::fill() {
     const bool has_mask = buffers_.mask.data();
     for_each_element(form_, [&](int64_t offset, int64_t c, int64_t i) {
         const uint64_t index = uint64_t(c * count + i);
-        float x = normal_value(X, index), dy = normal_value(GRAD_OUTPUT, index) + 0.25f;
+        float x = normal_value(X, index), dy = normal_value(GRAD_OUTPUT, index, 0.25f);
         if (inputs.are_hard()) {
             const int64_t kind = inputs.first_kind + c;
             x = hard_value(Kind(kind % kinds), form_.dtype, x, i, count);

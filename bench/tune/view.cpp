@@ -18,8 +18,7 @@ std::string view_of(const KernelCall &call, const compare::Buffers &buffers,
     std::bitset<internal::kMostTensors> streamable;
     for (size_t i = 0; i < tensors.size(); i++) {
         const KernelTensor &tensor = kernel_tensors[i];
-        const bool is_mask = tensor.buffer == &compare::Buffers::mask ||
-                             tensor.buffer == &compare::Buffers::out_mask;
+        const bool is_mask = compare::is_mask(tensor.buffer);
         const compare::Tensor t =
             form.tensor((buffers.*tensor.buffer).data(), is_mask ? compare::UINT8 : form.dtype);
         tensors[i].data = t.data;

@@ -18,7 +18,6 @@
 
 #include <algorithm>
 #include <charconv>
-#include <cmath>
 #include <exception>
 #include <iomanip>
 #include <iostream>

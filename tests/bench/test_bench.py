@@ -240,6 +240,9 @@ def test_groups_are_those_of_the_kernels():
     rows = number("runtime/tile_units.h", r"tile_row_unit = (\d+)")
     groups = number("generators/tiling.h", r"int groups_in_set = (\d+);")
     assert number("bench/arithmetic_loops.cpp", r"constexpr int kGroup = (\d+);") == rows * groups
+    assert {
+        number("bench/report.py", rf'"{name}": "[^"]*once in (\d+) values') for name in ("forward_training", "backward")
+    } == {rows * groups}
 
 
 def test_limits_reads_the_innermost_loop_and_its_step():

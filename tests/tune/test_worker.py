@@ -309,6 +309,11 @@ class WorkerTest(unittest.TestCase):
         self.worker.ask_all("cell forward_training float32 nchw 16 64 56 56 1")
         self.assertGreater(sorted(self.worker.ask("measure 0.2 bound")["ratios"]["bound"])[3], 0.9)
 
+    def test_float16_gradients_near_0_are_normal_numbers(self) -> None:
+        # Of as many elements, some are.
+        answer = self.worker.ask_all("cell backward_training_add_relu float16 nhwc 2 251 28 28 1")
+        self.assertLess(answer["worst"], 1)
+
     def test_names_the_machine(self) -> None:
         answer = self.worker.ask("machine")
         self.assertEqual(sorted(answer), ["cpu", "instruction_set"])
