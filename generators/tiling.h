@@ -18,7 +18,7 @@ using Halide::Func;
 using Halide::RDom;
 using Halide::Var;
 
-// The sizes of tiles, which the caller chooses so that tiles are about equally large (runtime/layout.cpp). Where
+// The sizes of tiles, which the caller chooses so that tiles are about equally large (runtime/engine/layout.cpp). Where
 // tensors are rows of columns, a unit of w is row_group rows, and h and n are 1.
 struct TileSizes {
     static constexpr int w_unit = tile_width_unit, sample_w_unit = sample_width_unit;

@@ -275,7 +275,7 @@ void choose_layout(const Geometry &g, bool reduces, Layouts available, const Thr
 }
 
 // ---- cuts. They depend on the shape alone, never on the number of threads: that keeps results bitwise the same.
-// How accurate sums are depends on how large tiles are: generators/batch_norm.h, Pivot.
+// How accurate sums are depends on how large tiles are: generators/reductions.h, Pivot.
 
 // One in so many of a tile's values is in its sample, at least.
 constexpr int64_t kSampled = 64;
