@@ -51,6 +51,7 @@ void take_turn(Timed &contestant, int repeats, const RoundOptions &options) {
     } else if (repeats > 1) {
         contestant.warm_up(0);
     }
+    contestant.run(options.calls_before);
     contestant.sample(repeats);
 }
 

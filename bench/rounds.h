@@ -48,6 +48,9 @@ struct RoundOptions {
     double seconds = 0;  // so long, at least
     // Whether each contestant has threads of its own, which spin after a loop and must sleep before the next one's turn.
     bool own_threads = false;
+    // Calls that are not timed before each turn, beside those that threads and short calls need: where what a call finds in
+    // cache is what the calls before it left there.
+    int calls_before = 0;
 };
 
 // As many calls as fill a block, of the fastest contestant.

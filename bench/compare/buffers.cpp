@@ -90,43 +90,40 @@ int64_t TensorForm::span() const {
     return sizes[0] * tensor(nullptr, dtype).strides[0];
 }
 
-Buffer::~Buffer() {
-    if (data_) {
-        munmap(data_, bytes_);
-    }
-}
-
 void Buffer::resize(size_t bytes) {
-    if (data_) {
-        munmap(data_, bytes_);
-        data_ = nullptr;
-        bytes_ = 0;
-    }
+    data_.reset();
+    bytes_ = 0;
     if (bytes == 0) {
         return;
     }
     constexpr size_t kPage = 4096;
-    bytes_ = (bytes + kPage - 1) / kPage * kPage;
-    data_ = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (data_ == MAP_FAILED) {
-        data_ = nullptr;
+    const size_t whole = (bytes + kPage - 1) / kPage * kPage;
+    void *data = mmap(nullptr, whole, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (data == MAP_FAILED) {
         throw std::bad_alloc();
     }
+    data_ = std::shared_ptr<void>(data, [whole](void *memory) { munmap(memory, whole); });
+    bytes_ = whole;
     // Fails on kernels without huge pages, where there is nothing to ask for.
-    madvise(data_, bytes_, MADV_NOHUGEPAGE);
-    memset(data_, 0, bytes_);
+    madvise(data, whole, MADV_NOHUGEPAGE);
+    memset(data, 0, whole);
 }
 
 void Buffer::copy(const Buffer &other) {
     resize(other.bytes_);
     if (bytes_ > 0) {
-        memcpy(data_, other.data_, bytes_);
+        memcpy(data(), other.data(), bytes_);
     }
+}
+
+void Buffer::share(const Buffer &other) {
+    data_ = other.data_;
+    bytes_ = other.bytes_;
 }
 
 void Buffer::poison() {
     if (bytes_ > 0) {
-        memset(data_, 0xa5, bytes_);
+        memset(data(), 0xa5, bytes_);
     }
 }
 

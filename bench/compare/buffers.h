@@ -5,6 +5,7 @@
 #include "bench/compare/library.h"
 
 #include <cstddef>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -40,21 +41,22 @@ public:
     Buffer() = default;
     Buffer(const Buffer &) = delete;
     Buffer &operator=(const Buffer &) = delete;
-    ~Buffer();
 
     // Nothing is there after 0.
     void resize(size_t bytes);
     template<typename Value = void>
     Value *data() const {
-        return static_cast<Value *>(data_);
+        return static_cast<Value *>(data_.get());
     }
     void copy(const Buffer &other);
+    // From now on both are the same memory.
+    void share(const Buffer &other);
     void poison();
     // Equal bytes have equal hashes.
     uint64_t hash() const;
 
 private:
-    void *data_ = nullptr;
+    std::shared_ptr<void> data_;
     size_t bytes_ = 0;
 };
 

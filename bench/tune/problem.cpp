@@ -204,7 +204,15 @@ Problem::Problem(const compare::Library &library, const KernelCall &call,
     groups_.clear();
 }
 
-Problem::Problem(const Problem &other)
+Problem::Problem(const Problem &other) : Problem(other, nullptr, nullptr) {
+}
+
+Problem::Problem(const Problem &other, const Buffer &read, const Buffer &written)
+    : Problem(other, &read, &written) {
+    pass_numbers_through();
+}
+
+Problem::Problem(const Problem &other, const Buffer *read, const Buffer *written)
     : inputs(other.inputs),
       library_(other.library_),
       call_(other.call_),
@@ -215,6 +223,10 @@ Problem::Problem(const Problem &other)
       bytes_(other.bytes_),
       arguments_([&] {
           buffers_.copy(other.buffers_);
+          if (read) {
+              (buffers_.*input_member()).share(*read);
+              buffers_.out.share(*written);
+          }
           return compare::Arguments(buffers_, convention_of(call_));
       }()),
       of_x_(other.of_x_),
@@ -226,6 +238,43 @@ Problem::Problem(const Problem &other)
       running_var_(other.running_var_),
       mean_(other.mean_),
       invstd_(other.invstd_) {
+}
+
+BufferMember Problem::input_member() const {
+    return call_.results == Results::backward || call_.results == Results::backward_elemt
+               ? &Buffers::grad_output
+               : &Buffers::x;
+}
+
+bool Problem::passes_on() const {
+    return call_.results != Results::stats && call_.results != Results::backward_reduce;
+}
+
+bool Problem::keeps_what_it_reads() const {
+    return call_.results == Results::normalize ||
+           (call_.results == Results::forward && call_.training);
+}
+
+int64_t Problem::tensor_bytes() const {
+    return form_.span() * int64_t(compare::bytes_of(form_.dtype));
+}
+
+void Problem::pass_numbers_through() {
+    const auto fill = [](Values &values, double value) {
+        std::fill(values.begin(), values.end(), value);
+    };
+    fill(weight_, 1);
+    fill(bias_, 0);
+    fill(running_mean_, 0);
+    fill(running_var_, 1);
+    fill(mean_, 0);
+    fill(invstd_, 1);
+    for (ChannelOracle &s : of_x_) {
+        s.mean = 0;
+        s.m2 = s.count;
+    }
+    std::fill(sums_.begin(), sums_.end(), GradientSums());
+    load_vectors();
 }
 
 void Problem::fill() {

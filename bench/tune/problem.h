@@ -44,6 +44,9 @@ public:
             const compare::TensorForm &form, Inputs inputs);
     // Another one like it, with memory of its own.
     Problem(const Problem &other);
+    // The same, but what it reads first, input(), is `read`, and `written` what it writes. Its statistics and parameters are
+    // such that numbers stay about what they are, however often they come by.
+    Problem(const Problem &other, const compare::Buffer &read, const compare::Buffer &written);
     Problem &operator=(const Problem &) = delete;
 
     // The operation, once. Returns hbn's status.
@@ -63,6 +66,15 @@ public:
     int64_t bytes() const {
         return bytes_;
     }
+    // Whether it writes a tensor that another layer reads as input().
+    bool passes_on() const;
+    // Whether that tensor is needed once more, by a backward pass.
+    bool keeps_what_it_reads() const;
+    const compare::Buffer &input() const {
+        return buffers_.*input_member();
+    }
+    // Of input().
+    int64_t tensor_bytes() const;
     const compare::Buffers &buffers() const {
         return buffers_;
     }
@@ -71,6 +83,9 @@ public:
 private:
     using Values = std::vector<double>;
 
+    Problem(const Problem &other, const compare::Buffer *read, const compare::Buffer *written);
+    compare::BufferMember input_member() const;
+    void pass_numbers_through();
     void fill();
     void find_statistics();
     void find_passed();

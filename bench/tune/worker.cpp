@@ -5,6 +5,7 @@
 #include "bench/rounds.h"
 #include "bench/tune/bound.h"
 #include "bench/tune/kernels.h"
+#include "bench/tune/layers.h"
 #include "bench/tune/problem.h"
 #include "bench/tune/view.h"
 #include "runtime/engine/kernels.h"
@@ -154,34 +155,8 @@ struct Cell {
     std::vector<std::unique_ptr<Problem>> problems;  // of each inputs one, ordinary ones first
     std::vector<std::vector<uint64_t>> hashes;       // of what hbn's own kernels make of each
     std::vector<Worst> worst;                        // of the same
-    // What is timed: the ordinary problem, and where it is larger than L2, copies of it that take turns, whichever
-    // contestant calls. Else each call would find in cache what other layers would have evicted.
-    std::vector<Problem *> timed;
-    std::vector<std::unique_ptr<Problem>> copies;
-    size_t turn = 0;
-
-    Problem &next() {
-        turn = turn + 1 < timed.size() ? turn + 1 : 0;
-        return *timed[turn];
-    }
+    std::unique_ptr<Layers> layers;                  // what is timed, made of the ordinary one
 };
-
-// Tensors of more bytes than this find nothing in a core's own cache, and those that lie so many bytes apart in time find
-// little in the one that cores share.
-int64_t cache_bytes(int name, int64_t otherwise) {
-    const long bytes = sysconf(name);
-    return bytes > 0 ? bytes : otherwise;
-}
-
-constexpr int64_t kMostCopiedBytes = 256 << 20;
-
-int64_t copies_for(int64_t bytes, int threads) {
-    if (bytes <= threads * cache_bytes(_SC_LEVEL2_CACHE_SIZE, 1 << 20)) {
-        return 0;
-    }
-    const int64_t apart = std::min(cache_bytes(_SC_LEVEL3_CACHE_SIZE, 32 << 20), kMostCopiedBytes);
-    return (apart + bytes - 1) / bytes;
-}
 
 // ---- the worker
 
@@ -277,23 +252,21 @@ private:
             throw std::runtime_error("hbn's own kernel is wrong: " + worst.what);
         }
         Problem &ordinary = *fresh->problems[0];
-        fresh->timed.push_back(&ordinary);
-        for (int64_t i = copies_for(ordinary.bytes(), fresh->threads); i > 0; i--) {
-            fresh->copies.push_back(std::make_unique<Problem>(ordinary));
-            fresh->timed.push_back(fresh->copies.back().get());
-        }
+        fresh->layers = std::make_unique<Layers>(ordinary, fresh->threads);
         ordinary.run();
         const internal::Choice choice = internal::last_view();
         bench::Timed timed = timer(*fresh, Tuning());
         const std::vector<bench::Timed *> contestants = {&timed};
-        bench::run_rounds(contestants, bench::choose_repeats(contestants), {fresh->threads});
+        bench::RoundOptions options{fresh->threads};
+        options.calls_before = fresh->layers->calls_to_settle();
+        bench::run_rounds(contestants, bench::choose_repeats(contestants), options);
         cell_ = std::move(fresh);
         std::ostringstream json;
         json << "{\"cell\": " << quoted(joined(words))
              << ", \"default_seconds\": " << number(timed.fastest())
              << ", \"bytes\": " << ordinary.bytes()
              << ", \"kernel_layout\": " << quoted(internal::kLayoutNames[int(choice.layout)])
-             << ", \"worst\": " << number(worst.share) << ", \"copies\": " << cell_->timed.size()
+             << ", \"worst\": " << number(worst.share) << ", \"copies\": " << cell_->layers->count()
              << ", \"bound\": " << boolean(Bound::exists(*cell_->call, hbn_dtype(int(form.dtype))))
              << "}";
         return json.str();
@@ -373,7 +346,9 @@ private:
             contestants.push_back(&contestant);
         }
         const int repeats = bench::choose_repeats(contestants);
-        bench::run_rounds(contestants, repeats, {cell.threads, seconds});
+        bench::RoundOptions options{cell.threads, seconds};
+        options.calls_before = cell.layers->calls_to_settle();
+        bench::run_rounds(contestants, repeats, options);
         std::ostringstream json, all_ratios;
         for (size_t i = 0; i < timed.size(); i++) {
             json << (i > 0 ? ", " : "{") << quoted(names[i])
@@ -437,7 +412,7 @@ private:
     static bench::Timed timer(Cell &cell, const Tuning &tuning) {
         bench::Timed timed(
             [&cell] {
-                if (cell.next().run() != compare::kOk) {
+                if (cell.layers->next().run() != compare::kOk) {
                     throw std::runtime_error(hbn_last_error());
                 }
             },
@@ -452,7 +427,7 @@ private:
             throw std::runtime_error("there is no bound for this kernel");
         }
         const auto bound = std::make_shared<Bound>(*cell.call, dtype, cell.threads, streaming);
-        return {[&cell, bound] { bound->run(cell.next().buffers()); }, cell.threads};
+        return {[&cell, bound] { bound->run(cell.layers->next().buffers()); }, cell.threads};
     }
 
     static std::string joined(const Words &words) {
