@@ -50,7 +50,8 @@ def write(path: pathlib.Path, target: str, entries: list[Entry]) -> None:
 
 
 LINES = [["kernel", "dtype", "layout"], ["shapes"], ["cpu", "instruction_set"], ["thresholds"],
-         ["kernel_layout", "parameters"], ["shape", "threads", "ratio", "share_of_bound", "date"]]  # fmt: skip
+         ["kernel_layout", "parameters"],
+         ["shape", "threads", "ratio", "share_of_bound", "measured_by", "date"]]  # fmt: skip
 """What is on one line of an entry."""
 
 
@@ -90,6 +91,8 @@ def entry_of(row: sqlite3.Row) -> Entry | None:
     }  # fmt: skip
     if bound := result.get("bound"):
         entry["share_of_bound"] = [round(bound, 3), round(bound * statistics.median(result["ratios"]), 3)]
+    if by := result.get("measured_by"):
+        entry["measured_by"] = by
     entry["date"] = datetime.date.fromtimestamp(result["time"]).isoformat()
     return entry
 

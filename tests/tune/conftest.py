@@ -30,11 +30,17 @@ class Tuner:
             "".join(f"HBN_BUILT_KERNEL(forward_training, float32, {layout})\n" for layout in layouts)
         )
         (self.build / "hbn_targets.json").write_text(
-            json.dumps({"target": "x86", "instruction_sets": {"avx512": "x86-64-linux"}})
+            json.dumps(
+                {
+                    "target": "x86",
+                    "instruction_sets": {"avx512": "x86-64-linux"},
+                    "compiler": str(FAKE / "linker.sh"),
+                    "objdump": "objdump",
+                }
+            )
         )
         self.store, self.out = folder / "store.sqlite", folder / "x86.json"
         self.environment = os.environ | {
-            "CXX": str(FAKE / "linker.sh"),
             "FAKE_LOG": str(folder / "log"),
             "FAKE_BUSY": str(folder / "busy"),
         }

@@ -169,7 +169,7 @@ def test_measures_alone_where_the_machine_is_shared(tuner):
         (["--shapes", "4x16x8"], "4x16x8"),
         (["--shapes", "4x16x8x0"], "each from 1 to"),
         (["--dtypes", "float16"], "has no kernel forward_training for float16"),
-        (["--build", "nowhere"], "there is no nowhere/hbn_generators: `make tune` builds it"),
+        (["--build", "nowhere"], "there is no nowhere/bench/tune_worker: `make tune` builds it"),
         (["--target", "cuda"], "there is no tuning for target 'cuda'"),
         (["--time-budget", "0"], "'0' is no number above 0"),
     ],

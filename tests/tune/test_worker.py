@@ -235,7 +235,7 @@ class WorkerTest(unittest.TestCase):
             "check - nhwc_columns=0": "threshold nhwc_columns: expected 64 to 2048, got 0",
             "check m nhwc_columns=4x": "threshold nhwc_columns: expected a number from 64 to 2048, got '4x'",
             "check - layout=chwn": "threshold layout: ",
-            "measure soon": "SECONDS 'soon' is not a number from 0 to 3600",
+            "measure soon": "SECONDS 'soon' is not a number from 0 to 300",
             "measure 0 m m": "contestant 'm' is there twice",
             "measure 0 default": "contestant 'default' is there twice",
             "measure 0 m:nhwc_columns=0": "threshold nhwc_columns: ",

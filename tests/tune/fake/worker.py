@@ -6,6 +6,7 @@ FAKE_CRASH are lists of settings with which results are wrong (and times short),
 FAKE_LOG is a file that gets every line, FAKE_BUSY a folder that has a file while anything compiles.
 """
 
+import base64
 import json
 import os
 import pathlib
@@ -50,19 +51,19 @@ class Worker:
     def answer(self, line):
         command, *words = line.split()
         if command == "candidate":
-            number, path, _, kernel, dtype, layout = words
-            settings = pathlib.Path(path).read_text().split()
+            number, _, kernel, dtype, layout, library = words
+            settings = base64.b64decode(library).decode().split()
             assert f"dtype={dtype}" in settings and f"layout={layout}" in settings and kernel in settings
             pairs = dict(word.split("=") for word in settings if word.split("=")[0] in PARAMETERS)
             self.kernels[number] = layout, {name: int(value) for name, value in pairs.items()}
-            return {"candidate": int(number)}
+            return {"candidate": int(number), "base": 0, "code": [0, 0]}
         if command == "cell":
             self.layout = words[2]
             if words[3] == "666":
                 return {"error": "no memory for such a shape"}
             return {"cell": line, "default_seconds": 1e-3, "bytes": 1000, "bound": True}
         if command == "machine":
-            return {"cpu": "FakeCpu 1 2", "instruction_set": "avx512"}
+            return {"cpu": "FakeCpu 1 2", "instruction_set": "avx512", "threads": 2, "code": [[0x1000, 0x1FFF]]}
         if command == "view":
             layout, parameters, thresholds = self.contestant("-", words)
             seen = thresholds.get(MATTERING[layout])
