@@ -154,8 +154,8 @@ generators: $(venv)/.installed
 	@$(call configure,x86)
 	@$(ninja) -C build/x86 -j $(jobs) hbn_generators | $(python) cmake/progress.py
 
-# What is tuned: this machine, unless TARGET is named.
-tune_target := $(if $(filter-out undefined,$(origin TARGET)),$(TARGET),host)
+# What is tuned: this machine, unless the command line names a TARGET.
+tune_target := $(if $(filter command,$(origin TARGET)),$(TARGET),host)
 tune_preset := $(patsubst host,x86,$(tune_target))
 TARGET ?= baremetal-arm64
 OPS ?= forward_inference

@@ -402,7 +402,8 @@ def write_report(options: argparse.Namespace) -> None:
     """The command `report`, and the end of `tune`."""
     from . import report
 
-    report.write(options.store, options.out, options.report, options.generators or generators_of(options.build))
+    generators = options.generators or generators_of(options.build)
+    report.write(options.store, options.out, options.report, generators, options.build)
     print(f"{options.report}")
 
 

@@ -110,6 +110,10 @@ def merge(entries: list[Entry], row: sqlite3.Row, store: Store) -> tuple[list[En
     """
     cell, entry, said = cell_of(row), entry_of(row), []
     sizes, wide = cell.sizes(), power_of_two_class(cell.sizes())
+    if json.loads(row["result"] or "{}").get("measured_by"):
+        for old in entries:
+            if _same_group(old, row) and tuned.overlap(old["shapes"], wide) and "measured_by" not in old:
+                return entries, [f"leaves the entry for {old['shapes']} as it is: that was measured by time"]
     kept = []
     for old in entries:
         if not _same_group(old, row) or not tuned.overlap(old["shapes"], wide):

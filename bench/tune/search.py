@@ -525,17 +525,17 @@ class Search:
         return chosen
 
     def _keep_result(self, row: sqlite3.Row | None, ratios: list[float]) -> None:
-        result: dict[str, Any] = {"candidate": None, "ratio": 1.0}
+        by = self.setting.build.measured_by
+        result: dict[str, Any] = {"candidate": None, "ratio": 1.0, "measured_by": by}
         if row is not None and min(ratios) >= self.setting.least_gain:
             finals = self.store.measurements(row["id"], "final")
             candidate = self.smallest(candidate_of(row))
-            result = {
+            result |= {
                 "candidate": row["id"], "ratio": min(ratios), "ratios": ratios,
                 "default_seconds": statistics.median(m["default_seconds"] for m in finals),
                 "seconds": statistics.median(m["seconds"] for m in finals),
                 "kernel_layout": candidate.kernel_layout, "thresholds": self.needed_thresholds(candidate),
                 "parameters": dict(candidate.parameters), "time": time.time(),
-                "measured_by": self.setting.build.measured_by,
             }  # fmt: skip
             if bounds := [m["bound"] for m in finals if m["bound"]]:
                 result["bound"] = statistics.median(bounds)
