@@ -564,7 +564,7 @@ private:
     static constexpr int64_t kMostElements = (int64_t(1) << 31) - 1;
     static constexpr double kMostShare = 1e30;  // JSON has no infinity
     // Times as long as the default's calls.
-    static constexpr double kTooSlow = 10;
+    static constexpr double kTooSlow = 30;
     // Of rounds, beside three times what is asked for; unless that is less than the fewest rounds take.
     static constexpr double kMostSeconds = 10;
 
