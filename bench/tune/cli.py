@@ -300,7 +300,7 @@ class Tuning:
     def close(self) -> None:
         """Ends the programs it started."""
         self.progress.close()
-        self.worker.stop()
+        self.worker.close()
         self.compiler.finish()
 
 

@@ -125,6 +125,10 @@ class Worker:
             end_group(self.process)
         self.process = None
 
+    def close(self) -> None:
+        """Ends the program for good."""
+        self.stop()
+
     def _start(self) -> None:
         self.process = subprocess.Popen(
             self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True

@@ -86,6 +86,11 @@ class ModelWorker(Worker):
         log = ["-d", "exec,nochain", "-dfilter", ",".join(gaps(build.code)), "-D", str(self.log)]
         super().__init__([qemu, *log, *others])
 
+    def close(self) -> None:
+        """Ends the program, and removes its log."""
+        super().close()
+        self.folder.cleanup()
+
     def _start(self) -> None:
         super()._start()
         code = self._ask("machine", 60)["code"][: len(self.build.code)]

@@ -13,8 +13,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 FAKE = pathlib.Path(__file__).resolve().parent / "fake"
 sys.path.insert(0, str(ROOT / "bench"))
 
-# ctest runs it, with the programs it needs.
-collect_ignore = ["test_worker.py"]
+# ctest runs them, with the programs they need.
+collect_ignore = ["test_model.py", "test_worker.py"]
 
 
 class Tuner:
