@@ -48,15 +48,15 @@ def measured_by(measure: str, model_cpu: str | None) -> str:
     return {"time": "", "cycles-model": f"llvm-mca {model_cpu}", "instructions": "instructions"}[measure]
 
 
-def check_tools(remote: Sequence[str]) -> None:
+def check_tools(remote: Sequence[str], model_cpu: str | None) -> None:
     """Says what is missing."""
     if not remote or not QEMU.fullmatch(remote[0]):
         raise UserError(
             "without time, kernels are measured by what qemu's user mode executes: --remote must begin with it, for "
             "example --remote 'qemu-aarch64 -cpu cortex-a53 -L /usr/aarch64-linux-gnu'"
         )
-    for program, package in (("llvm-mca", "llvm"), (remote[0], "qemu-user")):
-        if not shutil.which(program):
+    for program, package in ((remote[0], "qemu-user"), ("llvm-mca", "llvm")):
+        if not shutil.which(program) and (model_cpu or program == remote[0]):
             raise UserError(f"This needs {program}: sudo apt-get install {package}")
 
 

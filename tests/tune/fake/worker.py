@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Stands in for tune_worker: its times are those of a model, with some noise.
 
-Every choice has a best value, which its name decides; each step away from it costs a few percent. FAKE_WRONG and
-FAKE_CRASH are lists of settings with which results are wrong (and times short), and with which the worker ends.
+Every choice has a best value, which its name decides; each step away from it costs a few percent. FAKE_WRONG,
+FAKE_SLOW and FAKE_CRASH are lists of settings with which results are wrong (and times short), with which a call takes
+1000 times as long, and with which the worker ends.
 FAKE_LOG is a file that gets every line, FAKE_BUSY a folder that has a file while anything compiles.
 """
 
@@ -89,6 +90,9 @@ class Worker:
                 seconds = 1e-3 * cost(layout, parameters, thresholds)
                 if {f"{name}={value}" for name, value in parameters.items()} & listed("FAKE_WRONG"):
                     seconds /= 10
+                if {f"{name}={value}" for name, value in parameters.items()} & listed("FAKE_SLOW"):
+                    found.setdefault("too_slow", {})[text] = 1000 * default
+                    continue
                 found[text] = self.times(seconds)
                 found["ratios"][text] = [default / seconds * self.random.gauss(1, NOISE) for _ in range(8)]
             return found
