@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterable
 from typing import Any
 
 import machine
@@ -21,7 +22,7 @@ from .build import Build, generators_of
 from .cells import Cell, Shape, make_cells
 from .spaces import Candidate
 from .store import Store, cell_of
-from .tables import ROOT, UserError
+from .tables import ROOT, UserError, tuned
 
 DESCRIPTION = """\
 Finds schedule parameters and run-time thresholds that are faster than hbn's defaults for your shapes on this machine,
@@ -136,8 +137,8 @@ def host() -> str | None:
 def target_of(name: str) -> str:
     """The target that is meant."""
     found = host() if name == "host" else name
-    if found not in tables.tuned.FAMILIES:
-        allowed = ["host", *tables.tuned.FAMILIES]
+    if found is None or found not in tuned.FAMILIES:
+        allowed = ["host", *tuned.FAMILIES]
         raise UserError(
             f"there is no tuning for target '{name}' on {platform.machine()}: allowed is {', '.join(allowed)}"
         )
@@ -146,7 +147,7 @@ def target_of(name: str) -> str:
 
 def check_runs(target: str, remote: list[str]) -> None:
     """Tuning needs to run what it compiles."""
-    if tables.tuned.FAMILIES[target] == "gpu":
+    if tuned.FAMILIES[target] == "gpu":
         raise UserError(f"there is no tuning for target '{target}' yet: its kernels run on a GPU")
     if target != host() and not remote:
         raise UserError(
@@ -164,7 +165,7 @@ def set_paths(options: argparse.Namespace) -> None:
     options.report = options.report or ROOT / "build" / "tune" / f"{options.target}.html"
 
 
-def tuned_calls(options: argparse.Namespace) -> list[tuple[str, str, str, Shape]]:
+def tuned_calls(options: argparse.Namespace) -> Iterable[tuple[str, str, str, Shape]]:
     """All that are asked for: kernel, dtype, layout and shape."""
     from . import shapes
 

@@ -60,7 +60,7 @@ def check_tools(remote: Sequence[str], model_cpu: str | None) -> None:
             raise UserError(f"This needs {program}: sudo apt-get install {package}")
 
 
-def gaps(code: Iterable[Sequence[int]]) -> list[str]:
+def gaps(code: Iterable[list[int]]) -> list[str]:
     """All addresses outside of these ranges, as qemu's -dfilter reads them."""
     found, begin = [], 0
     for first, last in sorted(code):
