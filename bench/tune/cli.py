@@ -180,7 +180,7 @@ def open_build(options: argparse.Namespace) -> Build:
     check_runs(options.target, options.remote)
     by = model.measured_by(options.measure, options.model_cpu)
     if by:
-        model.check_tools(options.remote, options.model_cpu)
+        model.check_tools(options.target, options.remote, options.model_cpu)
         if options.threads not in (None, 1) or options.anchors:
             raise UserError("a model measures calls of one thread, and no anchors: leave out --threads and --anchors")
         options.threads = 1

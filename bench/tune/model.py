@@ -23,6 +23,8 @@ from .measure import Contestant, Crash, Worker
 from .spaces import DEFAULT, Candidate
 from .tables import UserError
 
+TARGET = "arm64"
+"""Whose instructions cycles.py follows, and CPUs the table below has."""
 MEASURES = ["time", "cycles-model", "instructions"]
 CPUS = {
     "cortex-a53": "0x41 0xd03", "cortex-a55": "0x41 0xd05", "cortex-a57": "0x41 0xd07", "cortex-a72": "0x41 0xd08",
@@ -48,8 +50,10 @@ def measured_by(measure: str, model_cpu: str | None) -> str:
     return {"time": "", "cycles-model": f"llvm-mca {model_cpu}", "instructions": "instructions"}[measure]
 
 
-def check_tools(remote: Sequence[str], model_cpu: str | None) -> None:
+def check_tools(target: str, remote: Sequence[str], model_cpu: str | None) -> None:
     """Says what is missing."""
+    if target != TARGET:
+        raise UserError(f"without time, kernels of target {TARGET} alone are measured: --target {TARGET}")
     if not remote or not QEMU.fullmatch(remote[0]):
         raise UserError(
             "without time, kernels are measured by what qemu's user mode executes: --remote must begin with it, for "

@@ -15,6 +15,9 @@ PARAMETERS = [p for p in tables.parameters() if "rows" in p.layouts and "x86" in
 REAL = ROOT / "build" / "x86"
 
 
+BY_MODEL = ["--target", "arm64", "--measure", "instructions", "--remote"]
+
+
 def probed(parameter):
     """A value that a search tries at first."""
     from tune.search import probe_value
@@ -178,17 +181,17 @@ def test_measures_alone_where_the_machine_is_shared(tuner):
         (["--remote", "sh -c 'echo unknown host >&2; exit 255'"], "does not run: unknown host"),
         (["--measure", "cycles-model"], "--measure cycles-model needs --model-cpu"),
         (["--model-cpu", "cortex-a53"], "--measure cycles-model needs --model-cpu, and nothing else has it"),
-        (["--measure", "instructions"], "--remote must begin with it, for example --remote 'qemu-aarch64 "),
-        (
-            ["--measure", "instructions", "--remote", "qemu-none"],
-            "This needs qemu-none: sudo apt-get install qemu-user",
-        ),
-        (["--measure", "instructions", "--remote", "qemu-x86_64", "--anchors"], "a model measures calls of one thread"),
+        (["--measure", "instructions"], "kernels of target arm64 alone are measured: --target arm64"),
+        ([*BY_MODEL, "env"], "--remote must begin with it, for example --remote 'qemu-aarch64 "),
+        ([*BY_MODEL, "qemu-none"], "This needs qemu-none: sudo apt-get install qemu-user"),
+        ([*BY_MODEL, "qemu-fake", "--anchors"], "a model measures calls of one thread, and no anchors"),
+        ([*BY_MODEL, "qemu-fake", "--threads", "2"], "a model measures calls of one thread, and no anchors"),
         (["--time-budget", "0"], "'0' is no number above 0"),
     ],
 )
 def test_errors_say_what_is_allowed(tuner, arguments, text):
-    done = tuner.run(*arguments)
+    (tuner.folder / "qemu-fake").symlink_to("/bin/true")
+    done = tuner.run(*arguments, environment={"PATH": f"{tuner.folder}:{os.environ['PATH']}"})
     assert done.returncode == 2 and text in done.stderr and "Traceback" not in done.stderr
     assert not tuner.out.exists()
 
