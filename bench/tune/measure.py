@@ -50,13 +50,17 @@ class Worker:
         self.command = command
         self.process: subprocess.Popen[bytes] | None = None
         self.cell: Cell | None = None
+        self.for_times_alone = False
         self.about: dict[str, Any] = {}
         self.loaded: set[int] = set()
         self.text = b""
 
-    def use(self, cell: Cell) -> dict[str, Any]:
-        """What follows is about this cell. Returns what the worker says of it."""
-        self.cell = cell
+    def use(self, cell: Cell, for_times_alone: bool = False) -> dict[str, Any]:
+        """What follows is about this cell, in a fresh process. Returns what the worker says of it.
+
+        `for_times_alone`: nothing will be checked, which saves most of the time.
+        """
+        self.cell, self.for_times_alone = cell, for_times_alone
         self.stop()
         self._start()
         return self.about
@@ -108,7 +112,7 @@ class Worker:
         )
         self.loaded, self.text = set(), b""
         if self.cell:
-            self.about = self._ask(self.cell.request())
+            self.about = self._ask(self.cell.request(self.for_times_alone))
 
     def _ask(self, line: str, seconds: float = 0) -> dict[str, Any]:
         process = self.process
