@@ -213,8 +213,8 @@ class Tuning:
             search.prepare()
             if search.row["state"] != "final":
                 left = seconds - (self.progress.used() - begin)
-                search.run(max(left - search.final_seconds(), left / 2), self.progress.used)
-            search.finals()
+                search.run(max(left - search.final_seconds(), left / 3), self.progress.used)
+            search.finals(lambda: seconds - (self.progress.used() - begin))
         except (Unfit, Crash) as why:
             self.store.update("cells", search.row["id"], state="failed", why=str(why))
             self.progress.say(f"{cell.name()}: left out: {why}")
