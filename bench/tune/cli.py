@@ -28,6 +28,7 @@ and keeps them in schedules/tuned/TARGET.json, which the next build takes up.
   hbn-tune --shapes 32x256x56x56 32x64x56x56 --ops forward_training,backward
   hbn-tune report          an HTML page of what was searched and found
   hbn-tune check [FILE]    says whether a tuned file is valid
+  hbn-tune verify [FILE]   times its entries again, in their whole classes of shapes
 
 The tuner may be stopped at any time: the same command goes on where it was. A larger --time-budget searches on.
 """
@@ -70,7 +71,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="hbn-tune", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = top.add_subparsers(dest="command", metavar="{tune,report,check}")
+    commands = top.add_subparsers(dest="command", metavar="{tune,report,check,verify}")
     tune = commands.add_parser("tune", help="search (this is what it does without a command)")
     what = tune.add_argument_group("what to tune")
     what.add_argument("--shapes", nargs="+", default=[], metavar="NxCxHxW", help="shapes, or files of them")
@@ -101,7 +102,11 @@ def parser() -> argparse.ArgumentParser:
     )
     how.add_argument("--no-report", action="store_true", help="write no HTML report")
     how.add_argument("--dry-run", action="store_true", help="say what would be searched, and stop")
-    for command in (tune, commands.add_parser("report", help="write the HTML report")):
+    again = commands.add_parser("verify", help="time a tuned file's entries of this machine beside the default")
+    again.add_argument("file", nargs="?", type=pathlib.Path, metavar="FILE",
+                       help="default: schedules/tuned/TARGET.json")  # fmt: skip
+    again.add_argument("--fix", action="store_true", help="remove or narrow those that are slower than the default")
+    for command in (tune, commands.add_parser("report", help="write the HTML report"), again):
         files = command.add_argument_group("files")
         files.add_argument("--target", default="host", metavar="NAME", help="host: this machine (default)")
         files.add_argument("--build", type=pathlib.Path, metavar="FOLDER", help="default: build/TARGET")
@@ -382,6 +387,11 @@ def main(arguments: list[str] | None = None) -> int:
             set_paths(options)
             write_report(options)
             return 0
+        if options.command == "verify":
+            from . import verify
+
+            set_paths(options)
+            return verify.run(options)
         return check(options)
     except UserError as error:
         print(f"hbn-tune: {error}", file=sys.stderr)
