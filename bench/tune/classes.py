@@ -318,7 +318,7 @@ def hold(timer: Timer, shapes: Class, most_elements: int) -> Held:
     if threads:
         timing = timer.time(cell.shape, threads)
         if timing.ratio is not None and timing.ratio < timing.limit():
-            return Held(None, list(timings.values()), f"slower: {timing.text()}")
+            return Held(None, list(timings.values()), f"no entry, slower at {timing.text()}")
 
     def holds(other: Sizes) -> bool:
         timing = timer.time(shape_of(other, cell.shape), cell.threads)
@@ -327,9 +327,9 @@ def hold(timer: Timer, shapes: Class, most_elements: int) -> Held:
     left = narrowed(shapes, sizes, most_elements, holds)
     wrong = [t for t in timings.values() if t.ratio == 0]
     if wrong:
-        return Held(None, list(timings.values()), wrong[0].text())
+        return Held(None, list(timings.values()), f"no entry, fails at {wrong[0].text()}")
     failed = [t for t in timings.values() if t.ratio is None or t.ratio < t.limit()]
-    why = "; ".join(t.text() for t in failed) if left != shapes else ""
+    why = "not for all of its class, at " + "; ".join(t.text() for t in failed) if left != shapes else ""
     return Held(left, list(timings.values()), why)
 
 

@@ -226,6 +226,9 @@ class Tuning:
             return
         finally:
             self.store.update("cells", search.row["id"], spent=row_spent(search) + self.progress.used() - begin)
+        row = self._row(cell)
+        if why := row["why"] or json.loads(row["result"]).get("why"):
+            self.progress.say(f"{cell.name()}: {why}")
         self._write(cell)
 
     def _measure_anchors(self) -> None:
