@@ -32,6 +32,8 @@ NOISE = 0.01
 LEAST = 0.98
 """No entry may be slower than that, whatever the noise."""
 LEAST_NOISE = 0.005
+PLENTY = 1.05
+"""So much faster in one process needs no other."""
 ROUNDS = 12
 """Of long calls, those before them included."""
 DEFAULT_AGAIN = Contestant(0, DEFAULT, None)
@@ -258,7 +260,8 @@ def _noise(row: Row) -> float:
 def _are_enough(rows: list[Row]) -> bool:
     quiet = [row for row in rows if not row["why"] and _noise(row) <= NOISE]
     is_slow = any(row["ratio"] < LEAST for row in quiet)  # the worst counts
-    return is_slow or any(row["why"] for row in rows) or len(quiet) >= PROCESSES * REPEATS
+    is_fast = len(quiet) >= REPEATS and min(row["ratio"] for row in quiet) >= PLENTY
+    return is_slow or is_fast or any(row["why"] for row in rows) or len(quiet) >= PROCESSES * REPEATS
 
 
 def other_threads(threads: int) -> int | None:
@@ -328,8 +331,9 @@ def hold(timer: Timer, shapes: Class, most_elements: int) -> Held:
     wrong = [t for t in timings.values() if t.ratio == 0]
     if wrong:
         return Held(None, list(timings.values()), f"no entry, fails at {wrong[0].text()}")
-    failed = [t for t in timings.values() if t.ratio is None or t.ratio < t.limit()]
-    why = "not for all of its class, at " + "; ".join(t.text() for t in failed) if left != shapes else ""
+    failed = [t.text() for t in timings.values() if t.why != NO_TIME and (t.ratio is None or t.ratio < t.limit())]
+    unknown = [t.text() for t in timings.values() if t.why == NO_TIME]
+    why = "not for all of its class: " + "; ".join([*failed, *unknown[:1]]) if left != shapes else ""
     return Held(left, list(timings.values()), why)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import fcntl
+import functools
 import json
 import pathlib
 import platform
@@ -11,6 +12,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from typing import Any
 
 import machine
@@ -32,6 +34,10 @@ and keeps them in schedules/tuned/TARGET.json, which the next build takes up.
 
 The tuner may be stopped at any time: the same command goes on where it was. A larger --time-budget searches on.
 """
+
+
+LAST_SHARE = 0.25
+"""Of a cell's time: for its class of shapes, whatever the search took."""
 
 
 def words(choices: list[str]) -> Any:
@@ -214,12 +220,13 @@ class Tuning:
 
         search = Search(cell, self.setting)
         begin = self.progress.used()
+        rest = functools.partial(self._rest, begin + seconds)
         try:
             search.prepare()
             if search.row["state"] != "final":
                 left = seconds - (self.progress.used() - begin)
                 search.run(max(left - search.final_seconds(), left / 3), self.progress.used)
-            search.finals(lambda: seconds - (self.progress.used() - begin))
+            search.finals(rest)
         except (Unfit, Crash) as why:
             self.store.update("cells", search.row["id"], state="failed", why=str(why))
             self.progress.say(f"{cell.name()}: left out: {why}")
@@ -230,6 +237,12 @@ class Tuning:
         if why := row["why"] or json.loads(row["result"]).get("why"):
             self.progress.say(f"{cell.name()}: {why}")
         self._write(cell)
+
+    def _rest(self, end: float) -> Callable[[], float]:
+        """What is left of a cell's time for what comes last, by a clock: a part of its whole share at least."""
+        now = self.progress.used()
+        end = max(end, now + LAST_SHARE * self.options.time_budget / len(self.todo))
+        return lambda: end - self.progress.used()
 
     def _measure_anchors(self) -> None:
         from . import anchors

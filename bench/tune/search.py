@@ -469,11 +469,11 @@ class Search:
         elsewhere = classes.final_seconds(self.cell, self.setting.worker.about, self.setup_seconds)
         return FINAL_PROCESSES * (0.5 * self.setup_seconds + each * contestants) + elsewhere
 
-    def finals(self, seconds_left: Callable[[], float] = lambda: math.inf) -> None:
+    def finals(self, rest: Callable[[], Callable[[], float]] = lambda: lambda: math.inf) -> None:
         """Times the best again in fresh processes, and keeps the one whose worst measurement is best.
 
         It must be no slower than the default with another number of threads, and is for the part of its class where
-        it is not. What there is no time for (`seconds_left` tells it) is no part of that.
+        it is not. What there is no time for is no part of that: `rest` starts a clock that tells how much is left.
         """
         chosen = self._finalists()
         if not chosen:
@@ -512,7 +512,7 @@ class Search:
             ranked.append(Ranked(min(ratios) - HARMLESS * settings_of(row), row, ratios))
         ranked.sort(key=lambda one: -one.rank)
         found = [self._found(one) for one in ranked if min(one.ratios) >= self.setting.least_gain]
-        about, why = worker.about, ""
+        about, why, seconds_left = worker.about, "", rest()
         for result in found:
             held = classes.of_candidate(
                 self.setting, self.row, self.cell, result, about, self.setup_seconds, seconds_left
