@@ -130,7 +130,7 @@ def test_the_limit_follows_the_noise():
 
 
 def held(tmp_path, monkeypatch, slow, **options):
-    monkeypatch.setenv("FAKE_SLOW", slow)
+    monkeypatch.setenv("FAKE_SLOW_AT", slow)
     found = make_search(tmp_path, most_trials=12)
     found.run(1e9)
     found.finals(**options)
@@ -196,7 +196,7 @@ def test_it_takes_a_part_of_the_share(tmp_path):
 
 def test_killed_in_between_it_measures_the_rest(tuner):
     command = tuner.command("--trials", "8", "--threads", "2", "--no-report", budget=60)
-    environment = tuner.environment | {"FAKE_SLOW": "plane>100"}
+    environment = tuner.environment | {"FAKE_SLOW_AT": "plane>100"}
 
     def rows():
         with sqlite3.connect(tuner.store) as store:
@@ -245,7 +245,7 @@ def verified(tuner, *arguments, slow=""):
     log = tuner.folder / "log"
     log.unlink(missing_ok=True)
     return subprocess.run(
-        command, env=tuner.environment | {"FAKE_SLOW": slow}, capture_output=True, text=True, check=False
+        command, env=tuner.environment | {"FAKE_SLOW_AT": slow}, capture_output=True, text=True, check=False
     )
 
 

@@ -3,7 +3,7 @@
 
 Every choice has a best value, which its name decides; each step away from it costs a few percent. FAKE_WRONG and
 FAKE_CRASH are lists of settings with which results are wrong (and times short), and with which the worker ends.
-FAKE_SLOW is a list of sizes at which all candidates take four times as long, as plane>100, c%16 (no multiple of it),
+FAKE_SLOW_AT is a list of sizes at which all candidates take four times as long, as plane>100, c%16 (no multiple of it),
 threads=1, or row_lanes=32@threads=1 for candidates with that setting.
 FAKE_LOG is a file that gets every line, FAKE_BUSY a folder that has a file while anything compiles.
 """
@@ -103,7 +103,7 @@ class Worker:
         return {"error": f"no such command: {command}"}
 
     def slower(self, settings):
-        for condition in listed("FAKE_SLOW"):
+        for condition in listed("FAKE_SLOW_AT"):
             setting, name, relation, number = re.fullmatch(r"(?:(.+)@)?(\w+)([<>=%])(\d+)", condition).groups()
             size, number = self.sizes[name], int(number)
             holds = {"<": size < number, ">": size > number, "=": size == number, "%": size % number != 0}[relation]
