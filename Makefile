@@ -154,6 +154,9 @@ generators: $(venv)/.installed
 	@$(call configure,x86)
 	@$(ninja) -C build/x86 -j $(jobs) hbn_generators | $(python) cmake/progress.py
 
+# What is tuned: this machine, unless the command line names a TARGET.
+tune_target := $(if $(filter command,$(origin TARGET)),$(TARGET),host)
+tune_preset := $(patsubst host,x86,$(tune_target))
 TARGET ?= baremetal-arm64
 OPS ?= forward_inference
 DTYPE ?= float32
@@ -164,18 +167,17 @@ pack: generators ## A library for a board: TARGET=baremetal-arm64 OPS=forward_in
 	@$(python) cmake/pack.py $(emit) --target $(TARGET) --ops $(OPS) --dtype $(DTYPE) --layout $(LAYOUT) \
 	    --shape '$(SHAPE)' --threads $(THREADS) --out build/pack/$(TARGET)
 
-# What it measures with: worker and kernels are those of `build`.
+# What it measures with: worker and kernels are those of `build`, or of the preset for another target.
 .PHONY: tune-worker
-tune-worker: build
-	@$(call configure,x86) -DHBN_BUILD_BENCH=ON
-	@$(ninja) -C build/x86 -j $(jobs) tune_worker | $(python) cmake/progress.py
+tune-worker: $(if $(filter x86,$(tune_preset)),build,generators)
+	@$(call configure,$(tune_preset)) -DHBN_BUILD_BENCH=ON
+	@$(ninja) -C build/$(tune_preset) -j $(jobs) tune_worker | $(python) cmake/progress.py
 
 .PHONY: tune
-tune: TARGET := host
 tune: OPS := forward_training,forward_inference,backward
 tune: $(venv)/.installed-tune tune-worker ## Find faster schedules for your shapes: SHAPES=32x256x56x56 OPS= DTYPES= LAYOUTS= TARGET=host ARGS=--help
 	@$(python) bench/hbn-tune tune $(if $(SHAPES),--shapes $(SHAPES)) --ops '$(OPS)' $(if $(DTYPES),--dtypes '$(DTYPES)') \
-	    $(if $(LAYOUTS),--layouts '$(LAYOUTS)') --target '$(TARGET)' $(ARGS)
+	    $(if $(LAYOUTS),--layouts '$(LAYOUTS)') --target '$(tune_target)' $(ARGS)
 
 .PHONY: bench
 bench: $(venv)/.installed-bench ## Compare with the memory bound, PyTorch and oneDNN; QUICK=1 for a look, ARGS=--help

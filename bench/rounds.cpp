@@ -117,8 +117,9 @@ void run_rounds(const std::vector<Timed *> &contestants, int repeats, const Roun
         }
         const bool steady = std::all_of(contestants.begin(), contestants.end(),
                                         [](const Timed *t) { return t->is_steady(); });
-        return rounds >= kMaxRounds || (wall_seconds() - start >= options.seconds &&
-                                        (steady || rounds >= kMaxUnsteadyRounds));
+        const double taken = wall_seconds() - start;
+        return rounds >= kMaxRounds || taken >= options.most_seconds ||
+               (taken >= options.seconds && (steady || rounds >= kMaxUnsteadyRounds));
     };
     std::vector<Timed *> order = contestants;
     for (int rounds = 0; !is_done(rounds); rounds++) {

@@ -51,6 +51,8 @@ struct RoundOptions {
     // Calls that are not timed before each turn, beside those that threads and short calls need: where what a call finds in
     // cache is what the calls before it left there.
     int calls_before = 0;
+    // No longer, but for the fewest rounds that there must be.
+    double most_seconds = std::numeric_limits<double>::infinity();
 };
 
 // As many calls as fill a block, of the fastest contestant.

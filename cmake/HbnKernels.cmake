@@ -330,13 +330,13 @@ ${lines}#undef HBN_BUILT_KERNEL
     endif ()
     hbn_add_tuned_kernels(${library} ${tuned})
 
-    # What the tuner compiles kernels for, as the library's own are: bench/tune/build.py.
+    # What the tuner compiles kernels for, as the library's own are, and what with: bench/tune/build.py.
     set(pairs "")
     foreach (instruction_set halide_target IN ZIP_LISTS HBN_INSTRUCTION_SETS HBN_HALIDE_TARGETS)
         list(APPEND pairs "\"${instruction_set}\": \"${halide_target}${HBN_HALIDE_SUFFIX}\"")
     endforeach ()
     list(JOIN pairs ", " pairs)
     file(CONFIGURE OUTPUT hbn_targets.json CONTENT
-"{\"target\": \"${HBN_TARGET}\", \"instruction_sets\": {${pairs}}}
+"{\"target\": \"${HBN_TARGET}\", \"instruction_sets\": {${pairs}}, \"compiler\": \"${CMAKE_CXX_COMPILER}\", \"objdump\": \"${CMAKE_OBJDUMP}\"}
 ")
 endfunction()

@@ -118,9 +118,14 @@ def schema() -> dict[str, Any]:
             "minItems": 2,
             "maxItems": 2,
         },
+        "measured_by": {
+            "type": "string",
+            "pattern": "^(llvm-mca [a-z0-9-]+|instructions)$",
+            "description": "what the ratio is of, where it isn't time: cycles by llvm-mca's model of a CPU, or instructions",
+        },
         "date": {"type": "string", "pattern": "^[0-9]{4}-[0-9]{2}-[0-9]{2}$"},
     }
-    optional = ["kernel_layout", "worst_in_class", "share_of_bound"]
+    optional = ["kernel_layout", "worst_in_class", "share_of_bound", "measured_by"]
     entries = {"type": "array", "items": _object(entry, [name for name in entry if name not in optional])}
     target = {"enum": list(FAMILIES), "description": "as the file's name"}
     return {

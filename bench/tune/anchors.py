@@ -109,8 +109,10 @@ def measure(setting: Setting, cell: Cell) -> None:
     for name, contestant in contestants.items():
         if "error" in answer:
             _keep(store, row, name, None, answer["error"])
-        else:
+        elif contestant.text() in answer["ratios"]:
             _keep(store, row, name, statistics.median(answer["ratios"][contestant.text()]), "")
+        else:
+            _keep(store, row, name, answer["default"]["median"] / answer["too_slow"][contestant.text()], "")
 
 
 def wrong(setting: Setting, contestant: Contestant) -> str:

@@ -8,13 +8,13 @@ much slower is slower. The class is narrowed to where nothing is.
 from __future__ import annotations
 
 import math
+import pathlib
 import statistics
 import time
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-import machine
-
+from .build import Build
 from .cells import Cell, Shape
 from .measure import Alone, Contestant, Crash, Worker
 from .result import Class, exact_class, power_of_two_class
@@ -162,7 +162,9 @@ class AsEntry(Contestant):
         return [f"{name}={value}" for name, value in self.candidate.thresholds]
 
 
-def as_entry(number: int, layout: str, thresholds: dict[str, Any], parameters: dict[str, int], path: Any) -> AsEntry:
+def as_entry(
+    number: int, layout: str, thresholds: dict[str, Any], parameters: dict[str, int], path: pathlib.Path | None
+) -> AsEntry:
     """The contestant that an entry stands for, of its kernel's layout and file."""
     return AsEntry(number, Candidate(layout, tuple(thresholds.items()), tuple(parameters.items())), path)
 
@@ -222,7 +224,13 @@ class Timer:
         if "error" in about:
             return str(about["error"])
         for repeat in repeats:
-            why, found = None, {"ratio": 0.0, "default_ratio": 1.0, "seconds": None, "default_seconds": None}
+            why: str | None = None
+            found: dict[str, float | None] = {
+                "ratio": 0.0,
+                "default_ratio": 1.0,
+                "seconds": None,
+                "default_seconds": None,
+            }
             try:
                 if checks and repeat == repeats[0]:
                     why = _wrong(worker.check(self.contestant))
@@ -234,11 +242,13 @@ class Timer:
                 why = f"crashed: {crash}"
             if not why:
                 mine, again = self.contestant.text(), DEFAULT_AGAIN.text()
-                found = {
-                    "ratio": statistics.median(answer["ratios"][mine]), "seconds": answer[mine]["median"],
-                    "default_ratio": statistics.median(answer["ratios"][again]),
-                    "default_seconds": answer["default"]["median"],
-                }  # fmt: skip
+                default = answer["default"]["median"]
+                found = {"default_seconds": default, "default_ratio": statistics.median(answer["ratios"][again])}
+                if mine in answer["ratios"]:
+                    found |= {"ratio": statistics.median(answer["ratios"][mine]), "seconds": answer[mine]["median"]}
+                else:
+                    seconds = answer["too_slow"][mine]
+                    found |= {"ratio": default / seconds, "seconds": seconds}
             row = {"shape": cell.shape, "threads": cell.threads, "process": process, "repeat": repeat, "why": why}
             self.keep(row | found)
             rows.append(row | found)
@@ -264,9 +274,9 @@ def _are_enough(rows: list[Row]) -> bool:
     return is_slow or is_fast or any(row["why"] for row in rows) or len(quiet) >= PROCESSES * REPEATS
 
 
-def other_threads(threads: int) -> int | None:
+def other_threads(threads: int, processors: int) -> int | None:
     """The number of threads that is tried in addition: entries are for any."""
-    return 1 if threads > 1 else 2 if machine.threads() > 1 else None
+    return 1 if threads > 1 else 2 if processors > 1 else None
 
 
 def most_elements(cell: Cell, about: dict[str, Any]) -> int:
@@ -302,22 +312,23 @@ def seconds_for(shape: Shape, threads: int, cell: Cell, about: dict[str, Any], s
     return PROCESSES * (0.5 * setup_seconds * larger + REPEATS * max(3 * SECONDS, 3 * ROUNDS * call))
 
 
-def final_seconds(cell: Cell, about: dict[str, Any], setup_seconds: float) -> float:
+def final_seconds(build: Build, cell: Cell, about: dict[str, Any], setup_seconds: float) -> float:
     """The same for all of a class where nothing is slower."""
+    if build.measured_by:
+        return 0
     sizes = cell.sizes()
     found = probes(power_of_two_class(sizes), sizes, most_elements(cell, about))
     shapes = [shape_of(probe.sizes, cell.shape) for probe in found]
     others = [(shape, cell.threads) for shape in shapes]
-    if threads := other_threads(cell.threads):
+    if threads := other_threads(cell.threads, build.threads):
         others.append((cell.shape, threads))
     return sum(seconds_for(*other, cell, about, setup_seconds) for other in others)
 
 
-def hold(timer: Timer, shapes: Class, most_elements: int) -> Held:
-    """Whether an entry may be for this class, and for which part of it."""
+def hold(timer: Timer, shapes: Class, most_elements: int, threads: int | None) -> Held:
+    """Whether an entry may be for this class, and for which part of it. `threads`: the other number of them."""
     cell, timings = timer.cell, timer.timings
     sizes = cell.sizes()
-    threads = other_threads(cell.threads)
     if threads:
         timing = timer.time(cell.shape, threads)
         if timing.ratio is not None and timing.ratio < timing.limit():
@@ -342,13 +353,12 @@ def of_candidate(
     left: Callable[[], float],
 ) -> Held:  # fmt: skip
     """For which part of its class a search's result holds. `setting` is the search's, `row` and `about` its cell's."""
-    store, number = setting.store, found["candidate"]
+    store, build, number = setting.store, setting.build, found["candidate"]
+    if build.measured_by:  # a model has no threads, and other shapes would take it too long
+        return Held(whole_class(store, row, cell), [])
+    path = store.candidate(number)["path"]
     contestant = as_entry(
-        number,
-        found["kernel_layout"],
-        found["thresholds"],
-        found["parameters"],
-        store.candidate(number)["path"] or None,
+        number, found["kernel_layout"], found["thresholds"], found["parameters"], pathlib.Path(path) if path else None
     )
 
     def has_time(other: Cell) -> bool:
@@ -362,7 +372,8 @@ def of_candidate(
     timer = Timer(
         setting.worker, setting.alone, cell, contestant, known(store, number), keep_row, has_time, setting.show
     )
-    return hold(timer, whole_class(store, row, cell), most_elements(cell, about))
+    threads = other_threads(cell.threads, build.threads)
+    return hold(timer, whole_class(store, row, cell), most_elements(cell, about), threads)
 
 
 def whole_class(store: Store, row: Any, cell: Cell) -> Class:

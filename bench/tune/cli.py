@@ -8,6 +8,7 @@ import functools
 import json
 import pathlib
 import platform
+import shlex
 import signal
 import subprocess
 import sys
@@ -17,9 +18,10 @@ from typing import Any
 
 import machine
 
-from . import result, tables
-from .build import Build
-from .cells import Cell, make_cells
+from . import model, result, tables
+from .build import Build, generators_of
+from .cells import Cell, Shape, make_cells
+from .spaces import Candidate
 from .store import Store, cell_of
 from .tables import ROOT, UserError
 
@@ -90,8 +92,8 @@ def parser() -> argparse.ArgumentParser:
                       help="of " + ",".join(tables.DTYPES) + " (default: float32)")  # fmt: skip
     what.add_argument("--layouts", type=words(tables.TENSOR_LAYOUTS), default=tables.TENSOR_LAYOUTS, metavar="NAMES",
                       help="of " + ",".join(tables.TENSOR_LAYOUTS) + " (default: both)")  # fmt: skip
-    what.add_argument("--threads", type=int, default=machine.threads(), metavar="N",
-                      help="that calls will use (default: all processors)")  # fmt: skip
+    what.add_argument("--threads", type=int, metavar="N",
+                      help="that calls will use (default: all processors; by a model one)")  # fmt: skip
     how = tune.add_argument_group("how")
     how.add_argument("--time-budget", type=positive, default=540, metavar="SECONDS",
                      help="for everything, earlier runs of the same included (default: 540)")  # fmt: skip
@@ -106,6 +108,14 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="time what Halide's autoschedulers make of the same, too, for the report (minutes more)",
     )
+    how.add_argument("--remote", type=shlex.split, default=[], metavar="COMMAND",
+                     help="runs the worker on the device: its path becomes the last argument, its input and output are "
+                     "the command's, for example 'qemu-aarch64 -cpu cortex-a53 -L /usr/aarch64-linux-gnu'")  # fmt: skip
+    how.add_argument("--measure", choices=model.MEASURES, default="time",
+                     help="what candidates are compared by: their time (the default); llvm-mca's cycles for what qemu "
+                     "executes; or the number of these instructions")  # fmt: skip
+    how.add_argument("--model-cpu", choices=list(model.CPUS), metavar="NAME",
+                     help="that --measure cycles-model models: " + ", ".join(model.CPUS))  # fmt: skip
     how.add_argument("--no-report", action="store_true", help="write no HTML report")
     how.add_argument("--dry-run", action="store_true", help="say what would be searched, and stop")
     again = commands.add_parser("verify", help="time a tuned file's entries of this machine beside the default")
@@ -114,9 +124,11 @@ def parser() -> argparse.ArgumentParser:
     again.add_argument("--fix", action="store_true", help="remove or narrow those that are slower than the default")
     for command in (tune, commands.add_parser("report", help="write the HTML report"), again):
         files = command.add_argument_group("files")
-        files.add_argument("--target", default="host", metavar="NAME", help="host: this machine (default)")
+        files.add_argument("--target", default="host", metavar="NAME",
+                           help="host: this machine (default); with --remote any that has a build")  # fmt: skip
         files.add_argument("--build", type=pathlib.Path, metavar="FOLDER", help="default: build/TARGET")
-        files.add_argument("--generators", type=pathlib.Path, metavar="FILE", help="default: that of the build folder")
+        files.add_argument("--generators", type=pathlib.Path, metavar="FILE",
+                           help="default: that of the build folder, else build/x86/hbn_generators")  # fmt: skip
         files.add_argument("--store", type=pathlib.Path, metavar="FILE", help="default: build/tune/TARGET.sqlite")
         files.add_argument("--out", type=pathlib.Path, metavar="FILE",
                            help="tuned file (default: schedules/tuned/TARGET.json)")  # fmt: skip
@@ -127,12 +139,31 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def host() -> str | None:
+    """The target family of this machine's processor; none where tuning it isn't known."""
+    return {"x86_64": "x86", "AMD64": "x86", "aarch64": "arm64"}.get(platform.machine())
+
+
 def target_of(name: str) -> str:
-    """The target family of this machine's processor; tuning needs to run what it compiles."""
-    host = {"x86_64": "x86", "AMD64": "x86"}.get(platform.machine())
-    if name in ("host", host) and host:
-        return host
-    raise UserError(f"there is no tuning for target '{name}' on {platform.machine()}: allowed is host, on x86-64")
+    """The target that is meant."""
+    found = host() if name == "host" else name
+    if found not in tables.tuned.FAMILIES:
+        allowed = ["host", *tables.tuned.FAMILIES]
+        raise UserError(
+            f"there is no tuning for target '{name}' on {platform.machine()}: allowed is {', '.join(allowed)}"
+        )
+    return found
+
+
+def check_runs(target: str, remote: list[str]) -> None:
+    """Tuning needs to run what it compiles."""
+    if tables.tuned.FAMILIES[target] == "gpu":
+        raise UserError(f"there is no tuning for target '{target}' yet: its kernels run on a GPU")
+    if target != host() and not remote:
+        raise UserError(
+            f"target '{target}' does not run on this machine: --remote names the command that runs its programs, for "
+            "example --remote 'qemu-aarch64 -cpu cortex-a53 -L /usr/aarch64-linux-gnu'"
+        )
 
 
 def set_paths(options: argparse.Namespace) -> None:
@@ -144,14 +175,29 @@ def set_paths(options: argparse.Namespace) -> None:
     options.report = options.report or ROOT / "build" / "tune" / f"{options.target}.html"
 
 
-def tuned_cells(options: argparse.Namespace) -> list[Cell]:
-    """All cells that are asked for."""
+def tuned_calls(options: argparse.Namespace) -> list[tuple[str, str, str, Shape]]:
+    """All that are asked for: kernel, dtype, layout and shape."""
     from . import shapes
 
     if not options.shapes and not options.model:
         raise UserError("no shapes: name some, for example --shapes 32x256x56x56 (make tune SHAPES=32x256x56x56)")
     calls = shapes.gather(options.shapes, options.model, options.batch)
-    return make_cells(shapes.expanded(calls, options.ops, options.dtypes, options.layouts), options.threads)
+    return shapes.expanded(calls, options.ops, options.dtypes, options.layouts)
+
+
+def open_build(options: argparse.Namespace) -> Build:
+    """The build folder, with the options about measuring checked."""
+    check_runs(options.target, options.remote)
+    by = model.measured_by(options.measure, options.model_cpu)
+    if by:
+        model.check_tools(options.remote, options.model_cpu)
+        if options.threads not in (None, 1) or options.anchors:
+            raise UserError("a model measures calls of one thread, and no anchors: leave out --threads and --anchors")
+        options.threads = 1
+    build = Build(options.build, options.target, options.generators, options.remote, by)
+    if options.model_cpu:
+        build.cpu = model.CPUS[options.model_cpu]
+    return build
 
 
 class Tuning:
@@ -173,7 +219,11 @@ class Tuning:
             raise UserError(f"another hbn-tune uses {options.store}: wait for it, or name another --store") from error
         self.store = Store(options.store)
         self.compiler = Compiler(build, options.store.parent / "kernels", options.jobs)
-        self.worker, self.alone = Worker([str(build.worker)]), Alone()
+        self.alone = Alone()
+        self.worker = Worker(build.worker)
+        if build.measured_by:
+            self.alone.prefix = []  # what else runs makes no difference
+            self.worker = model.ModelWorker(build, options.model_cpu, self._plain)
         before = sum(self._row(cell)["spent"] for cell in todo)
         self.progress = Progress(max(options.time_budget - before, 0))
         self.setting = Setting(
@@ -183,6 +233,9 @@ class Tuning:
 
     def _row(self, cell: Cell) -> Any:
         return self.store.cell(cell, self.build.cpu, self.build.instruction_set, self.build.fingerprint)
+
+    def _plain(self, cell: Cell, layout: str) -> pathlib.Path | None:
+        return self.compiler.start(cell.kernel, cell.dtype, Candidate(layout)).result().path
 
     def _show(self, text: str) -> None:
         self.progress.skipped = self.alone.waited
@@ -268,7 +321,7 @@ class Tuning:
     def close(self) -> None:
         """Ends the programs it started."""
         self.progress.close()
-        self.worker.stop()
+        self.worker.close()
         self.compiler.finish()
 
 
@@ -311,9 +364,9 @@ def summary(tuning: Tuning) -> None:
 def tune(options: argparse.Namespace) -> int:
     """The command `tune`."""
     set_paths(options)
-    todo = tuned_cells(options)
-    build = Build(options.build, options.target, options.generators)
-    todo = check_kernels(build, todo)
+    calls = tuned_calls(options)
+    build = open_build(options)
+    todo = check_kernels(build, make_cells(calls, options.threads or build.threads))
     if options.dry_run:
         dry_run(build, todo, options.time_budget)
         return 0
@@ -370,7 +423,8 @@ def write_report(options: argparse.Namespace) -> None:
     """The command `report`, and the end of `tune`."""
     from . import report
 
-    report.write(options.store, options.out, options.report, options.generators or options.build / "hbn_generators")
+    generators = options.generators or generators_of(options.build)
+    report.write(options.store, options.out, options.report, generators, options.build)
     print(f"{options.report}")
 
 

@@ -4,14 +4,17 @@ What was compiled once is found again in the folder, by the text of its command 
 """
 
 import concurrent.futures
+import contextlib
 import hashlib
 import os
 import pathlib
 import shlex
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from . import tables
@@ -78,9 +81,9 @@ class Compiler:
             # In a folder of its own: what a tuner that was killed had started may still be at work.
             with tempfile.TemporaryDirectory(prefix="part-", dir=self.folder) as part:
                 made, linked = pathlib.Path(part) / f"{SYMBOL}.o", pathlib.Path(part) / f"{SYMBOL}.so"
-                self._run([*self.prefix, str(self.build.generators), "-n", SYMBOL, "-o", part, *command], seconds)
-                linker = [os.environ.get("CXX", "c++"), "-shared", "-Wl,-Bsymbolic"]
-                self._run([*self.prefix, *linker, "-o", str(linked), str(made)], seconds)
+                run_alone([str(self.build.generators), "-n", SYMBOL, "-o", part, *command], seconds, self.prefix)
+                linker = [self.build.compiler, "-shared", "-Wl,-Bsymbolic"]
+                run_alone([*linker, "-o", str(linked), str(made)], seconds, self.prefix)
                 digest = hashlib.sha256(made.read_bytes()).hexdigest()[:16]
                 linked.replace(library)
                 made.write_text(digest)
@@ -91,16 +94,38 @@ class Compiler:
             return Kernel(None, "", f"does not compile: {reason(error)}", time.monotonic() - begin)
         return Kernel(library, digest, "", time.monotonic() - begin)
 
-    def _run(self, command: list[str], seconds: float) -> None:
-        subprocess.run(
-            command, check=True, timeout=seconds if not self.prefix else None, text=True,
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C is for the tuner: a candidate must not seem to fail for it
-        )  # fmt: skip
-
     def finish(self) -> None:
         """Waits for what is under way, and starts nothing more."""
         self.pool.shutdown(cancel_futures=True)
+
+
+def run_alone(command: list[str], seconds: float, prefix: Sequence[str] = ()) -> None:
+    """Runs a command for so long at most, and ends all that it started if it takes longer.
+
+    `prefix` is a command that it waits with for its turn, which takes no time of its own.
+    """
+    # The first line says that its turn has come. What it writes itself goes nowhere.
+    begun = ["sh", "-c", 'echo; exec "$0" "$@" >/dev/null', *command]
+    process = subprocess.Popen(
+        [*prefix, *begun], text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        start_new_session=True,  # Ctrl-C is for the tuner: a candidate must not seem to fail for it
+    )  # fmt: skip
+    assert process.stdout
+    process.stdout.readline()
+    try:
+        _, errors = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        end_group(process)
+        raise
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command, stderr=errors)
+
+
+def end_group(process: subprocess.Popen[Any]) -> None:
+    """Kills a program that was started in a session of its own, and all that it started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
 
 
 def reason(error: Any) -> str:

@@ -1,5 +1,6 @@
 """Talks to tune_worker, the program that checks and times candidates: a line to it, a line of JSON back."""
 
+import base64
 import contextlib
 import json
 import os
@@ -12,10 +13,15 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from .cells import Cell
+from .compile import SYMBOL, end_group
 from .spaces import Candidate
+from .tables import UserError
 
-PATIENCE = 120
-"""Seconds that the worker may take for an answer, beyond those that it is asked to measure for."""
+START_PATIENCE = 600
+"""Seconds that the worker may take to start and to make a cell, of a large shape on a slow device."""
+PATIENCE = 30
+"""Seconds that it may take for any other answer, and a few times what the cell took it, beyond what it is asked to
+measure for."""
 
 
 class Crash(Exception):
@@ -45,6 +51,9 @@ class Contestant(NamedTuple):
 class Worker:
     """The program, started when it is needed and again after a crash, and told of the cell and kernels again."""
 
+    final_processes, final_repeats = 3, 2
+    """How often the last measurements are repeated."""
+
     def __init__(self, command: list[str]):
         """Starts nothing yet."""
         self.command = command
@@ -52,7 +61,8 @@ class Worker:
         self.cell: Cell | None = None
         self.for_times_alone = False
         self.about: dict[str, Any] = {}
-        self.loaded: set[int] = set()
+        self.cell_seconds = 0.0  # that it took for the cell
+        self.loaded: dict[int, dict[str, Any]] = {}  # the answers to candidates
         self.text = b""
 
     def use(self, cell: Cell, for_times_alone: bool = False) -> dict[str, Any]:
@@ -69,22 +79,36 @@ class Worker:
         """The answer to a line, in a running worker."""
         if not self.process:
             self._start()
-        return self._ask(line, seconds)
+        try:
+            return self._ask(line, max(PATIENCE, 5 * self.cell_seconds) + 4 * seconds)
+        except Crash as crash:
+            try:
+                self._start()  # else it was not the line that ended it
+            except Crash as again:
+                command = shlex.join(self.command)
+                raise UserError(
+                    f"{command}: {crash}, then, started again: {again}; the same command goes on"
+                ) from crash
+            raise
 
     def load(self, contestant: Contestant) -> dict[str, Any]:
         """Makes the contestant's kernel known; {"error": ...} where that fails."""
         if not self.process:
             self._start()
-        if not contestant.path or contestant.number in self.loaded:
+        if not contestant.path:
             return {}
+        if contestant.number in self.loaded:
+            return self.loaded[contestant.number]
         cell = self.cell
         assert cell
+        # Within the line: of what the worker runs on, there may be nothing here but this pipe.
+        library = base64.b64encode(contestant.path.read_bytes()).decode()
         answer = self.ask(
-            f"candidate {contestant.number} {contestant.path} hbn_candidate {cell.kernel} {cell.dtype} "
-            f"{contestant.candidate.kernel_layout}"
+            f"candidate {contestant.number} {SYMBOL} {cell.kernel} {cell.dtype} {contestant.candidate.kernel_layout} "
+            f"{library}"
         )
         if "error" not in answer:
-            self.loaded.add(contestant.number)
+            self.loaded[contestant.number] = answer
         return answer
 
     def check(self, contestant: Contestant) -> dict[str, Any]:
@@ -102,35 +126,54 @@ class Worker:
     def stop(self) -> None:
         """Ends the program."""
         if self.process:
-            self.process.kill()
-            self.process.communicate()
+            end_group(self.process)
         self.process = None
+
+    def close(self) -> None:
+        """Ends the program for good."""
+        self.stop()
 
     def _start(self) -> None:
         self.process = subprocess.Popen(
             self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
         )
-        self.loaded, self.text = set(), b""
+        assert self.process.stdin
+        os.set_blocking(self.process.stdin.fileno(), False)
+        self.loaded, self.text = {}, b""
         if self.cell:
-            self.about = self._ask(self.cell.request(self.for_times_alone))
+            begin = time.monotonic()
+            self.about = self._ask(self.cell.request(self.for_times_alone), START_PATIENCE)
+            self.cell_seconds = time.monotonic() - begin
 
-    def _ask(self, line: str, seconds: float = 0) -> dict[str, Any]:
+    def _ask(self, line: str, seconds: float) -> dict[str, Any]:
         process = self.process
         assert process and process.stdin and process.stdout  # pipes
-        with contextlib.suppress(BrokenPipeError):  # what ended it is found when its answer is read
-            process.stdin.write(line.encode() + b"\n")
-            process.stdin.flush()
-        deadline = time.monotonic() + PATIENCE + 3 * seconds
+        left, answers = memoryview(line.encode() + b"\n"), process.stdout.fileno()
+        deadline = time.monotonic() + seconds
         while b"\n" not in self.text:
-            ready, _, _ = select.select([process.stdout], [], [], max(0, deadline - time.monotonic()))
-            read = os.read(process.stdout.fileno(), 1 << 16) if ready else b""
-            if not read:
+            writing = [process.stdin] if left else []
+            readable, writable, _ = select.select([answers], writing, [], max(0, deadline - time.monotonic()))
+            if writable:
+                try:
+                    left = left[os.write(process.stdin.fileno(), left) :]
+                except BrokenPipeError:  # what ended it is found when its answer is read
+                    left = left[:0]
+            if readable:
+                if not (read := os.read(answers, 1 << 16)):
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        process.wait(1)  # for its status
+                    self.stop()
+                    raise Crash(f"the worker ended with {process.returncode}")
+                self.text += read
+            elif not writable:
                 self.stop()
-                status = process.returncode
-                raise Crash(f"the worker ended with {status}" if ready else f"no answer in {PATIENCE} s")
-            self.text += read
+                raise Crash(f"no answer in {seconds:.0f} s")
         answer, self.text = self.text.split(b"\n", 1)
-        return json.loads(answer)
+        try:
+            return dict(json.loads(answer))
+        except (ValueError, TypeError):
+            self.stop()
+            raise Crash(f"the worker said '{answer.decode(errors='replace')[:200]}'") from None
 
 
 class Alone:

@@ -42,10 +42,19 @@ TREES = 16
 LOOPS_SECONDS = 60
 
 
-def write(store: pathlib.Path, tuned: pathlib.Path, page: pathlib.Path, generators: pathlib.Path) -> None:
-    """Writes the page about what `store` holds; `tuned` is the tuned file, and `generators` prints loops."""
+def write(
+    store: pathlib.Path,
+    tuned: pathlib.Path,
+    page: pathlib.Path,
+    generators: pathlib.Path,
+    build: pathlib.Path | None = None,
+) -> None:
+    """Writes the page about what `store` holds; `tuned` is the tuned file, and `generators` prints loops.
+
+    `build` is the build folder, where that is not the generators'.
+    """
     cells = results.read_cells(Store(store))
-    add_loops(cells, generators)
+    add_loops(cells, generators, build or generators.parent)
     today = datetime.date.today().isoformat()
     write_page(Results(tuned.stem, machine.describe(), today, cells, results.read_entries(tuned)), page)
 
@@ -155,9 +164,9 @@ def importances(trials: list[Trial]) -> dict[str, float]:
 # ---- loops
 
 
-def add_loops(cells: list[Cell], generators: pathlib.Path) -> None:
-    """Has the generators print the loops of each cell's default and best."""
-    described = generators.parent / "hbn_targets.json"
+def add_loops(cells: list[Cell], generators: pathlib.Path, build: pathlib.Path) -> None:
+    """Has the generators print the loops of each cell's default and best, as the build folder has them."""
+    described = build / "hbn_targets.json"
     if not generators.exists() or not described.exists():
         return
     targets = json.loads(described.read_text())["instruction_sets"]

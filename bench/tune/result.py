@@ -51,8 +51,8 @@ def write(path: pathlib.Path, target: str, entries: list[Entry]) -> None:
 
 
 LINES = [["kernel", "dtype", "layout"], ["shapes"], ["cpu", "instruction_set"], ["thresholds"],
-         ["kernel_layout", "parameters"], ["shape", "threads", "ratio", "worst_in_class", "share_of_bound",
-          "date"]]  # fmt: skip
+         ["kernel_layout", "parameters"],
+         ["shape", "threads", "ratio", "worst_in_class", "share_of_bound", "measured_by", "date"]]  # fmt: skip
 """What is on one line of an entry."""
 
 
@@ -102,6 +102,8 @@ def entry_of(row: sqlite3.Row) -> Entry | None:
         entry["worst_in_class"] = round(worst, 3)
     if bound := result.get("bound"):
         entry["share_of_bound"] = [round(bound, 3), round(bound * statistics.median(result["ratios"]), 3)]
+    if by := result.get("measured_by"):
+        entry["measured_by"] = by
     entry["date"] = datetime.date.fromtimestamp(result["time"]).isoformat()
     return entry
 
@@ -119,6 +121,10 @@ def merge(entries: list[Entry], row: sqlite3.Row, store: Store) -> tuple[list[En
     """
     cell, entry, said = cell_of(row), entry_of(row), []
     sizes, wide = cell.sizes(), class_of(row)
+    if json.loads(row["result"] or "{}").get("measured_by"):
+        for old in entries:
+            if _same_group(old, row) and tuned.overlap(old["shapes"], wide) and "measured_by" not in old:
+                return entries, [f"leaves the entry for {old['shapes']} as it is: that was measured by time"]
     kept = []
     for old in entries:
         if not _same_group(old, row) or not tuned.overlap(old["shapes"], wide):

@@ -78,6 +78,7 @@ class Cell:
     why: str = ""  # it failed, or nothing was kept, or not for the whole class of shapes
     cpu: str = ""
     instruction_set: str = ""
+    measured_by: str = ""  # where it isn't time: then times are cycles or instructions, as if at 1 GHz
     default_layout: str = ""  # of kernels, that the default takes
     default_seconds: float | None = None
     bound: float | None = None  # the time of moving the compulsory bytes / the default's
@@ -171,7 +172,7 @@ def _cell_of(store: Store, row: Any) -> Cell:
         )  # fmt: skip
     return Cell(
         **cell_of(row)._asdict(), state=row["state"], why=row["why"] or "",
-        cpu=row["cpu"], instruction_set=row["instruction_set"],
+        cpu=row["cpu"], instruction_set=row["instruction_set"], measured_by=result.get("measured_by", ""),
         default_layout=row["kernel_layout"] or "", default_seconds=row["default_seconds"],
         bound=result.get("bound"), space=row["space"] or 0, spent=row["spent"] or 0, best=best,
         trials=[_trial_of(candidate) for candidate in store.candidates(row["id"])],

@@ -10,6 +10,7 @@ import concurrent.futures
 import dataclasses
 import json
 import math
+import pathlib
 import random
 import sqlite3
 import statistics
@@ -38,7 +39,6 @@ FEW_DUPLICATES = 5  # in a row that Optuna may propose before any untried candid
 FEW_CANDIDATES = 10000  # which can be gone through
 SHORT_SECONDS, LONG_SECONDS, FINAL_SECONDS = 0.12, 0.4, 0.3  # for each contestant
 FINALISTS = 3
-FINAL_PROCESSES, FINAL_REPEATS = 3, 2
 SEARCH_SHARE = 0.75  # of the time or the trials before the best is simplified
 HARMLESS = 0.003  # a setting that gains no more than this is left out
 AS_DEFAULT = "the default"  # what a candidate may be the same as
@@ -386,8 +386,17 @@ class Search:
             self.finish(batch[0], "failed", why=f"crashed while it was timed: {crash}")
             return []
         for contestant in contestants:
-            self.keep(answer, contestant, stage)
-        return batch
+            if contestant.text() in answer["ratios"]:
+                self.keep(answer, contestant, stage)
+        survivors = []
+        for pending in batch:
+            text = pending.contestant.text() if pending.contestant else ""
+            if text in answer.get("too_slow", {}):
+                ratio = answer["default"]["median"] / answer["too_slow"][text]
+                self.finish(pending, "slow", ratio=ratio, why="too slow to be timed more than once")
+            else:
+                survivors.append(pending)
+        return survivors
 
     def keep(
         self, answer: dict[str, Any], contestant: Contestant, stage: str, process: int = 0, repeat: int = 0
@@ -463,11 +472,12 @@ class Search:
     def final_seconds(self) -> float:
         """About how long the last measurements will take: of that many processes, which read the cell anew; and of
         what was found at other shapes of its class."""
-        contestants = FINAL_REPEATS * (FINALISTS + 1) + len(BOUNDS)
+        worker = self.setting.worker
+        contestants = worker.final_repeats * (FINALISTS + 1) + len(BOUNDS)
         # Long calls take longer than what is asked for: there are some rounds at least, and calls before each turn.
-        each = max(FINAL_SECONDS, 30 * self.setting.worker.about.get("default_seconds", 0))
-        elsewhere = classes.final_seconds(self.cell, self.setting.worker.about, self.setup_seconds)
-        return FINAL_PROCESSES * (0.5 * self.setup_seconds + each * contestants) + elsewhere
+        each = max(FINAL_SECONDS, 30 * worker.about.get("default_seconds", 0))
+        elsewhere = classes.final_seconds(self.setting.build, self.cell, worker.about, self.setup_seconds)
+        return worker.final_processes * (0.5 * self.setup_seconds + each * contestants) + elsewhere
 
     def finals(self, rest: Callable[[], Callable[[], float]] = lambda: lambda: math.inf) -> None:
         """Times the best again in fresh processes, and keeps the one whose worst measurement is best.
@@ -480,9 +490,9 @@ class Search:
             self._keep_result(None)
             return
         worker = self.setting.worker
-        for process in range(FINAL_PROCESSES):
+        for process in range(worker.final_processes):
             worker.use(self.cell, for_times_alone=True)
-            for repeat in range(FINAL_REPEATS):
+            for repeat in range(worker.final_repeats):
                 left = [
                     row
                     for row in chosen
@@ -494,7 +504,7 @@ class Search:
                 contestants = [contestant_of(row) for row in left]
                 if not contestants:
                     continue
-                self.setting.show(f"times the best {len(chosen)} again: {process + 1} of {FINAL_PROCESSES}")
+                self.setting.show(f"times the best {len(chosen)} again: {process + 1} of {worker.final_processes}")
                 with self.setting.alone():
                     try:
                         bounds = BOUNDS if worker.about.get("bound") and repeat == 0 else ()
@@ -502,8 +512,12 @@ class Search:
                         answer = worker.measure(seconds, contestants, bounds)
                     except Crash as crash:
                         answer = {"error": str(crash)}
-                if "error" in answer:
-                    raise Unfit(f"the last measurements failed: {answer['error']}")
+                slow = [
+                    contestant.text() for contestant in contestants if contestant.text() in answer.get("too_slow", {})
+                ]
+                if slow or "error" in answer:
+                    why = answer.get("error") or f"much slower than before: {', '.join(slow)}"
+                    raise Unfit(f"the last measurements failed: {why}")
                 for contestant in contestants:
                     self.keep(answer, contestant, "final", process, repeat)
         ranked = []
@@ -553,6 +567,7 @@ class Search:
     def _keep_result(self, found: dict[str, Any] | None, best: "Ranked | None" = None, why: str = "") -> None:
         """`why`: what was found is not kept."""
         result: dict[str, Any] = found or {"candidate": None, "ratio": 1.0}
+        result["measured_by"] = self.setting.build.measured_by
         if bound := result.get("bound"):
             self.store.update("cells", self.row["id"], bound_seconds=bound * result["default_seconds"])
         if best:
@@ -605,4 +620,4 @@ def settings_of(row: sqlite3.Row) -> int:
 
 def contestant_of(row: sqlite3.Row) -> Contestant:
     """A candidate that was compiled."""
-    return Contestant(row["id"], candidate_of(row), row["path"] or None)
+    return Contestant(row["id"], candidate_of(row), pathlib.Path(row["path"]) if row["path"] else None)

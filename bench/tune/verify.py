@@ -53,7 +53,7 @@ def cell_of_entry(entry: Entry) -> Cell:
 
 
 def verify(entry: Entry, number: int, compiler: Compiler, worker: Worker, alone: Alone, narrows: bool) -> Verified:
-    """Times an entry. `narrows`: finds out which part of its class is good."""
+    """Times an entry of this CPU. `narrows`: finds out which part of its class is good."""
     cell, path = cell_of_entry(entry), None
     if entry["parameters"]:
         kernel = compiler.start(cell.kernel, cell.dtype, candidate_of_entry(entry)).result()
@@ -68,7 +68,7 @@ def verify(entry: Entry, number: int, compiler: Compiler, worker: Worker, alone:
     if own[0].ratio is None:
         return Verified(own, entry)
     about = worker.about
-    if threads := other_threads(cell.threads):
+    if threads := other_threads(cell.threads, compiler.build.threads):
         own.append(timer.time(cell.shape, threads))
     if any(is_slow(timing) for timing in own):
         return Verified(own, None)
@@ -143,7 +143,7 @@ def run(options: argparse.Namespace) -> int:
         for name, build in builds(options, mine).items():
             compiler = Compiler(build, options.store.parent / "kernels", machine.threads())
             compilers.append(compiler)
-            worker, alone = Worker(["env", f"{VARIABLE}={name}", str(build.worker)]), Alone()
+            worker, alone = Worker(["env", f"{VARIABLE}={name}", *build.worker]), Alone()
             workers.append(worker)
             chosen = [
                 (i, entry) for i, entry in enumerate(entries) if entry in mine and entry["instruction_set"] == name

@@ -14,7 +14,10 @@
 #include "runtime/halide/scratch.h"
 
 #include <dlfcn.h>
+#include <link.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -68,8 +71,8 @@ int64_t number_of(const std::string &word, const char *what, int64_t least, int6
 double seconds_of(const std::string &word) {
     std::istringstream stream(word);
     double seconds = -1;
-    if (!(stream >> seconds) || !stream.eof() || !(seconds >= 0 && seconds <= 3600)) {
-        throw std::runtime_error("SECONDS '" + word + "' is not a number from 0 to 3600");
+    if (!(stream >> seconds) || !stream.eof() || !(seconds >= 0 && seconds <= 300)) {
+        throw std::runtime_error("SECONDS '" + word + "' is not a number from 0 to 300");
     }
     return seconds;
 }
@@ -131,11 +134,80 @@ F symbol_of(void *library, const std::string &name) {
     return reinterpret_cast<F>(address);
 }
 
+// Of RFC 4648, as Python's base64 writes it.
+std::string decoded(const std::string &base64) {
+    static const std::string digits =
+        "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    const size_t end = std::min(base64.find('='), base64.size());
+    if (base64.size() % 4 != 0 || base64.size() - end > 2) {
+        throw std::runtime_error("LIBRARY is not in base64, or not whole");
+    }
+    std::string bytes;
+    uint32_t bits = 0;
+    for (size_t i = 0; i < end; i++) {
+        const size_t digit = digits.find(base64[i]);
+        if (digit == digits.npos) {
+            throw std::runtime_error("LIBRARY is not in base64, or not whole");
+        }
+        bits = bits << 6 | uint32_t(digit);
+        if (i % 4 != 0) {
+            bytes += char(bits >> (6 - 2 * (i % 4)) & 0xff);
+        }
+    }
+    return bytes;
+}
+
+// Makes a file in memory of a shared library. Nothing of it is left where the program ends, however it does.
+std::string memory_file(const std::string &bytes) {
+    const int file = memfd_create("candidate", MFD_CLOEXEC);
+    const bool written =
+        file >= 0 && write(file, bytes.data(), bytes.size()) == ssize_t(bytes.size());
+    if (!written) {
+        throw std::runtime_error("there is no memory for the library");
+    }
+    // It stays open: dlopen knows by its name what it has loaded.
+    return "/proc/self/fd/" + std::to_string(file);
+}
+
+struct Range {
+    uintptr_t first, last;
+};
+
+// Where the code of one object that is loaded lies.
+struct Code {
+    uintptr_t base;  // of all addresses in its file
+    Range range;
+};
+
+std::vector<Code> loaded_code() {
+    std::vector<Code> all;
+    const auto visit = [](dl_phdr_info *info, size_t, void *found) {
+        for (int i = 0; i < info->dlpi_phnum; i++) {
+            const ElfW(Phdr) &part = info->dlpi_phdr[i];
+            if (part.p_type == PT_LOAD && (part.p_flags & PF_X)) {
+                const uintptr_t first = uintptr_t(info->dlpi_addr) + uintptr_t(part.p_vaddr);
+                static_cast<std::vector<Code> *>(found)->push_back(
+                    {uintptr_t(info->dlpi_addr), {first, first + uintptr_t(part.p_memsz) - 1}});
+            }
+        }
+        return 0;
+    };
+    dl_iterate_phdr(visit, &all);
+    return all;
+}
+
+Code code_around(uintptr_t address) {
+    for (const Code &code : loaded_code()) {
+        if (code.range.first <= address && address <= code.range.last) {
+            return code;
+        }
+    }
+    throw std::runtime_error("the kernel is in no library");
+}
+
 // It stays loaded: a call may be all that refers to it.
 CompiledKernel load(const std::string &path, const std::string &symbol) {
-    // Without a slash, dlopen would look for it in the system's folders.
-    const std::string file = path.find('/') == path.npos ? "./" + path : path;
-    void *library = dlopen(file.c_str(), RTLD_NOW | RTLD_LOCAL);
+    void *library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
     if (!library) {
         throw std::runtime_error(dlerror());
     }
@@ -178,6 +250,9 @@ public:
         if (words[0] == "check" && words.size() >= 2) {
             return check(words);
         }
+        if (words[0] == "call" && words.size() >= 2) {
+            return call(words);
+        }
         if (words[0] == "measure" && words.size() >= 2) {
             return measure(words);
         }
@@ -187,15 +262,16 @@ public:
         if (words[0] == "machine" && words.size() == 1) {
             return machine();
         }
+        constexpr size_t kMuch = 200;  // for an error: a library may be in the line
         throw std::runtime_error(
-            "expected `machine`, `candidate ID PATH.so SYMBOL KERNEL DTYPE KERNEL_LAYOUT`, `cell "
-            "KERNEL DTYPE "
-            "LAYOUT N C H W "
-            "THREADS [timing]`, `view [THRESHOLD=VALUE ...]`, `check ID [THRESHOLD=VALUE ...]` or "
-            "`measure "
-            "SECONDS "
-            "[ID:THRESHOLD=VALUE:... ...]`, got '" +
-            line + "'");
+            "expected `machine`, `candidate ID SYMBOL KERNEL DTYPE KERNEL_LAYOUT LIBRARY`, `cell "
+            "KERNEL "
+            "DTYPE LAYOUT N C H W THREADS [timing]`, `view [THRESHOLD=VALUE ...]`, `check ID "
+            "[THRESHOLD=VALUE "
+            "...]`, `call ID [THRESHOLD=VALUE ...]` or `measure SECONDS [ID:THRESHOLD=VALUE:... "
+            "...]`, "
+            "got '" +
+            line.substr(0, kMuch) + (line.size() > kMuch ? "...'" : "'"));
     }
 
 private:
@@ -205,17 +281,26 @@ private:
             throw std::runtime_error(
                 "ID '" + id + "' must be a new one, without colons, and neither - nor default");
         }
-        Candidate loaded{words[4], words[5], kernel_layout_of(words[6]), {}};
+        Candidate loaded{words[3], words[4], kernel_layout_of(words[5]), {}};
         const KernelCall &call = kernel_call_of(loaded.kernel);
         const hbn_dtype dtype = hbn_dtype(int(compare::dtype_of(loaded.dtype)));
-        loaded.compiled = load(words[2], words[3]);
+        loaded.compiled = load(memory_file(decoded(words[6])), words[2]);
         Tuning tuning;
         tuning.kernels[int(loaded.layout)] = loaded.compiled;
         // Tells whether it takes what the library's own does.
         succeed(internal::set_tuning(call.kernel, dtype, tuning));
         internal::clear_tunings();
         candidates_[id] = loaded;
-        return "{\"candidate\": " + quoted(id) + "}";
+        const Code code = code_around(reinterpret_cast<uintptr_t>(loaded.compiled.call));
+        std::ostringstream json;
+        json << "{\"candidate\": " << quoted(id) << ", \"base\": " << code.base
+             << ", \"code\": " << range_of(code) << "}";
+        return json.str();
+    }
+
+    static std::string range_of(const Code &code) {
+        return "[" + std::to_string(code.range.first) + ", " + std::to_string(code.range.last) +
+               "]";
     }
 
     std::string cell(const Words &words) {
@@ -278,9 +363,15 @@ private:
         return json.str();
     }
 
-    static std::string machine() {
+    std::string machine() {
+        std::string code;
+        for (const Code &one : loaded_code()) {
+            code += (code.empty() ? "" : ", ") + range_of(one);
+        }
         return "{\"cpu\": " + quoted(internal::processor_name()) +
-               ", \"instruction_set\": " + quoted(hbn_instruction_set()) + "}";
+               ", \"instruction_set\": " + quoted(hbn_instruction_set()) +
+               ", \"threads\": " + std::to_string(library_.get_num_threads()) + ", \"code\": [" +
+               code + "]}";
     }
 
     std::string view(const Words &words) {
@@ -329,6 +420,18 @@ private:
         return json.str();
     }
 
+    std::string call(const Words &words) {
+        Cell &cell = current_cell();
+        use(cell, tuning_of(cell, words[1], {words.begin() + 2, words.end()}));
+        if (cell.problems[0]->run() != compare::kOk) {
+            throw std::runtime_error(hbn_last_error());
+        }
+        const internal::Choice choice = internal::last_view();
+        return std::string("{\"called\": true, \"kernel_layout\": ") +
+               quoted(internal::kLayoutNames[int(choice.layout)]) +
+               ", \"used\": " + boolean(choice.tuned_kernel) + "}";
+    }
+
     std::string measure(const Words &words) {
         Cell &cell = current_cell();
         const double seconds = seconds_of(words[1]);
@@ -350,30 +453,49 @@ private:
             }
             timed.push_back(timer(cell, tuning));
         }
+        // What is much slower would take its time in every round, and is slow enough for one call to tell.
         std::vector<bench::Timed *> contestants;
+        std::vector<double> once;
         for (bench::Timed &contestant : timed) {
-            contestants.push_back(&contestant);
+            contestant.prepare();
+            once.push_back(contestant.run(1));
+            if (once.back() > kTooSlow * once[0]) {  // perhaps for what else the machine did
+                once.back() = std::min(once.back(), contestant.run(1));
+            }
+            if (once.back() <= kTooSlow * once[0]) {
+                contestants.push_back(&contestant);
+            }
         }
         const int repeats = bench::choose_repeats(contestants);
         bench::RoundOptions options{cell.threads, seconds};
         options.calls_before = cell.layers->calls_to_settle();
+        options.most_seconds = kMostSeconds + 3 * seconds;
         bench::run_rounds(contestants, repeats, options);
-        std::ostringstream json, all_ratios;
+        std::ostringstream json, all_ratios, too_slow;
         for (size_t i = 0; i < timed.size(); i++) {
+            if (timed[i].samples().empty()) {
+                too_slow << (too_slow.str().empty() ? "" : ", ") << quoted(names[i]) << ": "
+                         << number(once[i]);
+                continue;
+            }
             json << (i > 0 ? ", " : "{") << quoted(names[i])
                  << ": {\"fastest\": " << number(timed[i].fastest())
                  << ", \"median\": " << number(bench::median(timed[i].samples())) << "}";
             if (i == 0) {
                 continue;
             }
-            all_ratios << (i > 1 ? ", " : "") << quoted(names[i]) << ": [";
+            all_ratios << (all_ratios.str().empty() ? "" : ", ") << quoted(names[i]) << ": [";
             const std::vector<double> ratios = bench::ratios(timed[0], timed[i]);
             for (size_t round = 0; round < ratios.size(); round++) {
                 all_ratios << (round > 0 ? ", " : "") << number(ratios[round]);
             }
             all_ratios << "]";
         }
-        json << ", \"repeats\": " << repeats << ", \"ratios\": {" << all_ratios.str() << "}}";
+        json << ", \"repeats\": " << repeats << ", \"ratios\": {" << all_ratios.str() << "}";
+        if (!too_slow.str().empty()) {
+            json << ", \"too_slow\": {" << too_slow.str() << "}";
+        }
+        json << "}";
         return json.str();
     }
 
@@ -449,24 +571,39 @@ private:
 
     static constexpr int64_t kMostElements = (int64_t(1) << 31) - 1;
     static constexpr double kMostShare = 1e30;  // JSON has no infinity
+    // Times as long as the default's calls.
+    static constexpr double kTooSlow = 30;
+    // Of rounds, beside three times what is asked for; unless that is less than the fewest rounds take.
+    static constexpr double kMostSeconds = 10;
 
     const compare::Library library_ = compare::Library::of_this_program();
     std::map<std::string, Candidate> candidates_;
     std::unique_ptr<Cell> cell_;
 };
 
+// Whoever has asked has given up by then, and may have been unable to end a worker on another machine.
+constexpr unsigned kMostSecondsForLine = 2000;
+
 void work() {
     // What hbn allocates itself is on ordinary pages, too.
     prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
+    // Each candidate is a file.
+    rlimit files{};
+    if (getrlimit(RLIMIT_NOFILE, &files) == 0) {
+        files.rlim_cur = files.rlim_max;
+        setrlimit(RLIMIT_NOFILE, &files);
+    }
     Worker worker;
     std::string line;
     while (std::getline(std::cin, line)) {
         std::string answer;
+        alarm(kMostSecondsForLine);
         try {
             answer = worker.answer(line);
         } catch (const std::exception &e) {
             answer = "{\"error\": " + quoted(e.what()) + "}";
         }
+        alarm(0);
         std::cout << answer << std::endl;
     }
 }

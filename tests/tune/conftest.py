@@ -13,8 +13,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 FAKE = pathlib.Path(__file__).resolve().parent / "fake"
 sys.path.insert(0, str(ROOT / "bench"))
 
-# ctest runs it, with the programs it needs.
-collect_ignore = ["test_worker.py"]
+# ctest runs them, with the programs they need.
+collect_ignore = ["test_model.py", "test_worker.py"]
 
 
 class Tuner:
@@ -30,11 +30,17 @@ class Tuner:
             "".join(f"HBN_BUILT_KERNEL(forward_training, float32, {layout})\n" for layout in layouts)
         )
         (self.build / "hbn_targets.json").write_text(
-            json.dumps({"target": "x86", "instruction_sets": {"avx512": "x86-64-linux"}})
+            json.dumps(
+                {
+                    "target": "x86",
+                    "instruction_sets": {"avx512": "x86-64-linux"},
+                    "compiler": str(FAKE / "linker.sh"),
+                    "objdump": "objdump",
+                }
+            )
         )
         self.store, self.out = folder / "store.sqlite", folder / "x86.json"
         self.environment = os.environ | {
-            "CXX": str(FAKE / "linker.sh"),
             "FAKE_LOG": str(folder / "log"),
             "FAKE_BUSY": str(folder / "busy"),
         }

@@ -8,7 +8,7 @@ import types
 import pytest
 from conftest import ROOT
 from test_search import BUILD, ModelWorker
-from tune import anchors, results
+from tune import anchors, compile, results
 from tune.cells import Cell
 from tune.compile import Compiler
 from tune.measure import Alone
@@ -25,13 +25,13 @@ class Programs:
 
     def __init__(self, monkeypatch):
         self.commands, self.failing, self.slow = [], {}, []
-        monkeypatch.setattr(subprocess, "run", self.run)
+        monkeypatch.setattr(compile, "run_alone", self.run)
 
-    def run(self, command, timeout, **options):
+    def run(self, command, seconds, prefix):
         self.commands.append(command)
         scheduler = next((word.split("=")[1] for word in command if word.startswith("autoscheduler=")), None)
         if scheduler in self.slow:
-            raise subprocess.TimeoutExpired(command, timeout)
+            raise subprocess.TimeoutExpired(command, seconds)
         if scheduler in self.failing:
             raise subprocess.CalledProcessError(
                 1, command, stderr=f"Unhandled exception: {self.failing[scheduler]}\n\n"

@@ -11,7 +11,7 @@ import time
 
 import pytest
 from conftest import ROOT
-from test_search import CELL, make_search
+from test_search import BUILD, CELL, make_search
 from tune import classes, result
 from tune.classes import Timer, narrowed, probes
 from tune.measure import Alone
@@ -189,9 +189,13 @@ def test_a_class_with_another_cell_is_not_measured(tmp_path, monkeypatch):
 def test_it_takes_a_part_of_the_share(tmp_path):
     found = make_search(tmp_path, most_trials=1)
     about = {"default_seconds": 0.01, "bytes": 1 << 20}
-    seconds = classes.final_seconds(CELL, about, 1.0)
-    assert seconds > classes.final_seconds(CELL, about | {"default_seconds": 1e-5}, 0.1) > 3 * 2 * 2 * 3 * 0.15 - 1e-9
-    assert found.final_seconds() > classes.final_seconds(CELL, found.setting.worker.about, found.setup_seconds)
+    seconds = classes.final_seconds(BUILD, CELL, about, 1.0)
+    assert (
+        seconds
+        > classes.final_seconds(BUILD, CELL, about | {"default_seconds": 1e-5}, 0.1)
+        > 3 * 2 * 2 * 3 * 0.15 - 1e-9
+    )
+    assert found.final_seconds() > classes.final_seconds(BUILD, CELL, found.setting.worker.about, found.setup_seconds)
 
 
 def test_killed_in_between_it_measures_the_rest(tuner):

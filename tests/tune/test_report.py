@@ -47,7 +47,7 @@ def synthetic():
              bound=0.755, spent=21.5, best=best, trials=[trial(i) for i in range(60)], anchors=anchors,
              loops=loops, **about),
         Cell("backward_training", "bfloat16", "nchw", (1, 64, 7, 7), 2, "done", default_seconds=2.5e-6, spent=3.0,
-             trials=[trial(i) for i in range(4)], **about),
+             trials=[trial(i) for i in range(4)], measured_by="llvm-mca cortex-a53", **about),
         Cell("forward_inference", "float32", "nchw", (8, 3, 224, 224), 2, "failed", why="the default fails its check"),
         Cell("forward_inference", "float32", "nhwc", (8, 3, 224, 224), 2, "new"),
     ]  # fmt: skip
@@ -136,15 +136,15 @@ def test_loops_of_generators(tmp_path):
     program.chmod(0o755)
     cells = synthetic().cells[:2]
     cells[0].loops = {}
-    report.add_loops(cells, program)
+    report.add_loops(cells, program, program.parent)
     assert cells[0].loops == {}  # without the build's targets
     (tmp_path / "hbn_targets.json").write_text(json.dumps({"instruction_sets": {"avx512": "some-target"}}))
-    report.add_loops(cells, program)
+    report.add_loops(cells, program, program.parent)
     assert "layout=nchw print_loops=true" in cells[0].loops["default"]
     assert "target=some-target dtype=float32 layout=rows lanes=32 print_loops=true" in cells[0].loops["best"]
     assert cells[1].loops == {}
     program.write_text("#!/bin/sh\necho 'no such layout' >&2; exit 1\n")
-    report.add_loops(cells, program)
+    report.add_loops(cells, program, program.parent)
     assert "could not print the loops: no such layout" in cells[0].loops["best"]
 
 

@@ -81,6 +81,20 @@ def test_other_cells_entries_stay(store, tmp_path):
     assert len(result.read(tmp_path / "x86.json", "x86")) == 4
 
 
+def test_a_model_takes_the_place_of_no_time(store):
+    by_time, _ = merged(store, finished(store))
+    assert "measured_by" not in by_time[0]
+    modelled = finished(store, ratio=1.3)
+    found = json.loads(modelled["result"]) | {"measured_by": "llvm-mca cortex-a53"}
+    store.update("cells", modelled["id"], result=json.dumps(found))
+    entries, said = merged(store, store.cell_row(modelled["id"]), entries=by_time)
+    assert entries == by_time and "that was measured by time" in said[0]
+    entries, _ = merged(store, store.cell_row(modelled["id"]))
+    assert [(e["measured_by"], e["ratio"]) for e in entries] == [("llvm-mca cortex-a53", 1.3)]
+    entries, _ = merged(store, finished(store, ratio=1.1), entries=entries)
+    assert [e["ratio"] for e in entries] == [1.1] and "measured_by" not in entries[0]
+
+
 def test_an_entry_is_where_a_search_begins(store):
     entries, _ = merged(store, finished(store, parameters={"row_lanes": 32}))
     cell = Cell("forward_training", "float32", "nhwc", (1, 2, 3, 4), 2)

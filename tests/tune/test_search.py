@@ -29,7 +29,7 @@ class ModelWorker(Worker):
         super().__init__([])
 
     def _start(self):
-        self.process, self.loaded, self.model = types.SimpleNamespace(), set(), model.Worker()
+        self.process, self.loaded, self.model = types.SimpleNamespace(), {}, model.Worker()
         self.about = self._ask(self.cell.request())
 
     def _ask(self, line, seconds=0):
@@ -56,7 +56,8 @@ class ModelCompiler:
 
 
 BUILD = types.SimpleNamespace(
-    cpu="FakeCpu 1 2", instruction_set="avx512", fingerprint="1", family="x86",
+    cpu="FakeCpu 1 2", instruction_set="avx512", fingerprint="1", family="x86", measured_by="", compiler="c++",
+    threads=2,
     kernel_layouts=lambda kernel, dtype: ["nchw", "nchw_few_channels", "blocks", "rows"],
 )  # fmt: skip
 

@@ -169,8 +169,21 @@ def test_measures_alone_where_the_machine_is_shared(tuner):
         (["--shapes", "4x16x8"], "4x16x8"),
         (["--shapes", "4x16x8x0"], "each from 1 to"),
         (["--dtypes", "float16"], "has no kernel forward_training for float16"),
-        (["--build", "nowhere"], "there is no nowhere/hbn_generators: `make tune` builds it"),
-        (["--target", "cuda"], "there is no tuning for target 'cuda'"),
+        (["--build", "nowhere"], "there is no nowhere/bench/tune_worker: `make tune` builds it"),
+        (["--target", "cuda"], "there is no tuning for target 'cuda' yet"),
+        (["--target", "arm65"], "there is no tuning for target 'arm65'"),
+        (["--target", "arm64"], "target 'arm64' does not run on this machine: --remote names the command"),
+        (["--target", "arm64", "--remote", "env"], "build is a build for x86, not for arm64: --build names another"),
+        (["--remote", "no-such-program"], "no-such-program: No such file or directory"),
+        (["--remote", "sh -c 'echo unknown host >&2; exit 255'"], "does not run: unknown host"),
+        (["--measure", "cycles-model"], "--measure cycles-model needs --model-cpu"),
+        (["--model-cpu", "cortex-a53"], "--measure cycles-model needs --model-cpu, and nothing else has it"),
+        (["--measure", "instructions"], "--remote must begin with it, for example --remote 'qemu-aarch64 "),
+        (
+            ["--measure", "instructions", "--remote", "qemu-none"],
+            "This needs qemu-none: sudo apt-get install qemu-user",
+        ),
+        (["--measure", "instructions", "--remote", "qemu-x86_64", "--anchors"], "a model measures calls of one thread"),
         (["--time-budget", "0"], "'0' is no number above 0"),
     ],
 )
@@ -202,6 +215,64 @@ def test_one_tuner_at_a_time(tuner):
     finally:
         process.kill()
         process.wait()
+
+
+def test_a_remote_worker_gets_candidates_by_its_pipe_alone(tuner):
+    # Nothing that was compiled can be read by it.
+    kernels = tuner.folder / "kernels"
+    hidden = f'test $(id -u) != 0 || :; cd / && FAKE_HIDDEN={kernels} exec "$0"'
+    done = tuner.run("--remote", f"sh -c '{hidden}'", "--trials", "12", budget=60)
+    assert done.returncode == 0, done.stderr
+    assert tuner.entries()[0]["ratio"] > 1.1 and list(kernels.glob("*.so"))
+    lines = (tuner.folder / "log").read_text()
+    assert "candidate " in lines and str(kernels) not in lines
+    # As many threads as the device has.
+    assert query(tuner, "SELECT threads FROM cells") == [(2,)] and " 8 8 2\n" in lines
+
+
+def test_a_connection_that_breaks_ends_it_and_fails_no_more_than_one(tuner):
+    starts = tuner.folder / "starts"
+    broken = tuner.folder / "broken.sh"
+    # The first two are asked of the machine and the cell; a candidate ends the second one, and there is no third.
+    broken.write_text(f'#!/bin/sh\necho >> {starts}\n[ $(wc -l < {starts}) -lt 3 ] || exit 255\nexec "$@"\n')
+    broken.chmod(0o755)
+    refused = probed(PARAMETERS[0])
+    done = tuner.run("--remote", str(broken), "--trials", "12", budget=60, environment={"FAKE_CRASH": refused})
+    assert done.returncode == 2 and "started again: the worker ended with 255" in done.stderr
+    assert "the same command goes on" in done.stderr and "Traceback" not in done.stderr
+    assert not query(tuner, "SELECT key FROM candidates WHERE state = 'failed'")
+    starts.unlink()
+    done = tuner.run("--trials", "12", budget=60)
+    assert done.returncode == 0, done.stderr
+    assert tuner.entries() and not query(tuner, "SELECT key FROM candidates WHERE state IN ('new', 'failed')")
+
+
+def test_what_compiles_too_long_ends_with_all_that_it_started(tmp_path):
+    from tune.compile import run_alone
+
+    turn = tmp_path / "turn.sh"
+    turn.write_text('#!/bin/sh\nsleep 0.7\nexec "$@"\n')
+    turn.chmod(0o755)
+    mark = tmp_path / "mark"
+    run_alone(["touch", str(mark)], 0.5, [str(turn)])  # the wait for its turn doesn't count
+    assert mark.exists()
+    begin, late = time.monotonic(), tmp_path / "late"
+    with pytest.raises(subprocess.TimeoutExpired):
+        run_alone(["sh", "-c", f"(sleep 1.5; touch {late}) & wait"], 0.3, [str(turn)])
+    assert time.monotonic() - begin < 1.5
+    time.sleep(1.5)
+    assert not late.exists()
+    with pytest.raises(subprocess.CalledProcessError) as failed:
+        run_alone(["sh", "-c", "echo said >&2; exit 3"], 5)
+    assert failed.value.returncode == 3 and failed.value.stderr == "said\n"
+
+
+def test_what_is_too_slow_to_be_timed_is_slow(tuner):
+    slow = probed(PARAMETERS[0])
+    done = tuner.run("--trials", "12", budget=60, environment={"FAKE_SLOW": slow})
+    assert done.returncode == 0, done.stderr
+    rows = query(tuner, f"SELECT state, ratio, why FROM candidates WHERE key = 'rows {slow}'")
+    assert rows == [("slow", pytest.approx(0.001, rel=0.1), "too slow to be timed more than once")]
 
 
 def test_help_without_what_it_needs():

@@ -3,6 +3,7 @@
 python tests/tune/test_worker.py WORKER GENERATORS COMPILER HALIDE_TARGET
 """
 
+import base64
 import json
 import pathlib
 import re
@@ -48,6 +49,11 @@ def compile_candidate(symbol: str, generator: str, parameters: str, more_code: s
     library = folder / f"{symbol}.so"
     subprocess.run([compiler, "-shared", "-fPIC", "-Wl,-Bsymbolic", "-o", library, *sources], check=True)
     return library
+
+
+def candidate(identifier: str, library: pathlib.Path, symbol: str, rest: str = "forward_inference float32 nchw") -> str:
+    """The line; `rest` is kernel, dtype and kernel layout."""
+    return f"candidate {identifier} {symbol} {rest} {base64.b64encode(library.read_bytes()).decode()}"
 
 
 class Worker:
@@ -98,7 +104,7 @@ class WorkerTest(unittest.TestCase):
 
     def load_map(self) -> None:
         """Candidate m."""
-        self.worker.ask_all(f"candidate m {self.map_kernel} a_map forward_inference float32 nchw")
+        self.worker.ask_all(candidate("m", self.map_kernel, "a_map"))
 
     def test_default_parameters_give_the_same_bits(self) -> None:
         self.load_map()
@@ -107,7 +113,7 @@ class WorkerTest(unittest.TestCase):
         self.assertLess(answer.pop("worst"), 1)
         self.assertEqual(answer, {"ok": True, "kernel_layout": "nchw", "used": True, "same_bits": True})
         self.worker.ask_all(
-            f"candidate s {self.sums_kernel} sums backward_training bfloat16 rows",
+            candidate("s", self.sums_kernel, "sums", "backward_training bfloat16 rows"),
             "cell backward_training bfloat16 nhwc 4 24 20 20 2",
         )
         answer = self.worker.ask("check s")
@@ -123,7 +129,7 @@ class WorkerTest(unittest.TestCase):
 
     def test_a_wrong_kernel_is_caught(self) -> None:
         library = compile_candidate("relu", "forward_inference", "dtype=float32 layout=nchw activation=relu")
-        self.worker.ask_all(f"candidate r {library} relu forward_inference float32 nchw", CELL)
+        self.worker.ask_all(candidate("r", library, "relu"), CELL)
         answer = self.worker.ask("check r")
         self.assertEqual((answer["ok"], answer["used"], answer["same_bits"]), (False, True, False))
         self.assertGreater(answer["worst"], 1)
@@ -149,7 +155,7 @@ class WorkerTest(unittest.TestCase):
                 return code;
             }""".replace("OF_X", str(self.index_of("x"))).replace("OF_Y", str(self.index_of("y"))),
         )
-        self.worker.ask_all(f"candidate w {library} worse forward_inference float32 nchw", CELL)
+        self.worker.ask_all(candidate("w", library, "worse"), CELL)
         answer = self.worker.ask("check w")
         self.assertFalse(answer["ok"])
         self.assertRegex(answer["why"], "^y of channel 0 is off by .*, on hard inputs$")
@@ -189,7 +195,7 @@ class WorkerTest(unittest.TestCase):
             const void *crash_metadata(void) { return dying_metadata(); }
             int crash_argv(void **arguments) { __builtin_trap(); }""",
         )
-        self.worker.ask_all(f"candidate c {library} crash forward_inference float32 nchw", CELL)
+        self.worker.ask_all(candidate("c", library, "crash"), CELL)
         self.assertEqual(self.worker.ask("check c"), {})
         self.assertLess(self.worker.end(), 0)
 
@@ -199,11 +205,12 @@ class WorkerTest(unittest.TestCase):
         library = self.map_kernel
         for line, error in {
             "check -": "there is no cell yet",
+            "call -": "there is no cell yet",
             "view": "there is no cell yet",
             "measure 1": "there is no cell yet",
             "": "the line is empty",
-            "hello": "`candidate ID PATH.so SYMBOL KERNEL DTYPE KERNEL_LAYOUT`, ",
-            "cell forward_inference float32 nchw 1 2 3": "`candidate ID PATH.so SYMBOL KERNEL DTYPE KERNEL_LAYOUT`, ",
+            "hello": "`candidate ID SYMBOL KERNEL DTYPE KERNEL_LAYOUT LIBRARY`, ",
+            "cell forward_inference float32 nchw 1 2 3": "`candidate ID SYMBOL KERNEL DTYPE KERNEL_LAYOUT LIBRARY`, ",
             "cell forward_inference float32 nchw 1 2 3 x 1": "size 'x' is not a whole number from 1 to ",
             "cell forward_inference float32 nchw 1 2 3 0 1": "size '0' is not a whole number from 1 to ",
             "cell forward_inference float32 nchw 99999 99999 1 1 1": "more than 2^31 - 1 elements",
@@ -212,35 +219,39 @@ class WorkerTest(unittest.TestCase):
             "cell forward_inference int8 nchw 1 2 3 4 1": "unknown dtype int8",
             "cell convolution float32 nchw 1 2 3 4 1": "kernel 'convolution' is none of forward_training, ",
             "cell forward_training float32 nchw 1 2 1 1 1": "Expected more than 1 value per channel when training",
-            f"candidate a {text} a_map forward_inference float32 nchw": "text.so: ",
-            f"candidate a {folder}/none.so a_map forward_inference float32 nchw": "none.so: cannot open",
-            f"candidate a {library} b_map forward_inference float32 nchw": "there is no symbol b_map_argv",
-            f"candidate a {library} a_map forward_inference float32 chwn": "KERNEL_LAYOUT 'chwn' is none of nchw, ",
-            f"candidate a {library} a_map stats float32 nchw": "takes other arguments than the same kernel",
-            f"candidate a {library} a_map convert float32 nchw": "kernel 'convert' is none of ",
-            f"candidate - {library} a_map forward_inference float32 nchw": "ID '-' must be a new one",
-            f"candidate a:b {library} a_map forward_inference float32 nchw": "ID 'a:b' must be a new one",
+            candidate("a", text, "a_map"): "file too short",
+            candidate("a", library, "a_map")[:-1]: "LIBRARY is not in base64, or not whole",
+            candidate("a", library, "a_map")[:-4] + "A===": "LIBRARY is not in base64, or not whole",
+            candidate("a", library, "a_map")[:-4] + "A?==": "LIBRARY is not in base64, or not whole",
+            "candidate a a_map forward_inference float32 nchw": "expected `machine`, ",
+            candidate("a", library, "b_map"): "there is no symbol b_map_argv",
+            candidate(
+                "a", library, "a_map", "forward_inference float32 chwn"
+            ): "KERNEL_LAYOUT 'chwn' is none of nchw, ",
+            candidate("a", library, "a_map", "stats float32 nchw"): "takes other arguments than the same kernel",
+            candidate("a", library, "a_map", "convert float32 nchw"): "kernel 'convert' is none of ",
+            candidate("-", library, "a_map"): "ID '-' must be a new one",
+            candidate("a:b", library, "a_map"): "ID 'a:b' must be a new one",
         }.items():
-            with self.subTest(line):
+            with self.subTest(line[:80]):
                 self.assertIn(error, self.worker.ask(line)["error"])
         self.load_map()
-        self.assertIn(
-            "must be a new one", self.worker.ask(f"candidate m {library} a_map forward_inference float32 nchw")["error"]
-        )
+        self.assertIn("must be a new one", self.worker.ask(candidate("m", library, "a_map"))["error"])
         self.worker.ask_all(CELL)
         for line, error in {
+            "call other": "no candidate 'other' was loaded",
             "check other": "no candidate 'other' was loaded",
             "check - rows": "expected THRESHOLD=VALUE, got 'rows'",
             "check - no_such=1": "unknown threshold 'no_such': expected one of ",
             "check - nhwc_columns=0": "threshold nhwc_columns: expected 64 to 2048, got 0",
             "check m nhwc_columns=4x": "threshold nhwc_columns: expected a number from 64 to 2048, got '4x'",
             "check - layout=chwn": "threshold layout: ",
-            "measure soon": "SECONDS 'soon' is not a number from 0 to 3600",
+            "measure soon": "SECONDS 'soon' is not a number from 0 to 300",
             "measure 0 m m": "contestant 'm' is there twice",
             "measure 0 default": "contestant 'default' is there twice",
             "measure 0 m:nhwc_columns=0": "threshold nhwc_columns: ",
         }.items():
-            with self.subTest(line):
+            with self.subTest(line[:80]):
                 self.assertIn(error, self.worker.ask(line)["error"])
         self.assertTrue(self.worker.ask("check m")["used"], "after all these errors")
         self.worker.ask_all("cell stats float32 nchw 2 3 4 5 1")
@@ -282,6 +293,49 @@ class WorkerTest(unittest.TestCase):
         self.assertIn("view", self.worker.ask("view"))
         self.assertEqual(self.worker.ask("check m")["error"], "the cell is for `timing` alone")
         self.assertIn("THREADS [timing]`", self.worker.ask(CELL + " times")["error"])
+
+    def test_what_is_much_slower_is_left_out(self) -> None:
+        self.load_map()
+        # The same kernel, 1000 times for each call, though no more often than it takes to tell.
+        library = compile_candidate(
+            "quick",
+            "forward_inference",
+            "dtype=float32 layout=nchw",
+            """
+            int quick_argv(void **arguments);
+            const void *quick_metadata(void);
+            const void *slow_metadata(void) { return quick_metadata(); }
+            int slow_argv(void **arguments) {
+                static int calls;
+                if (++calls > 2) {
+                    __builtin_trap();
+                }
+                for (int i = 1; i < 1000; i++) {
+                    quick_argv(arguments);
+                }
+                return quick_argv(arguments);
+            }""",
+        )
+        self.worker.ask_all(candidate("s", library, "slow"), CELL)
+        answer = self.worker.ask_all("measure 0.02 s m")
+        self.assertEqual((list(answer["too_slow"]), list(answer["ratios"])), (["s"], ["m"]))
+        self.assertGreater(answer["too_slow"]["s"], 30 * answer["default"]["fastest"])
+        self.assertNotIn("s", answer)
+
+    def test_calls_once_and_tells_where_code_lies(self) -> None:
+        # Of another kind than a call: what the program consists of before it.
+        code = [tuple(one) for one in self.worker.ask("machine")["code"]]
+        self.assertTrue(all(0 < first < last for first, last in code))
+        loaded = self.worker.ask_all(candidate("m", self.map_kernel, "a_map"))
+        first, last = loaded["code"]
+        self.assertLessEqual(loaded["base"], first)
+        self.assertTrue(all(last < other[0] or other[1] < first for other in code))
+        self.assertEqual(self.worker.ask("machine")["code"], [*map(list, code), [first, last]])
+        self.worker.ask_all(CELL)
+        self.assertEqual(self.worker.ask("call m"), {"called": True, "kernel_layout": "nchw", "used": True})
+        answer = self.worker.ask("call m layout=strided")
+        self.assertEqual(answer, {"called": True, "kernel_layout": "strided", "used": False})
+        self.assertFalse(self.worker.ask("call -")["used"])
 
     def test_views_tell_whether_thresholds_make_a_difference(self) -> None:
         self.worker.ask_all("cell forward_training float32 nhwc 8 64 20 20 1")
@@ -327,7 +381,8 @@ class WorkerTest(unittest.TestCase):
 
     def test_names_the_machine(self) -> None:
         answer = self.worker.ask("machine")
-        self.assertEqual(sorted(answer), ["cpu", "instruction_set"])
+        self.assertEqual(sorted(answer), ["code", "cpu", "instruction_set", "threads"])
+        self.assertGreaterEqual(answer["threads"], 1)
         self.assertRegex(answer["cpu"], r"^\S+ \d+ \d+$")
 
     def test_serves_what_operations_def_has(self) -> None:

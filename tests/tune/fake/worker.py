@@ -1,13 +1,15 @@
 #!/usr/bin/env python3
 """Stands in for tune_worker: its times are those of a model, with some noise.
 
-Every choice has a best value, which its name decides; each step away from it costs a few percent. FAKE_WRONG and
-FAKE_CRASH are lists of settings with which results are wrong (and times short), and with which the worker ends.
+Every choice has a best value, which its name decides; each step away from it costs a few percent. FAKE_WRONG,
+FAKE_SLOW and FAKE_CRASH are lists of settings with which results are wrong (and times short), with which a call takes
+1000 times as long, and with which the worker ends.
 FAKE_SLOW_AT is a list of sizes at which all candidates take four times as long, as plane>100, c%16 (no multiple of it),
 threads=1, or row_lanes=32@threads=1 for candidates with that setting.
 FAKE_LOG is a file that gets every line, FAKE_BUSY a folder that has a file while anything compiles.
 """
 
+import base64
 import json
 import os
 import pathlib
@@ -53,12 +55,12 @@ class Worker:
     def answer(self, line):
         command, *words = line.split()
         if command == "candidate":
-            number, path, _, kernel, dtype, layout = words
-            settings = pathlib.Path(path).read_text().split()
+            number, _, kernel, dtype, layout, library = words
+            settings = base64.b64decode(library).decode().split()
             assert f"dtype={dtype}" in settings and f"layout={layout}" in settings and kernel in settings
             pairs = dict(word.split("=") for word in settings if word.split("=")[0] in PARAMETERS)
             self.kernels[number] = layout, {name: int(value) for name, value in pairs.items()}
-            return {"candidate": int(number)}
+            return {"candidate": int(number), "base": 0, "code": [0, 0]}
         if command == "cell":
             self.layout = words[2]
             n, c, h, w, threads = map(int, words[3:8])
@@ -68,7 +70,7 @@ class Worker:
                 return {"error": "no memory for such a shape"}
             return {"cell": line, "default_seconds": 1e-3, "bytes": 1000, "bound": True}
         if command == "machine":
-            return {"cpu": "FakeCpu 1 2", "instruction_set": "avx512"}
+            return {"cpu": "FakeCpu 1 2", "instruction_set": "avx512", "threads": 2, "code": [[0x1000, 0x1FFF]]}
         if command == "view":
             layout, parameters, thresholds = self.contestant("-", words)
             seen = thresholds.get(MATTERING[layout])
@@ -97,6 +99,9 @@ class Worker:
                     seconds *= self.slower({f"{k}={v}" for k, v in [*parameters.items(), *thresholds.items()]})
                 if {f"{name}={value}" for name, value in parameters.items()} & listed("FAKE_WRONG"):
                     seconds /= 10
+                if {f"{name}={value}" for name, value in parameters.items()} & listed("FAKE_SLOW"):
+                    found.setdefault("too_slow", {})[text] = 1000 * default
+                    continue
                 found[text] = self.times(seconds)
                 found["ratios"][text] = [default / seconds * self.random.gauss(1, NOISE) for _ in range(8)]
             return found
