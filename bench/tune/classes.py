@@ -22,7 +22,7 @@ from .spaces import DEFAULT, Candidate
 from .store import Store
 from .tables import tuned
 
-MOST_BYTES = 512 << 20
+MOST_BYTES = 256 << 20
 """Of a shape's tensors together, unless those of the tuned one have more."""
 PROCESSES, REPEATS, SECONDS = 2, 2, 0.15  # for each contestant
 MORE_PROCESSES = 2
