@@ -106,6 +106,11 @@ def schema() -> dict[str, Any]:
             "exclusiveMinimum": 0,
             "description": "the default's time / the entry's: the worst of repeated runs' medians",
         },
+        "worst_in_class": {
+            "type": "number",
+            "exclusiveMinimum": 0,
+            "description": "the least ratio at other shapes of the class, and with another number of threads",
+        },
         "share_of_bound": {
             "description": "the memory bound / the time: the default's and the entry's",
             "type": "array",
@@ -120,7 +125,7 @@ def schema() -> dict[str, Any]:
         },
         "date": {"type": "string", "pattern": "^[0-9]{4}-[0-9]{2}-[0-9]{2}$"},
     }
-    optional = ["kernel_layout", "share_of_bound", "measured_by"]
+    optional = ["kernel_layout", "worst_in_class", "share_of_bound", "measured_by"]
     entries = {"type": "array", "items": _object(entry, [name for name in entry if name not in optional])}
     target = {"enum": list(FAMILIES), "description": "as the file's name"}
     return {

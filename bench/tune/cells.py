@@ -30,9 +30,10 @@ class Cell(NamedTuple):
         """The numbers that shape classes are made of."""
         return tuned.sizes_of(self.shape)
 
-    def request(self) -> str:
+    def request(self, for_times_alone: bool = False) -> str:
         """The line that the worker reads."""
-        return " ".join(map(str, ["cell", self.kernel, self.dtype, self.layout, *self.shape, self.threads]))
+        words = ["cell", self.kernel, self.dtype, self.layout, *self.shape, self.threads]
+        return " ".join(map(str, words + ["timing"] * for_times_alone))
 
 
 def make_cells(tuned: Iterable[tuple[str, str, str, Shape]], threads: int) -> list[Cell]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import fcntl
+import functools
 import json
 import pathlib
 import platform
@@ -12,7 +13,7 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import machine
@@ -31,9 +32,14 @@ and keeps them in schedules/tuned/TARGET.json, which the next build takes up.
   hbn-tune --shapes 32x256x56x56 32x64x56x56 --ops forward_training,backward
   hbn-tune report          an HTML page of what was searched and found
   hbn-tune check [FILE]    says whether a tuned file is valid
+  hbn-tune verify [FILE]   times its entries again, in their whole classes of shapes
 
 The tuner may be stopped at any time: the same command goes on where it was. A larger --time-budget searches on.
 """
+
+
+LAST_SHARE = 0.25
+"""Of a cell's time: for its class of shapes, whatever the search took."""
 
 
 def words(choices: list[str]) -> Any:
@@ -73,7 +79,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="hbn-tune", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = top.add_subparsers(dest="command", metavar="{tune,report,check}")
+    commands = top.add_subparsers(dest="command", metavar="{tune,report,check,verify}")
     tune = commands.add_parser("tune", help="search (this is what it does without a command)")
     what = tune.add_argument_group("what to tune")
     what.add_argument("--shapes", nargs="+", default=[], metavar="NxCxHxW", help="shapes, or files of them")
@@ -112,7 +118,11 @@ def parser() -> argparse.ArgumentParser:
                      help="that --measure cycles-model models: " + ", ".join(model.CPUS))  # fmt: skip
     how.add_argument("--no-report", action="store_true", help="write no HTML report")
     how.add_argument("--dry-run", action="store_true", help="say what would be searched, and stop")
-    for command in (tune, commands.add_parser("report", help="write the HTML report")):
+    again = commands.add_parser("verify", help="time a tuned file's entries of this machine beside the default")
+    again.add_argument("file", nargs="?", type=pathlib.Path, metavar="FILE",
+                       help="default: schedules/tuned/TARGET.json")  # fmt: skip
+    again.add_argument("--fix", action="store_true", help="remove or narrow those that are slower than the default")
+    for command in (tune, commands.add_parser("report", help="write the HTML report"), again):
         files = command.add_argument_group("files")
         files.add_argument("--target", default="host", metavar="NAME",
                            help="host: this machine (default); with --remote any that has a build")  # fmt: skip
@@ -263,19 +273,29 @@ class Tuning:
 
         search = Search(cell, self.setting)
         begin = self.progress.used()
+        rest = functools.partial(self._rest, begin + seconds)
         try:
             search.prepare()
             if search.row["state"] != "final":
                 left = seconds - (self.progress.used() - begin)
-                search.run(max(left - search.final_seconds(), left / 2), self.progress.used)
-            search.finals()
+                search.run(max(left - search.final_seconds(), left / 3), self.progress.used)
+            search.finals(rest)
         except (Unfit, Crash) as why:
             self.store.update("cells", search.row["id"], state="failed", why=str(why))
             self.progress.say(f"{cell.name()}: left out: {why}")
             return
         finally:
             self.store.update("cells", search.row["id"], spent=row_spent(search) + self.progress.used() - begin)
+        row = self._row(cell)
+        if why := row["why"] or json.loads(row["result"]).get("why"):
+            self.progress.say(f"{cell.name()}: {why}")
         self._write(cell)
+
+    def _rest(self, end: float) -> Callable[[], float]:
+        """What is left of a cell's time for what comes last, by a clock: a part of its whole share at least."""
+        now = self.progress.used()
+        end = max(end, now + LAST_SHARE * self.options.time_budget / len(self.todo))
+        return lambda: end - self.progress.used()
 
     def _measure_anchors(self) -> None:
         from . import anchors
@@ -437,6 +457,11 @@ def main(arguments: list[str] | None = None) -> int:
             set_paths(options)
             write_report(options)
             return 0
+        if options.command == "verify":
+            from . import verify
+
+            set_paths(options)
+            return verify.run(options)
         return check(options)
     except UserError as error:
         print(f"hbn-tune: {error}", file=sys.stderr)

@@ -59,14 +59,18 @@ class Worker:
         self.command = command
         self.process: subprocess.Popen[bytes] | None = None
         self.cell: Cell | None = None
+        self.for_times_alone = False
         self.about: dict[str, Any] = {}
         self.cell_seconds = 0.0  # that it took for the cell
         self.loaded: dict[int, dict[str, Any]] = {}  # the answers to candidates
         self.text = b""
 
-    def use(self, cell: Cell) -> dict[str, Any]:
-        """What follows is about this cell. Returns what the worker says of it."""
-        self.cell = cell
+    def use(self, cell: Cell, for_times_alone: bool = False) -> dict[str, Any]:
+        """What follows is about this cell, in a fresh process. Returns what the worker says of it.
+
+        `for_times_alone`: nothing will be checked, which saves most of the time.
+        """
+        self.cell, self.for_times_alone = cell, for_times_alone
         self.stop()
         self._start()
         return self.about
@@ -138,7 +142,7 @@ class Worker:
         self.loaded, self.text = {}, b""
         if self.cell:
             begin = time.monotonic()
-            self.about = self._ask(self.cell.request(), START_PATIENCE)
+            self.about = self._ask(self.cell.request(self.for_times_alone), START_PATIENCE)
             self.cell_seconds = time.monotonic() - begin
 
     def _ask(self, line: str, seconds: float) -> dict[str, Any]:

@@ -103,9 +103,9 @@ class ModelWorker(Worker):
         # What is kept and shown of times is the model's, too.
         self.about |= {"bound": False}
 
-    def use(self, cell: Cell) -> dict[str, Any]:
+    def use(self, cell: Cell, for_times_alone: bool = False) -> dict[str, Any]:
         """As by time; `default_seconds` are the model's."""
-        about = super().use(cell)
+        about = super().use(cell, for_times_alone)
         if "error" not in about:
             about["default_seconds"] = self.cost(Contestant(0, DEFAULT, None)) * UNIT
         return about

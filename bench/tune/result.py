@@ -17,6 +17,7 @@ from .tables import tuned
 TUNED = tables.ROOT / "schedules" / "tuned"
 
 Entry = dict[str, Any]
+Class = dict[str, list[int]]  # the least and the most of n, c and plane
 
 
 def read(path: pathlib.Path, target: str) -> list[Entry]:
@@ -51,7 +52,7 @@ def write(path: pathlib.Path, target: str, entries: list[Entry]) -> None:
 
 LINES = [["kernel", "dtype", "layout"], ["shapes"], ["cpu", "instruction_set"], ["thresholds"],
          ["kernel_layout", "parameters"],
-         ["shape", "threads", "ratio", "share_of_bound", "measured_by", "date"]]  # fmt: skip
+         ["shape", "threads", "ratio", "worst_in_class", "share_of_bound", "measured_by", "date"]]  # fmt: skip
 """What is on one line of an entry."""
 
 
@@ -63,14 +64,22 @@ def _entry_text(entry: Entry) -> str:
     ) + "}"  # fmt: skip
 
 
-def power_of_two_class(sizes: dict[str, int]) -> dict[str, list[int]]:
+def power_of_two_class(sizes: dict[str, int]) -> Class:
     """From a power of two up to the next, for each size."""
     return {name: [1 << size.bit_length() - 1, (1 << size.bit_length()) - 1] for name, size in sizes.items()}
 
 
-def exact_class(sizes: dict[str, int]) -> dict[str, list[int]]:
+def exact_class(sizes: dict[str, int]) -> Class:
     """These sizes alone."""
     return {name: [size, size] for name, size in sizes.items()}
+
+
+def class_of(row: sqlite3.Row) -> Class:
+    """What a finished cell found a result for."""
+    sizes = cell_of(row).sizes()
+    found = json.loads(row["result"] or "{}")
+    # Searches of before classes were timed don't say for which shapes.
+    return (found.get("shapes") or power_of_two_class(sizes)) if found.get("candidate") else exact_class(sizes)
 
 
 def entry_of(row: sqlite3.Row) -> Entry | None:
@@ -80,7 +89,7 @@ def entry_of(row: sqlite3.Row) -> Entry | None:
         return None
     cell = cell_of(row)
     entry: Entry = {
-        "kernel": cell.kernel, "dtype": cell.dtype, "layout": cell.layout, "shapes": power_of_two_class(cell.sizes()),
+        "kernel": cell.kernel, "dtype": cell.dtype, "layout": cell.layout, "shapes": class_of(row),
         "cpu": row["cpu"], "instruction_set": row["instruction_set"], "thresholds": result["thresholds"],
     }  # fmt: skip
     if result["parameters"]:
@@ -89,6 +98,8 @@ def entry_of(row: sqlite3.Row) -> Entry | None:
         "parameters": result["parameters"], "shape": list(cell.shape), "threads": cell.threads,
         "ratio": round(result["ratio"], 3),
     }  # fmt: skip
+    if worst := result.get("worst_in_class"):
+        entry["worst_in_class"] = round(worst, 3)
     if bound := result.get("bound"):
         entry["share_of_bound"] = [round(bound, 3), round(bound * statistics.median(result["ratios"]), 3)]
     if by := result.get("measured_by"):
@@ -109,7 +120,7 @@ def merge(entries: list[Entry], row: sqlite3.Row, store: Store) -> tuple[list[En
     each entry is then for its own shape alone.
     """
     cell, entry, said = cell_of(row), entry_of(row), []
-    sizes, wide = cell.sizes(), power_of_two_class(cell.sizes())
+    sizes, wide = cell.sizes(), class_of(row)
     if json.loads(row["result"] or "{}").get("measured_by"):
         for old in entries:
             if _same_group(old, row) and tuned.overlap(old["shapes"], wide) and "measured_by" not in old:

@@ -36,12 +36,24 @@ class Trial:
 
 
 @dataclasses.dataclass
+class Elsewhere:
+    """The best at another shape of its class, or with another number of threads."""
+
+    shape: Shape
+    threads: int
+    ratio: float | None  # the worst of repeated measurements; 0 where it failed
+    why: str = ""  # it failed, or was not measured
+
+
+@dataclasses.dataclass
 class Best(Trial):
     """The candidate that became the result. Its ratio is the worst of `ratios`, of repeated measurements."""
 
     seconds: float = 0
     default_seconds: float = 0  # in the same rounds
     ratios: list[float] = dataclasses.field(default_factory=list)
+    shapes: dict[str, list[int]] = dataclasses.field(default_factory=dict)  # the class that it is for: n, c and plane
+    elsewhere: list[Elsewhere] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass
@@ -63,7 +75,7 @@ class Cell:
     shape: Shape
     threads: int
     state: str  # new, searching, final (measured again), done or failed
-    why: str = ""
+    why: str = ""  # it failed, or nothing was kept, or not for the whole class of shapes
     cpu: str = ""
     instruction_set: str = ""
     measured_by: str = ""  # where it isn't time: then times are cycles or instructions, as if at 1 GHz
@@ -126,12 +138,16 @@ class Results:
         return Results(**raw | {"cells": [_cell_from(cell) for cell in raw["cells"]]})
 
 
+def _best_from(raw: dict[str, Any]) -> Best:
+    return Best(**raw | {"elsewhere": [Elsewhere(**one | {"shape": tuple(one["shape"])}) for one in raw["elsewhere"]]})
+
+
 def _cell_from(raw: dict[str, Any]) -> Cell:
     return Cell(
         **raw
         | {
             "shape": tuple(raw["shape"]),
-            "best": Best(**raw["best"]) if raw["best"] else None,
+            "best": _best_from(raw["best"]) if raw["best"] else None,
             "trials": [Trial(**trial) for trial in raw["trials"]],
             "anchors": [Anchor(**anchor) for anchor in raw["anchors"]],
         }
@@ -152,6 +168,7 @@ def _cell_of(store: Store, row: Any) -> Cell:
         best = Best(
             result["kernel_layout"], result["thresholds"], result["parameters"], "measured", result["ratio"],
             seconds=result["seconds"], default_seconds=result["default_seconds"], ratios=result["ratios"],
+            shapes=result.get("shapes") or {}, elsewhere=[_elsewhere_of(*one) for one in result.get("elsewhere", [])],
         )  # fmt: skip
     return Cell(
         **cell_of(row)._asdict(), state=row["state"], why=row["why"] or "",
@@ -161,6 +178,11 @@ def _cell_of(store: Store, row: Any) -> Cell:
         trials=[_trial_of(candidate) for candidate in store.candidates(row["id"])],
         anchors=[Anchor(name, ratio, why) for name, (ratio, why) in anchors.known(store, row["id"]).items()],
     )  # fmt: skip
+
+
+def _elsewhere_of(shape: list[int], threads: int, ratio: float | None, noise: float, why: str) -> Elsewhere:
+    n, c, h, w = shape
+    return Elsewhere((n, c, h, w), threads, ratio, why)
 
 
 def _trial_of(row: Any) -> Trial:

@@ -9,6 +9,7 @@ processes, and what counts is the worst of those measurements.
 import concurrent.futures
 import dataclasses
 import json
+import math
 import pathlib
 import random
 import sqlite3
@@ -17,11 +18,11 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import optuna
 
-from . import tables
+from . import classes, tables
 from .build import Build
 from .cells import Cell
 from .compile import Compiler, Kernel
@@ -36,7 +37,7 @@ STARTUP_TRIALS = 10  # before the model guides
 STEPS_FROM_BEST = (1, 1, 2, 3)
 FEW_DUPLICATES = 5  # in a row that Optuna may propose before any untried candidate is taken
 FEW_CANDIDATES = 10000  # which can be gone through
-SHORT_SECONDS, LONG_SECONDS, FINAL_SECONDS = 0.12, 0.4, 0.4  # for each contestant
+SHORT_SECONDS, LONG_SECONDS, FINAL_SECONDS = 0.12, 0.4, 0.3  # for each contestant
 FINALISTS = 3
 SEARCH_SHARE = 0.75  # of the time or the trials before the best is simplified
 HARMLESS = 0.003  # a setting that gains no more than this is left out
@@ -54,6 +55,14 @@ class Pending:
     trial: Any  # Optuna's
     kernel: "concurrent.futures.Future[Kernel] | None" = None
     contestant: Contestant | None = None
+
+
+class Ranked(NamedTuple):
+    """A candidate after the last measurements."""
+
+    rank: float
+    row: sqlite3.Row
+    ratios: list[float]
 
 
 @dataclasses.dataclass
@@ -461,22 +470,28 @@ class Search:
     # ---- the end
 
     def final_seconds(self) -> float:
-        """About how long the last measurements will take: of that many processes, which read the cell anew."""
+        """About how long the last measurements will take: of that many processes, which read the cell anew; and of
+        what was found at other shapes of its class."""
         worker = self.setting.worker
         contestants = worker.final_repeats * (FINALISTS + 1) + len(BOUNDS)
         # Long calls take longer than what is asked for: there are some rounds at least, and calls before each turn.
         each = max(FINAL_SECONDS, 30 * worker.about.get("default_seconds", 0))
-        return worker.final_processes * (self.setup_seconds + each * contestants)
+        elsewhere = classes.final_seconds(self.setting.build, self.cell, worker.about, self.setup_seconds)
+        return worker.final_processes * (0.5 * self.setup_seconds + each * contestants) + elsewhere
 
-    def finals(self) -> None:
-        """Times the best again in fresh processes, and keeps the one whose worst measurement is best."""
+    def finals(self, rest: Callable[[], Callable[[], float]] = lambda: lambda: math.inf) -> None:
+        """Times the best again in fresh processes, and keeps the one whose worst measurement is best.
+
+        It must be no slower than the default with another number of threads, and is for the part of its class where
+        it is not. What there is no time for is no part of that: `rest` starts a clock that tells how much is left.
+        """
         chosen = self._finalists()
         if not chosen:
-            self._keep_result(None, [])
+            self._keep_result(None)
             return
         worker = self.setting.worker
         for process in range(worker.final_processes):
-            worker.use(self.cell)
+            worker.use(self.cell, for_times_alone=True)
             for repeat in range(worker.final_repeats):
                 left = [
                     row
@@ -508,9 +523,19 @@ class Search:
         ranked = []
         for row in chosen:
             ratios = [m["ratio"] for m in self.store.measurements(row["id"], "final")]
-            ranked.append((min(ratios) - HARMLESS * settings_of(row), row, ratios))
-        _, row, ratios = max(ranked, key=lambda item: item[0])
-        self._keep_result(row, ratios)
+            ranked.append(Ranked(min(ratios) - HARMLESS * settings_of(row), row, ratios))
+        ranked.sort(key=lambda one: -one.rank)
+        found = [self._found(one) for one in ranked if min(one.ratios) >= self.setting.least_gain]
+        about, why, seconds_left = worker.about, "", rest()
+        for result in found:
+            held = classes.of_candidate(
+                self.setting, self.row, self.cell, result, about, self.setup_seconds, seconds_left
+            )
+            if held.shapes:
+                self._keep_result(result | held.to_result())
+                return
+            why = why or held.why
+        self._keep_result(None, ranked[0], why)
 
     def _finalists(self) -> list[sqlite3.Row]:
         """Those that were chosen before the tuner was stopped, or the best now. Simple ones are preferred."""
@@ -524,26 +549,30 @@ class Search:
         self.store.update("cells", self.row["id"], state="final", finalists=json.dumps([row["id"] for row in chosen]))
         return chosen
 
-    def _keep_result(self, row: sqlite3.Row | None, ratios: list[float]) -> None:
-        by = self.setting.build.measured_by
-        result: dict[str, Any] = {"candidate": None, "ratio": 1.0, "measured_by": by}
-        if row is not None and min(ratios) >= self.setting.least_gain:
-            finals = self.store.measurements(row["id"], "final")
-            candidate = self.smallest(candidate_of(row))
-            result |= {
-                "candidate": row["id"], "ratio": min(ratios), "ratios": ratios,
-                "default_seconds": statistics.median(m["default_seconds"] for m in finals),
-                "seconds": statistics.median(m["seconds"] for m in finals),
-                "kernel_layout": candidate.kernel_layout, "thresholds": self.needed_thresholds(candidate),
-                "parameters": dict(candidate.parameters), "time": time.time(),
-            }  # fmt: skip
-            if bounds := [m["bound"] for m in finals if m["bound"]]:
-                result["bound"] = statistics.median(bounds)
-                bound_seconds = result["bound"] * result["default_seconds"]
-                self.store.update("cells", self.row["id"], bound_seconds=bound_seconds)
-        elif row is not None:
-            result |= {"best": row["id"], "ratios": ratios}
-        self.store.update("cells", self.row["id"], state="done", result=json.dumps(result))
+    def _found(self, one: "Ranked") -> dict[str, Any]:
+        """The result that it would be."""
+        finals = self.store.measurements(one.row["id"], "final")
+        candidate = self.smallest(candidate_of(one.row))
+        result = {
+            "candidate": one.row["id"], "ratio": min(one.ratios), "ratios": one.ratios,
+            "default_seconds": statistics.median(m["default_seconds"] for m in finals),
+            "seconds": statistics.median(m["seconds"] for m in finals),
+            "kernel_layout": candidate.kernel_layout, "thresholds": self.needed_thresholds(candidate),
+            "parameters": dict(candidate.parameters), "time": time.time(),
+        }  # fmt: skip
+        if bounds := [m["bound"] for m in finals if m["bound"]]:
+            result["bound"] = statistics.median(bounds)
+        return result
+
+    def _keep_result(self, found: dict[str, Any] | None, best: "Ranked | None" = None, why: str = "") -> None:
+        """`why`: what was found is not kept."""
+        result: dict[str, Any] = found or {"candidate": None, "ratio": 1.0}
+        result["measured_by"] = self.setting.build.measured_by
+        if bound := result.get("bound"):
+            self.store.update("cells", self.row["id"], bound_seconds=bound * result["default_seconds"])
+        if best:
+            result |= {"best": best.row["id"], "ratios": best.ratios}
+        self.store.update("cells", self.row["id"], state="done", result=json.dumps(result), why=why or None)
 
     def smallest(self, candidate: Candidate) -> Candidate:
         """Without parameters that make no difference to the code."""

@@ -243,7 +243,8 @@ public:
         if (words[0] == "candidate" && words.size() == 7) {
             return candidate(words);
         }
-        if (words[0] == "cell" && words.size() == 9) {
+        if (words[0] == "cell" &&
+            (words.size() == 9 || (words.size() == 10 && words[9] == "timing"))) {
             return cell(words);
         }
         if (words[0] == "check" && words.size() >= 2) {
@@ -265,7 +266,7 @@ public:
         throw std::runtime_error(
             "expected `machine`, `candidate ID SYMBOL KERNEL DTYPE KERNEL_LAYOUT LIBRARY`, `cell "
             "KERNEL "
-            "DTYPE LAYOUT N C H W THREADS`, `view [THRESHOLD=VALUE ...]`, `check ID "
+            "DTYPE LAYOUT N C H W THREADS [timing]`, `view [THRESHOLD=VALUE ...]`, `check ID "
             "[THRESHOLD=VALUE "
             "...]`, `call ID [THRESHOLD=VALUE ...]` or `measure SECONDS [ID:THRESHOLD=VALUE:... "
             "...]`, "
@@ -324,12 +325,16 @@ private:
         fresh->threads = int(number_of(words[8], "THREADS", 1, 1024));
         succeed(hbn_status(library_.set_num_threads(fresh->threads)));
         use(*fresh, Tuning());
+        const bool for_times_alone = words.size() == 10;
         Worst worst;
         for (const Inputs &inputs : all_inputs(form.dtype, form.channels())) {
             fresh->problems.push_back(
                 std::make_unique<Problem>(library_, *fresh->call, form, inputs));
             Problem &problem = *fresh->problems.back();
             problem.run_afresh();
+            if (for_times_alone) {
+                break;
+            }
             fresh->hashes.push_back(problem.hashes());
             fresh->worst.push_back(problem.worst());
             worst.take(fresh->worst.back());
@@ -378,6 +383,9 @@ private:
 
     std::string check(const Words &words) {
         Cell &cell = current_cell();
+        if (cell.hashes.empty()) {
+            throw std::runtime_error("the cell is for `timing` alone");
+        }
         use(cell, tuning_of(cell, words[1], {words.begin() + 2, words.end()}));
         const int64_t overflows = internal::scratch_overflows();
         Worst worst;

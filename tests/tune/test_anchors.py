@@ -121,7 +121,7 @@ def test_real_ones_are_right(tmp_path, layout):
 
     build = Build(REAL, "x86")
     cell = Cell("backward_training", "float32", layout, (3, 19, 9, 10), 2)
-    compiler, worker = Compiler(build, tmp_path, 1), Worker([str(build.worker)])
+    compiler, worker = Compiler(build, tmp_path, 1), Worker(build.worker)
     try:
         assert "error" not in worker.use(cell)
         for number, name in enumerate(anchors.SCHEDULERS[:2]):

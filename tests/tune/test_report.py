@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from tune import report, results
 from tune.cells import Cell as TunedCell
-from tune.results import Anchor, Best, Cell, Results, Trial
+from tune.results import Anchor, Best, Cell, Elsewhere, Results, Trial
 from tune.spaces import Candidate
 from tune.store import Store
 
@@ -34,6 +34,8 @@ def trial(number):
 def synthetic():
     best = Best("rows", {"layout": 3, "columns": 512}, {"lanes": 32}, "measured", 1.127)
     best.seconds, best.default_seconds, best.ratios = 0.0123, 0.0139, [1.127, 1.13, 1.14]
+    best.shapes = {"n": [32, 63], "c": [256, 511], "plane": [3136, 3136]}
+    best.elsewhere = [Elsewhere((32, 256, 56, 56), 1, 1.091), Elsewhere((63, 511, 56, 56), 2, None, "no <memory>")]
     anchors = [Anchor("Mullapudi2016", 0.412), Anchor("Li2018", 0.523), Anchor("Adams2019", why="can't reorder RVars")]
     about = {"cpu": "GenuineIntel 6 207", "instruction_set": "avx512", "default_layout": "nchw", "space": 432}
     loops = {
@@ -105,6 +107,14 @@ def test_summary():
     assert summed.ratio == pytest.approx(1.127**0.5) and summed.most == 1.127
     assert summed.anchor == pytest.approx(1.127 / 0.523)
     assert summed.shares == pytest.approx((0.755, 0.755 * 1.13))
+
+
+def test_it_says_where_the_best_holds():
+    text = re.sub(r"\s+", " ", re.sub(r"<[^>]*>", "", report.render(synthetic())))
+    assert (
+        "For N 32–63, C 256–511, H x W 3136: 32x256x56x56 with threads: 1: 1.091, 63x511x56x56: no &lt;memory&gt;."
+        in text
+    )
 
 
 def test_importances_find_what_matters():

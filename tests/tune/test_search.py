@@ -57,6 +57,7 @@ class ModelCompiler:
 
 BUILD = types.SimpleNamespace(
     cpu="FakeCpu 1 2", instruction_set="avx512", fingerprint="1", family="x86", measured_by="", compiler="c++",
+    threads=2,
     kernel_layouts=lambda kernel, dtype: ["nchw", "nchw_few_channels", "blocks", "rows"],
 )  # fmt: skip
 

@@ -283,6 +283,17 @@ class WorkerTest(unittest.TestCase):
             # The same code.
             self.assertTrue(0.2 < sorted(answer["ratios"]["m"])[min(rounds) // 2] < 5)
 
+    def test_a_cell_for_times_alone_has_nothing_to_check(self) -> None:
+        self.load_map()
+        cell = self.worker.ask_all(CELL + " timing")
+        self.assertEqual((cell["worst"], cell["kernel_layout"]), (0, "nchw"))
+        # The default beside itself.
+        answer = self.worker.ask_all("measure 0.05 - m")
+        self.assertTrue(0.5 < sorted(answer["ratios"]["-"])[len(answer["ratios"]["-"]) // 2] < 2)
+        self.assertIn("view", self.worker.ask("view"))
+        self.assertEqual(self.worker.ask("check m")["error"], "the cell is for `timing` alone")
+        self.assertIn("THREADS [timing]`", self.worker.ask(CELL + " times")["error"])
+
     def test_what_is_much_slower_is_left_out(self) -> None:
         self.load_map()
         # The same kernel, 1000 times for each call, though no more often than it takes to tell.

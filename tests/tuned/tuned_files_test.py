@@ -27,7 +27,9 @@ ENTRY = {
     "shape": [32, 256, 56, 56],
     "threads": 2,
     "ratio": 1.12,
+    "worst_in_class": 1.01,
     "share_of_bound": [0.71, 0.8],
+    "measured_by": "instructions",
     "date": "2026-11-26",
 }
 KERNELS = "".join(
@@ -186,7 +188,7 @@ class Files(unittest.TestCase):
 
         self.assertEqual(
             self.errors(ENTRY, other()),
-            "x86.json:49: entries[1].shapes: overlap those of the entry of line 4 for the same kernel, dtype, layout, "
+            "x86.json:51: entries[1].shapes: overlap those of the entry of line 4 for the same kernel, dtype, layout, "
             "CPU and instruction set: a shape may have one",
         )
         for neighbour in (
@@ -285,7 +287,7 @@ class Files(unittest.TestCase):
                 '"GenuineIntel 6 207", 0, "x86.json:4", 1.12, {&Thresholds::nhwc_columns, 512})',
                 "HBN_TUNED_KERNEL(forward_training, float32, rows, 0)",
                 "HBN_TUNED_ENTRY(forward_training, float32, rows, false, true, 1, 1, 1, 99, 1, 99, "
-                '"GenuineIntel 6 207", 0, "x86.json:45", 1.12, {&Thresholds::nhwc_columns, 512})',
+                '"GenuineIntel 6 207", 0, "x86.json:47", 1.12, {&Thresholds::nhwc_columns, 512})',
             ],
         )
         self.assertIn("{&Thresholds::layout, 2}", rows[-2])

@@ -229,6 +229,10 @@ TEST_F(Tuned, tunings_take_the_place_of_entries) {
     EXPECT_TRUE(last_view().tuned);
     EXPECT_FALSE(last_view().tuned_kernel);
     EXPECT_EQ(tuned_kernel_calls, 0);
+    // Nor are the thresholds of an entry.
+    ASSERT_EQ(set_tuning(Kernel::forward_inference, HBN_FLOAT32, tuning), HBN_OK);
+    Operands(DType::float32, {8, 4, 8, 9}, contiguous).forward(false);
+    EXPECT_EQ(last_view().layout, KernelLayout::nchw);
 
     tuning.kernels[int(KernelLayout::rows)] = {counted, hbn_forward_training_float32_rows_metadata};
     ASSERT_EQ(set_tuning(Kernel::forward_training, HBN_FLOAT32, tuning), HBN_OK);

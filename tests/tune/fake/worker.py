@@ -4,6 +4,8 @@
 Every choice has a best value, which its name decides; each step away from it costs a few percent. FAKE_WRONG,
 FAKE_SLOW and FAKE_CRASH are lists of settings with which results are wrong (and times short), with which a call takes
 1000 times as long, and with which the worker ends.
+FAKE_SLOW_AT is a list of sizes at which all candidates take four times as long, as plane>100, c%16 (no multiple of it),
+threads=1, or row_lanes=32@threads=1 for candidates with that setting.
 FAKE_LOG is a file that gets every line, FAKE_BUSY a folder that has a file while anything compiles.
 """
 
@@ -12,6 +14,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import sys
 import zlib
 
@@ -60,6 +63,9 @@ class Worker:
             return {"candidate": int(number), "base": 0, "code": [0, 0]}
         if command == "cell":
             self.layout = words[2]
+            n, c, h, w, threads = map(int, words[3:8])
+            self.sizes = {"n": n, "c": c, "plane": h * w, "threads": threads}
+            self.for_times_alone = words[8:] == ["timing"]
             if words[3] == "666":
                 return {"error": "no memory for such a shape"}
             return {"cell": line, "default_seconds": 1e-3, "bytes": 1000, "bound": True}
@@ -70,6 +76,7 @@ class Worker:
             seen = thresholds.get(MATTERING[layout])
             return {"view": {"layout": layout, "tile": seen if seen in (256, 512, 16384) else None}}
         if command == "check":
+            assert not self.for_times_alone
             layout, parameters, _ = self.contestant(words[0], words[1:])
             settings = {f"{name}={value}" for name, value in parameters.items()} | set(words[1:])
             if settings & listed("FAKE_CRASH"):
@@ -88,6 +95,8 @@ class Worker:
                 number, *settings = text.split(":")
                 layout, parameters, thresholds = self.contestant(number, settings)
                 seconds = 1e-3 * cost(layout, parameters, thresholds)
+                if text != "-":
+                    seconds *= self.slower({f"{k}={v}" for k, v in [*parameters.items(), *thresholds.items()]})
                 if {f"{name}={value}" for name, value in parameters.items()} & listed("FAKE_WRONG"):
                     seconds /= 10
                 if {f"{name}={value}" for name, value in parameters.items()} & listed("FAKE_SLOW"):
@@ -97,6 +106,15 @@ class Worker:
                 found["ratios"][text] = [default / seconds * self.random.gauss(1, NOISE) for _ in range(8)]
             return found
         return {"error": f"no such command: {command}"}
+
+    def slower(self, settings):
+        for condition in listed("FAKE_SLOW_AT"):
+            setting, name, relation, number = re.fullmatch(r"(?:(.+)@)?(\w+)([<>=%])(\d+)", condition).groups()
+            size, number = self.sizes[name], int(number)
+            holds = {"<": size < number, ">": size > number, "=": size == number, "%": size % number != 0}[relation]
+            if holds and (setting is None or setting in settings):
+                return 4
+        return 1
 
     def times(self, seconds):
         return {"fastest": seconds, "median": seconds * self.random.gauss(1.01, NOISE)}
