@@ -2,15 +2,14 @@
 instructions are those that qemu executes, cycles what llvm-mca makes of their loops. Run by `make bench-embedded`."""
 
 import argparse
-import collections
 import pathlib
-import re
 import sys
 import tempfile
 from typing import NamedTuple
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "cmake"))
+import cycles  # noqa: E402
 import packs  # noqa: E402
 import report  # noqa: E402
 
@@ -18,7 +17,8 @@ SIZED_TARGETS = ["baremetal-arm64", "linux-armv7", "baremetal-cortex-m7", "barem
 SIZED_OPERATIONS = ["forward_inference", "forward_training", "backward", "forward_folded"]
 SIZED_SHAPE = "1,64,56,56"
 
-PROCESSORS = ["cortex-a53", "cortex-a72", "neoverse-n1"]
+NAMES = ["cortex-a53", "cortex-a72", "neoverse-n1"]
+PROCESSORS = [cycles.Processor(name, "aarch64", "+fullfp16") for name in NAMES]
 COSTS = [("forward_inference", "float32"), ("forward_training", "float32"), ("backward", "float32"),
          ("forward_folded", "float32"), ("forward_inference", "float16"), ("forward_training", "float16"),
          ("backward", "float16"), ("forward_folded", "float16"), ("forward_folded", "int8")]
@@ -29,13 +29,6 @@ VARIANTS = {
     "g++ -O3 -ffast-math": ["-O3", "-ffast-math"],
     "the same, scalar": ["-O3", "-ffast-math", "-fno-tree-vectorize", "-fno-tree-slp-vectorize"],
 }
-
-
-class Block(NamedTuple):
-    """Instructions that follow each other, and how often they were executed."""
-
-    times: int
-    instructions: list[str]
 
 
 class Ratio(NamedTuple):
@@ -62,7 +55,7 @@ class Measurer:
         return packs.make(target=target, ops=ops, dtype=dtype, shape=shape, out=self.folder / "pack",
                           **vars(self.arguments))
 
-    def blocks(self, operation: str, dtype: str, flags: list[str] | None) -> list[Block]:
+    def blocks(self, operation: str, dtype: str, flags: list[str] | None) -> list[cycles.Block]:
         """What is executed of an operation: hbn's where flags is None, else plain.cpp compiled with them."""
         folder = self.folder / "cost"
         folder.mkdir(exist_ok=True)
@@ -77,52 +70,10 @@ class Measurer:
             packs.run(TOOLS + "g++", *flags, *defines, "-c", sources / "plain.cpp", "-o", library)
             defines.append("-DPLAIN")
         packs.run(TOOLS + "gcc", "-O1", "-static", *defines, sources / "cost.c", library, "-lm", "-o", program)
-        listing = disassemble(program, function)
-        first, last = min(listing), max(listing)
+        listing = cycles.disassemble(program, function, TOOLS)
         log = folder / "log"
-        packs.run("qemu-aarch64", "-singlestep", "-d", "exec,nochain", "-dfilter", f"{first:#x}..{last:#x}", "-D", log,
-                  program)
-        addresses = re.findall(r"^Trace \d+: \S+ \[\w+/(\w+)/", log.read_text(), re.M)
-        counts = collections.Counter(int(address, 16) for address in addresses)
-        return blocks_of(listing, counts)
-
-
-def disassemble(program: pathlib.Path, function: str) -> dict[int, str]:
-    """Address and text of each instruction."""
-    text = packs.run(TOOLS + "objdump", "-d", "--no-show-raw-insn", f"--disassemble={function}", program)
-    return {int(address, 16): instruction.split("//")[0].strip()
-            for address, instruction in re.findall(r"^ +(\w+):\t(.*)$", text, re.M)}
-
-
-def blocks_of(listing: dict[int, str], counts: collections.Counter) -> list[Block]:
-    """Neighbours that were executed equally often; a branch ends them."""
-    blocks: list[Block] = []
-    ended = True
-    for address in sorted(listing):
-        instruction, times = listing[address], counts[address]
-        if times == 0:
-            ended = True
-            continue
-        if ended or blocks[-1].times != times:
-            blocks.append(Block(times, []))
-        blocks[-1].instructions.append(instruction)
-        ended = re.match(r"(b|b\.\w+|cbn?z|tbn?z|ret|br)\t", instruction + "\t") is not None
-    return blocks
-
-
-def cycles(blocks: list[Block], processor: str, elements: int) -> float:
-    """Of the loops: what is executed less than once for 64 elements is left out."""
-    total = 0.0
-    for block in blocks:
-        if block.times * 64 < elements:
-            continue
-        # Where branches go doesn't matter to llvm-mca.
-        text = "\n".join(re.sub(r"^(b\.\w+|b|cbn?z|tbn?z)\t(.*?)[0-9a-f]+ <.*>$", r"\1\t\2.", line)
-                         for line in block.instructions)
-        output = packs.run("llvm-mca", "-mtriple=aarch64", f"-mcpu={processor}", "-mattr=+fullfp16", "-iterations=200",
-                     "-instruction-info=0", "-resource-pressure=0", text=text + "\n")
-        total += block.times * int(re.search(r"Total Cycles: +(\d+)", output)[1]) / 200
-    return total / elements
+        packs.run("qemu-aarch64", *cycles.log_options(listing, log), program)
+        return cycles.blocks_of(listing, cycles.counts_of(log.read_text(), listing))
 
 
 def size_table(measurer: Measurer) -> list[str]:
@@ -137,7 +88,7 @@ def size_table(measurer: Measurer) -> list[str]:
 def cost_table(measurer: Measurer) -> tuple[list[str], list[str]]:
     """Instructions and cycles an element; and lines of what is met."""
     elements = COST_SHAPE[0] * COST_SHAPE[1] * COST_SHAPE[2] * COST_SHAPE[3]
-    header = ["instructions", *PROCESSORS]
+    header = ["instructions", *NAMES]
     lines = [f"| operation | {' | '.join(header)} |", "| --- |" + " --- |" * len(header)]
     behind_scalar, behind_vector = [], []
     for operation, dtype in COSTS:
@@ -145,13 +96,14 @@ def cost_table(measurer: Measurer) -> tuple[list[str], list[str]]:
         figures: dict[str, list[float]] = {}
         for variant, flags in VARIANTS.items():
             blocks = measurer.blocks(operation, dtype, flags)
-            executed = sum(block.times * len(block.instructions) for block in blocks) / elements
-            figures[variant] = [executed, *(cycles(blocks, processor, elements) for processor in PROCESSORS)]
+            # Of the loops: what is executed less than once for 64 elements is left out.
+            modelled = (cycles.cycles(blocks, processor, elements / 64) for processor in PROCESSORS)
+            figures[variant] = [total / elements for total in (cycles.executed(blocks), *modelled)]
             cells = " | ".join(f"{figure:.2f}" for figure in figures[variant])
             lines.append(f"| {operation} {dtype}, {variant} | {cells} |")
         ours, vector, scalar = figures.values()
         for i, processor in enumerate(PROCESSORS, 1):
-            where = f"{operation} {dtype} on {processor}"
+            where = f"{operation} {dtype} on {processor.name}"
             behind_scalar.append(Ratio(scalar[i] / ours[i], where))
             behind_vector.append(Ratio(vector[i] / ours[i], where))
     aims = [("scalar", behind_scalar, 3), ("vectorized", behind_vector, 1)]
