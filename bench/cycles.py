@@ -1,7 +1,7 @@
 """Cycles by a model, of processors that aren't at hand.
 
-qemu says how often each instruction of a function is executed, llvm-mca how many cycles a processor takes for those that
-follow each other:
+qemu says how often each instruction of a function is executed, llvm-mca how many cycles a processor takes for
+those that follow each other:
 
     listing = disassemble(program, "hbn_kernel_.*")
     run("qemu-aarch64", *log_options(listing, log), program)
