@@ -160,9 +160,9 @@ DTYPE ?= float32
 LAYOUT ?= nchw
 THREADS ?= none
 .PHONY: pack
-pack: generators ## A library for a board: TARGET=baremetal-arm64 OPS=forward_inference DTYPE= LAYOUT= SHAPE=1,64,56,56
+pack: generators ## A library for a board: TARGET=baremetal-arm64 OPS=forward_inference DTYPE= LAYOUT= SHAPE=1,64,56,56 PARAMETERS=
 	@$(python) cmake/pack.py $(emit) --target $(TARGET) --ops $(OPS) --dtype $(DTYPE) --layout $(LAYOUT) \
-	    --shape '$(SHAPE)' --threads $(THREADS) --out build/pack/$(TARGET)
+	    --shape '$(SHAPE)' --threads $(THREADS) --parameters '$(PARAMETERS)' --out build/pack/$(TARGET)
 
 # What it measures with: worker and kernels are those of `build`.
 .PHONY: tune-worker
