@@ -32,9 +32,9 @@ class Compiler:
         output = "c_source" if self.target.c_source else "object"
         whole = self.folder / f"{kernel}.o"
         for halide_target in self.halide_targets():
-            command = [self.generators, "-g", function.operation.generator, "-f", kernel, "-n", kernel, "-o", self.folder,
-                       "-e", f"{output},c_header", f"target={halide_target}-no_runtime-no_asserts-no_bounds_query",
-                       *self.parameters(function)]
+            command = [self.generators, "-g", function.operation.generator, "-f", kernel, "-n", kernel,
+                       "-o", self.folder, "-e", f"{output},c_header",
+                       f"target={halide_target}-no_runtime-no_asserts-no_bounds_query", *self.parameters(function)]
             values = self.schedule.emit(function, command)
             if not self.without_float16_arithmetic() or not self.computes_in_float16(whole):
                 break

@@ -13,7 +13,8 @@ from packs.wrapper import wrapper
 
 
 def make(*, out: str | pathlib.Path, generators: str, halide_include: str, target: str, ops: str,
-         dtype: str = "float32", layout: str = "nchw", shape: str = "", threads: str = "none", parameters: str = "") -> dict[str, Size]:
+         dtype: str = "float32", layout: str = "nchw", shape: str = "", threads: str = "none",
+         parameters: str = "") -> dict[str, Size]:
     """The whole folder, which takes the place of what there was; each function's size."""
     request = Request(target, ops, dtype, layout, shape, threads, parameters)
     request.check()

@@ -1,7 +1,7 @@
 """Schedule parameters of a pack's kernels: those of schedules/parameters.def, and how much its compiler optimizes.
 
-`lanes=16 forward_training:map_unroll=4,lanes=8` gives values to all functions, and to single ones, which go before. What is
-given to all is left out where it has no effect on a function's kernel, and must have one on some.
+`lanes=16 forward_training:map_unroll=4,lanes=8` gives values to all functions, and to single ones, which go before.
+What is given to all is left out where it has no effect on a function's kernel, and must have one on some.
 """
 
 import re
@@ -49,14 +49,14 @@ class Parameters:
                     there = "is not for" if name in ROWS or name == OPTIMIZE else "is unknown for"
                     sys.exit(f"PARAMETERS: {name} {there} {where}, which has {', '.join(known)}")
                 if int(value) not in (0, *known[name]):
-                    sys.exit(f"PARAMETERS: {name}={int(value)}: allowed are {' '.join(map(str, known[name]))}, and 0 for "
-                             "the default")
+                    values = " ".join(map(str, known[name]))
+                    sys.exit(f"PARAMETERS: {name}={int(value)}: allowed are {values}, and 0 for the default")
                 (self.own[match[1]] if match[1] else self.common)[name] = int(value)
         self.used: set[str] = set()
         self.with_effect: set[str] = set()
 
     def emit(self, function: Function, command: list[object]) -> Values:
-        """Runs a generator with a function's parameters, once more without those that have no effect. Returns the rest."""
+        """Runs a generator with a function's parameters, again without those that have no effect. Returns the rest."""
         name, own = function.name(), self.own[function.name()]
         if not function.operation.has_tensors():
             if own:
@@ -69,11 +69,13 @@ class Parameters:
         except Failure as failure:
             effect = re.search(r"has no effect on this kernel; these have:(.*)", str(failure))
             if not effect:
-                raise
+                together = re.search(r"Error: (.*: allowed are .*)", str(failure))
+                sys.exit(f"PARAMETERS: {name}: {together[1]}" if together else failure.code)
             here = [*effect[1].split(), OPTIMIZE]
             self.with_effect |= set(here)
             if strangers := [each for each in own if own[each] and each not in here]:
-                sys.exit(f"PARAMETERS: {', '.join(strangers)} has no effect on {name}; these have: {effect[1].strip()}")
+                sys.exit(f"PARAMETERS: {', '.join(strangers)} has no effect on {name}; these have: "
+                         f"{', '.join(effect[1].split())}")
             values = {each: value for each, value in values.items() if each in here}
             run(*command, *settings(values))
         self.used |= set(values)
