@@ -6,10 +6,11 @@ wrapper write C; compiler calls generators and compilers; sizes measures; folder
 and emulates what is linked with one.
 """
 
+from packs.compiler import Compiler
 from packs.folder import make
 from packs.functions import FUNCTIONS
 from packs.shell import Failure, run
 from packs.sizes import Size
 from packs.targets import TARGETS
 
-__all__ = ["FUNCTIONS", "TARGETS", "Failure", "Size", "make", "run"]
+__all__ = ["FUNCTIONS", "TARGETS", "Compiler", "Failure", "Size", "make", "run"]
