@@ -177,6 +177,13 @@ tune: $(venv)/.installed-tune tune-worker ## Find faster schedules for your shap
 	@$(python) bench/hbn-tune tune $(if $(SHAPES),--shapes $(SHAPES)) --ops '$(OPS)' $(if $(DTYPES),--dtypes '$(DTYPES)') \
 	    $(if $(LAYOUTS),--layouts '$(LAYOUTS)') --target '$(TARGET)' $(ARGS)
 
+# Emulators and cross compilers are Debian's, and asked for where they are missing.
+FOR ?= size
+.PHONY: tune-pack
+tune-pack: generators $(venv)/.installed-tune $(if $(filter wasm,$(TARGET)),$(venv)/.installed-wasm) ## Find a pack's PARAMETERS: TARGET= OPS= DTYPE= LAYOUT= SHAPE= FOR=size or cycles CPU= ARGS=--help
+	@$(python) bench/hbn-tune pack --target $(TARGET) --ops '$(OPS)' --dtype $(DTYPE) --layout $(LAYOUT) --shape '$(SHAPE)' \
+	    --threads $(THREADS) --for $(FOR) $(if $(CPU),--cpu $(CPU)) $(ARGS)
+
 .PHONY: bench
 bench: $(venv)/.installed-bench ## Compare with the memory bound, PyTorch and oneDNN; QUICK=1 for a look, ARGS=--help
 	@$(call configure,x86) -DHBN_BUILD_BENCH=ON -DTORCH_DIR=$(site)/torch -DONEDNN_DIR=$(abspath $(venv))

@@ -16,6 +16,7 @@ import os
 import pathlib
 import random
 import re
+import shutil
 import signal
 import sys
 import tempfile
@@ -53,8 +54,8 @@ FREE_SIZES = (2, 16, 32, 48)  # in place of those that only the call will know
 TEXT_WEIGHT = 0.05  # twice the text is worth 3.5 % fewer cycles
 HARMLESS = 0.005  # a setting that gains no more than this is left out
 TRIALS = 60  # of a function
-PATIENCE = 20  # trials without a better one
-CLOSE = 0.5  # the share of candidates that are steps from the best
+PATIENCE = 25  # trials without a better one
+CLOSE = 0.7  # the share of candidates that are steps from the best
 
 
 class Figures(NamedTuple):
@@ -215,6 +216,9 @@ class Search:
         self.result = Result(function)
         self.space = self._space()
         self.random = random.Random(setting.seed)
+        self.trials = setting.trials
+        self.most = 0.0  # of values
+        self.last_gain = 0  # how many were tried when the last better one came
         self.pool = concurrent.futures.ThreadPoolExecutor(setting.jobs)
 
     def _space(self) -> Space:
@@ -257,22 +261,25 @@ class Search:
             self._measure([self._together()])
             while (batch := self._propose()) and self.setting.is_time():
                 self._measure(batch)
-            while (simpler := self._simpler()) and self.setting.is_time():
-                self._measure(simpler)
+            simpler = self._simpler() if self.setting.is_time() else []
+            self.trials += len(simpler)
+            self._measure(simpler)
         finally:
             self.pool.shutdown(cancel_futures=True)
+
+    def _count(self) -> int:
+        return len(self.result.figures) + len(self.result.failed)
 
     def _tried(self, candidate: Candidate) -> bool:
         return candidate in self.result.figures or candidate in self.result.failed
 
     def _measure(self, candidates: list[Candidate]) -> None:
-        """All of them, several at once."""
-        futures = {}
-        for candidate in candidates:
-            if not self._tried(candidate):
-                futures[candidate] = self.pool.submit(self.measurer.measure, candidate)
+        """Those that were not tried, several at once, as long as trials are left."""
+        left = self.trials - self._count()
+        new = [candidate for candidate in dict.fromkeys(candidates) if not self._tried(candidate)][:left]
+        futures = {candidate: self.pool.submit(self.measurer.measure, candidate) for candidate in new}
         for candidate, future in futures.items():
-            if not self.setting.is_time() and future.cancel():
+            if self.result.default() and not self.setting.is_time() and future.cancel():
                 continue
             try:
                 self.result.figures[candidate] = future.result()
@@ -299,6 +306,8 @@ class Search:
         if not figures:
             return
         best = max(figures.values(), key=self.value)
+        if self.value(best) > self.most:
+            self.most, self.last_gain = self.value(best), self._count()
         if self.setting.aim == "size":
             most = (best.cycles or 0) * (1 + HARMLESS)
             close = [c for c, f in figures.items() if f.text == best.text and (f.cycles or 0) <= most]
@@ -308,7 +317,7 @@ class Search:
 
     def _show(self) -> None:
         best, default = self.result.found(), self.result.default()
-        tried = f"{len(self.result.figures) + len(self.result.failed)} of {self.space.size()} tried"
+        tried = f"{self._count()} of {self.space.size()} tried"
         if best and default:
             tried += f", best {best.text} bytes of {default.text}"
             if best.cycles and default.cycles:
@@ -326,11 +335,8 @@ class Search:
 
     def _propose(self) -> list[Candidate]:
         """Some that were not tried: Optuna's, and some steps from the best; none where there are enough."""
-        tried = len(self.result.figures) + len(self.result.failed)
-        order = list(self.result.figures)
-        since_best = len(order) - 1 - order.index(self.result.best) if self.result.best else 0
-        single = len(self.space.neighbours(self.space.plain()[0]))
-        if tried >= self.setting.trials or since_best >= max(PATIENCE, single):
+        tried = self._count()
+        if tried >= self.trials or tried >= self.last_gain + PATIENCE:
             return []
         found: list[Candidate] = []
         for _ in range(50):  # tries: what was tried is proposed again
@@ -344,7 +350,7 @@ class Search:
                 self._forget(trial)
             if not self._tried(candidate) and candidate not in found:
                 found.append(candidate)
-            if len(found) >= min(2 * self.setting.jobs, self.setting.trials - tried):
+            if len(found) >= min(2 * self.setting.jobs, self.trials - tried):
                 return found
         return found or [c for c in self.space.everything() if not self._tried(c)][:1]
 
@@ -458,6 +464,9 @@ def main(arguments: list[str]) -> int:
     request.check()
     if not pathlib.Path(options.generators).exists():
         sys.exit(f"there is no {options.generators}: `make tune-pack` builds it, or name another by --generators")
+    emulator = Program(ROOT, ROOT, STAND_INS.get(options.target, options.target), "", "", (), False).command()
+    if emulator and not shutil.which(emulator[0]):
+        sys.exit(f"{emulator[0]} is missing: sudo apt-get install qemu-user qemu-system-arm")
     processor = processor_of(options.target, options.cpu, options.aim)
     progress = Progress(options.time_budget)
     signal.signal(signal.SIGTERM, signal.default_int_handler)

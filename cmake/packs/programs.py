@@ -48,7 +48,7 @@ def build_for_board(target_name: str, folder: pathlib.Path, program: pathlib.Pat
     firmware = table.ROOT / "examples" / "firmware"
     script = firmware / board.script
     if large:
-        text, count = re.subn(r"(RAM .*ORIGIN = ).*", rf"\1{board.memory}, LENGTH = 16M", script.read_text())
+        text, count = re.subn(r"(RAM .*ORIGIN = ).*", rf"\g<1>{board.memory}, LENGTH = 16M", script.read_text())
         assert count == 1
         script = program.with_name(f"{program.name}.ld")
         script.write_text(text)
