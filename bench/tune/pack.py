@@ -14,7 +14,6 @@ import hashlib
 import importlib.util
 import os
 import pathlib
-import random
 import re
 import shutil
 import signal
@@ -25,7 +24,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from . import tables
-from .spaces import Candidate, Space, make_space
+from .spaces import Candidate, Choice, Space, make_space
 
 ROOT = tables.ROOT
 sys.path.insert(0, str(ROOT / "tests" / "pack"))
@@ -55,7 +54,6 @@ TEXT_WEIGHT = 0.05  # twice the text is worth 3.5 % fewer cycles
 HARMLESS = 0.005  # a setting that gains no more than this is left out
 TRIALS = 60  # of a function
 PATIENCE = 25  # trials without a better one
-CLOSE = 0.7  # the share of candidates that are steps from the best
 
 
 class Figures(NamedTuple):
@@ -215,7 +213,8 @@ class Search:
         self.measurer = Measurer(setting, function)
         self.result = Result(function)
         self.space = self._space()
-        self.random = random.Random(setting.seed)
+        self.choices = self.space.layouts[setting.request.layout]
+        self.turn = 0  # of these
         self.trials = setting.trials
         self.most = 0.0  # of values
         self.last_gain = 0  # how many were tried when the last better one came
@@ -258,7 +257,7 @@ class Search:
             if default in self.result.failed:
                 raise SystemExit(f"{self.function}: {self.result.failed[default]}")
             self._measure(self.space.neighbours(default))
-            self._measure([self._together()])
+            self.choices.sort(key=self._gain, reverse=True)
             while (batch := self._propose()) and self.setting.is_time():
                 self._measure(batch)
             simpler = self._simpler() if self.setting.is_time() else []
@@ -315,6 +314,13 @@ class Search:
             close = [c for c, f in figures.items() if self.value(f) >= self.value(best) * (1 - HARMLESS)]
         self.result.best = min(close, key=lambda c: (len(c.parameters), figures[c].text, -self.value(figures[c])))
 
+    def _gain(self, choice: Choice) -> float:
+        """What the default gains most by this choice alone."""
+        figures = self.result.figures.items()
+        return max(
+            (self.value(f) for c, f in figures if [name for name, _ in c.parameters] == [choice.name]), default=0
+        )
+
     def _show(self) -> None:
         best, default = self.result.found(), self.result.default()
         tried = f"{self._count()} of {self.space.size()} tried"
@@ -324,33 +330,31 @@ class Search:
                 tried += f", {best.cycles:.2f} cycles of {default.cycles:.2f}"
         self.setting.show(tried)
 
-    def _together(self) -> Candidate:
-        """The best value of each choice, as far as it is better than the default."""
-        values: dict[str, tuple[float, int]] = {}
-        for candidate, figures in self.result.figures.items():
-            for name, value in candidate.parameters:
-                values[name] = max(values.get(name, (1 + HARMLESS, 0)), (self.value(figures), value))
-        parameters = sorted((name, value) for name, (_, value) in values.items() if value)
-        return Candidate(self.setting.request.layout, (), tuple(parameters))
-
     def _propose(self) -> list[Candidate]:
-        """Some that were not tried: Optuna's, and some steps from the best; none where there are enough."""
+        """Some that were not tried; none where there are enough.
+
+        From the best all values of one choice, and of the next where none of them is better; then Optuna's.
+        """
         tried = self._count()
         if tried >= self.trials or tried >= self.last_gain + PATIENCE:
             return []
-        found: list[Candidate] = []
+        best = self.result.best or self.space.plain()[0]
+        for _ in range(len(self.choices)):
+            choice = self.choices[self.turn % len(self.choices)]
+            self.turn += 1
+            others = tuple(s for s in best.parameters if s[0] != choice.name)
+            values = [((choice.name, value),) if value else () for value in choice.values]
+            line = [best._replace(parameters=tuple(sorted(others + value))) for value in values]
+            if found := [candidate for candidate in line if not self._tried(candidate)]:
+                return found
+        found = []
         for _ in range(50):  # tries: what was tried is proposed again
-            if self.random.random() < CLOSE and self.result.best:
-                candidate = self.result.best
-                for _ in range(self.random.choice((1, 1, 2, 3))):
-                    candidate = self.random.choice(self.space.neighbours(candidate) or [candidate])
-            else:
-                trial = self.study.ask()
-                candidate = self.space.suggest(trial)
-                self._forget(trial)
+            trial = self.study.ask()
+            candidate = self.space.suggest(trial)
+            self._forget(trial)
             if not self._tried(candidate) and candidate not in found:
                 found.append(candidate)
-            if len(found) >= min(2 * self.setting.jobs, self.trials - tried):
+            if len(found) == 2 * self.setting.jobs:
                 return found
         return found or [c for c in self.space.everything() if not self._tried(c)][:1]
 
