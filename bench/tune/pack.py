@@ -49,7 +49,7 @@ PROCESSORS = {
 }
 
 ELEMENTS = 32768  # about so many are computed with
-FREE_SIZES = (2, 16, 32, 48)  # in place of those that only the call will know
+FREE_SIZES = (2, 8, 32, 48)  # in place of those that only the call will know
 TEXT_WEIGHT = 0.05  # twice the text is worth 3.5 % fewer cycles
 HARMLESS = 0.005  # a setting that gains no more than this is left out
 TRIALS = 60  # of a function
