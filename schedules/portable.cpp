@@ -27,7 +27,9 @@ void schedule_for_any_target(ChannelPipeline p, const Target &) {
     Func owner = p.elementwise.empty() ? p.per_channel[0] : p.elementwise[0];
     if (!p.elementwise.empty()) {
         owner.reorder(w, h, n, c);
-        unroll(owner, w, parameters.map_step.value_or(1));
+        if (p.standalone) {
+            unroll(owner, w, parameters.map_step.value_or(1));
+        }
     }
     share_out(owner, c, p);
     for (Reduction &r : p.reductions) {
@@ -39,14 +41,14 @@ void schedule_for_any_target(ChannelPipeline p, const Target &) {
             for (size_t i = 0; i < sweep.over.size(); i++) {
                 Stage sum = sweep.by_lane.update(int(i));
                 sum.reorder(sweep.lane, sweep.over[i].x);
-                if (i == 0) {
-                    unroll(sum, sweep.over[i].x, parameters.sum_step.value_or(1));
-                }
                 if (p.standalone) {
+                    // What is left of rows, after the first update, is little.
+                    unroll(sum, sweep.over[i].x, i == 0 ? parameters.sum_step.value_or(1) : 1);
                     sum.unroll(sweep.lane);
                 }
             }
             if (p.standalone) {
+                // Partial sums stay in registers.
                 sweep.by_lane.unroll(sweep.lane);
                 sweep.sums.update().unroll(sweep.lanes.x);
             }

@@ -198,7 +198,7 @@ def test_a_pack_is_tuned_and_made_by_what_it_prints(tmp_path):
     ]
     shape = "1,4,16,16"
     run = subprocess.run(
-        [*command, "--shape", shape, "--for", "cycles", "--trials", "8", "--generators", GENERATORS],
+        [*command, "--shape", shape, "--for", "cycles", "--trials", "5", "--generators", GENERATORS],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
