@@ -32,7 +32,7 @@ import cycles  # noqa: E402
 import packs  # noqa: E402
 from conformance import Program  # noqa: E402
 from packs.parameters import allowed  # noqa: E402
-from packs.programs import BOARDS  # noqa: E402
+from packs.programs import BOARDS, emulator  # noqa: E402
 from packs.request import DTYPES, Request  # noqa: E402
 
 AIMS = ["size", "cycles"]
@@ -197,7 +197,7 @@ class Measurer:
         names = [re.escape(name) for name in re.findall(r" [TtWw] ([^$]\S*)$", member, re.M)]
         listing = cycles.disassemble(program.path(), "|".join(names), tools)
         log = program.folder / "log"
-        first, *others = program.command()
+        first, *others = emulator(program.target)
         packs.run(first, *cycles.log_options(listing, log, singlestep=False), *others, program.path())
         blocks = cycles.blocks_of(listing, cycles.counts_of(log.read_text(), listing, singlestep=False))
         n, c, h, w = self.sizes
@@ -468,9 +468,9 @@ def main(arguments: list[str]) -> int:
     request.check()
     if not pathlib.Path(options.generators).exists():
         sys.exit(f"there is no {options.generators}: `make tune-pack` builds it, or name another by --generators")
-    emulator = Program(ROOT, ROOT, STAND_INS.get(options.target, options.target), "", "", (), False).command()
-    if emulator and not shutil.which(emulator[0]):
-        sys.exit(f"{emulator[0]} is missing: sudo apt-get install qemu-user qemu-system-arm")
+    for program in emulator(STAND_INS.get(options.target, options.target))[:1]:
+        if not shutil.which(program):
+            sys.exit(f"{program} is missing: sudo apt-get install qemu-user qemu-system-arm")
     processor = processor_of(options.target, options.cpu, options.aim)
     progress = Progress(options.time_budget)
     signal.signal(signal.SIGTERM, signal.default_int_handler)

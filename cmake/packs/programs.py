@@ -41,6 +41,12 @@ BOARDS = {
 }
 
 
+def emulator(target_name: str) -> list[str]:
+    """The command that runs a program, whose path comes last."""
+    words = BOARDS[target_name].emulator if target_name in BOARDS else EMULATORS[target_name]
+    return [str(word) for word in words]
+
+
 def build_for_board(target_name: str, folder: pathlib.Path, program: pathlib.Path, sources: list[pathlib.Path],
                     flags: list[str], large: bool = False) -> subprocess.CompletedProcess[str]:
     """A program with a pack, for a processor of BOARDS; a large one with all of its data in the larger memory."""

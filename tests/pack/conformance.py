@@ -8,7 +8,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "cmake"))
 import packs  # noqa: E402
 from calls import calls  # noqa: E402
-from packs.programs import BOARDS, EMULATORS, build_for_board, run  # noqa: E402
+from packs.programs import BOARDS, build_for_board, emulator, run  # noqa: E402
 
 
 class Program(NamedTuple):
@@ -28,11 +28,6 @@ class Program(NamedTuple):
     def path(self) -> pathlib.Path:
         """Of the program."""
         return self.folder / ("pack_calls" if self.only_calls else "pack_test")
-
-    def command(self) -> list[str]:
-        """That runs it, but for the path, which comes last."""
-        emulator = BOARDS[self.target].emulator if self.target in BOARDS else EMULATORS[self.target]
-        return [str(word) for word in emulator]
 
     def build(self) -> str | None:
         """Compiles it; the problem, or None."""
@@ -54,5 +49,5 @@ class Program(NamedTuple):
 
     def run(self) -> str | None:
         """Runs it; what it prints where it fails, or None."""
-        result = run(*self.command(), self.path())
+        result = run(*emulator(self.target), self.path())
         return result.stdout + result.stderr if result.returncode else None
