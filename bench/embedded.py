@@ -33,10 +33,16 @@ TOOLS = "aarch64-linux-gnu-"
 # What `make tune-pack` found for packs of SIZED_OPERATIONS and SIZED_SHAPE; an operation that isn't named here has
 # nothing better than the default.
 TUNED = {
-    ("baremetal-arm64", "size"): "TODO",
-    ("baremetal-arm64", "cycles"): "TODO",
-    ("baremetal-cortex-m7", "size"): "TODO",
-    ("baremetal-cortex-m7", "cycles"): "TODO",
+    ("baremetal-arm64", "size"):
+        "forward_inference:row_lanes=8 forward_training:chain_values=4096,lanes=1,row_lanes=8 "
+        "backward:chain_values=4096,lanes=1,row_lanes=8 forward_folded:row_lanes=8",
+    ("baremetal-arm64", "cycles"):
+        "forward_inference:map_unroll=8 forward_training:lanes=16,map_unroll=4,row_lanes=8 backward:map_unroll=4 "
+        "forward_folded:map_unroll=2,row_lanes=64",
+    ("baremetal-cortex-m7", "size"): "forward_training:chain_values=4096 backward:chain_values=4096",
+    ("baremetal-cortex-m7", "cycles"):
+        "forward_inference:map_step=8,optimize=2 forward_training:lanes=2,map_step=8,optimize=2,sum_step=4 "
+        "backward:lanes=4,map_step=8,optimize=2 forward_folded:map_step=8,optimize=2",
 }
 VARIANTS = {
     "hbn": None,
@@ -118,7 +124,7 @@ def tuned_table(arguments: argparse.Namespace, folder: pathlib.Path) -> list[str
                                        folder)
                 figures = pack.Measurer(setting, function).measure(Candidate("nchw", (), parameters))
                 text = " ".join(f"{name}={value}" for name, value in parameters)
-                lines.append(f"| {target} | {function} | {aim} | {figures.text} | {figures.stack} | "
+                lines.append(f"| {target} | {function} | {aim or 'the default'} | {figures.text} | {figures.stack} | "
                              f"{figures.cycles:.2f} | {text} |")
     return lines
 
