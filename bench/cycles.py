@@ -177,7 +177,8 @@ def check(processor: Processor) -> None:
     if not shutil.which("llvm-mca"):
         sys.exit("llvm-mca is missing: sudo apt-get install llvm")
     command = ["llvm-mca", f"-mtriple={processor.triple}", f"-mcpu={processor.name}", "-iterations=1"]
-    done = subprocess.run(command, input="nop\n", text=True, capture_output=True, check=False)
+    probe = "add x0, x0, x1\n" if processor.triple.startswith("aarch64") else "add r0, r0, r1\n"
+    done = subprocess.run(command, input=probe, text=True, capture_output=True, check=False)
     if "not a recognized processor" in done.stderr or "Total Cycles" not in done.stdout:
         known = subprocess.run([*command[:2], "-mcpu=help"], input="", text=True, capture_output=True, check=False)
         names = re.findall(r"^  (\S+) +- Select", known.stdout + known.stderr, re.M)

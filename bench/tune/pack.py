@@ -44,7 +44,7 @@ ARM64 = cycles.Processor("cortex-a53", "aarch64", "+fullfp16")
 PROCESSORS = {
     "linux-arm64": ARM64,
     "linux-arm64-fp16": ARM64._replace(name="cortex-a55"),
-    "linux-armv7": cycles.Processor("cortex-a9", "armv7a-linux-gnueabihf", "+neon"),
+    "linux-armv7": cycles.Processor("cortex-a57", "armv7a-linux-gnueabihf", "+neon"),
     "baremetal-cortex-m7": cycles.Processor("cortex-m7", "thumbv7em-none-eabihf"),
 }
 
@@ -152,7 +152,8 @@ class Measurer:
             with tempfile.TemporaryDirectory(dir=self.setting.folder) as folder:
                 return self._measure(candidate, pathlib.Path(folder))
         except SystemExit as failure:
-            raise Wrong(str(failure.code).strip().splitlines()[-1]) from failure
+            lines = str(failure.code).strip().splitlines()
+            raise Wrong(next((line for line in lines if "rror: " in line), lines[-1])) from failure
 
     def _measure(self, candidate: Candidate, folder: pathlib.Path) -> Figures:
         settings = ",".join(f"{name}={value}" for name, value in candidate.parameters)
