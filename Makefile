@@ -163,9 +163,9 @@ DTYPE ?= float32
 LAYOUT ?= nchw
 THREADS ?= none
 .PHONY: pack
-pack: generators ## A library for a board: TARGET=baremetal-arm64 OPS=forward_inference DTYPE= LAYOUT= SHAPE=1,64,56,56
+pack: generators ## A library for a board: TARGET=baremetal-arm64 OPS=forward_inference DTYPE= LAYOUT= SHAPE=1,64,56,56 PARAMETERS=
 	@$(python) cmake/pack.py $(emit) --target $(TARGET) --ops $(OPS) --dtype $(DTYPE) --layout $(LAYOUT) \
-	    --shape '$(SHAPE)' --threads $(THREADS) --out build/pack/$(TARGET)
+	    --shape '$(SHAPE)' --threads $(THREADS) --parameters '$(PARAMETERS)' --out build/pack/$(TARGET)
 
 # What it measures with: worker and kernels are those of `build`, or of the preset for another target.
 .PHONY: tune-worker
@@ -178,6 +178,13 @@ tune: OPS := forward_training,forward_inference,backward
 tune: $(venv)/.installed-tune tune-worker ## Find faster schedules for your shapes: SHAPES=32x256x56x56 OPS= DTYPES= LAYOUTS= TARGET=host ARGS=--help
 	@$(python) bench/hbn-tune tune $(if $(SHAPES),--shapes $(SHAPES)) --ops '$(OPS)' $(if $(DTYPES),--dtypes '$(DTYPES)') \
 	    $(if $(LAYOUTS),--layouts '$(LAYOUTS)') --target '$(tune_target)' $(ARGS)
+
+# Emulators and cross compilers are Debian's, and asked for where they are missing.
+FOR ?= size
+.PHONY: tune-pack
+tune-pack: generators $(venv)/.installed-tune $(if $(filter wasm,$(TARGET)),$(venv)/.installed-wasm) ## Find a pack's PARAMETERS: TARGET= OPS= DTYPE= LAYOUT= SHAPE= FOR=size or cycles CPU= ARGS=--help
+	@$(python) bench/hbn-tune pack --target $(TARGET) --ops '$(OPS)' --dtype $(DTYPE) --layout $(LAYOUT) --shape '$(SHAPE)' \
+	    --threads $(THREADS) --for $(FOR) $(if $(CPU),--cpu $(CPU)) $(ARGS)
 
 .PHONY: bench
 bench: $(venv)/.installed-bench ## Compare with the memory bound, PyTorch and oneDNN; QUICK=1 for a look, ARGS=--help

@@ -14,6 +14,8 @@ The model knows no caches and no mispredicted branches, and takes a block for a 
 import collections
 import pathlib
 import re
+import shutil
+import subprocess
 import sys
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
@@ -168,3 +170,16 @@ def lines_of_thumb(lines: list[str]) -> list[str]:
             line = re.sub(pattern, substitute, line)
         found.append(line)
     return found
+
+
+def check(processor: Processor) -> None:
+    """Exits where llvm-mca is missing, or has no model of the processor."""
+    if not shutil.which("llvm-mca"):
+        sys.exit("llvm-mca is missing: sudo apt-get install llvm")
+    command = ["llvm-mca", f"-mtriple={processor.triple}", f"-mcpu={processor.name}", "-iterations=1"]
+    probe = "add x0, x0, x1\n" if processor.triple.startswith("aarch64") else "add r0, r0, r1\n"
+    done = subprocess.run(command, input=probe, text=True, capture_output=True, check=False)
+    if "not a recognized processor" in done.stderr or "Total Cycles" not in done.stdout:
+        known = subprocess.run([*command[:2], "-mcpu=help"], input="", text=True, capture_output=True, check=False)
+        names = re.findall(r"^  (\S+) +- Select", known.stdout + known.stderr, re.M)
+        sys.exit(f"llvm-mca has no model of '{processor.name}': allowed are, where they have one, {' '.join(names)}")

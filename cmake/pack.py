@@ -16,6 +16,7 @@ def main() -> None:
     parser.add_argument("--layout", choices=("nchw", "nhwc"), default="nchw")
     parser.add_argument("--shape", default="", help="N,C,H,W; leave out what only the call will know")
     parser.add_argument("--threads", choices=("none", "hook"), default="none")
+    parser.add_argument("--parameters", default="", help="of schedules: lanes=16 forward_training:map_unroll=4,lanes=8")
     parser.add_argument("--out", required=True)
     parser.add_argument("--generators", required=True, help="the program that emits kernels")
     parser.add_argument("--halide-include", required=True)

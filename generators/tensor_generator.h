@@ -139,9 +139,10 @@ protected:
     }
     TileSizes tile_sizes() const {
         if (standalone) {
-            // Each lane adds up a chain of 2^11 values or fewer (see Pivot).
+            // Each lane adds up a chain of 2^12 values at most (see Pivot).
+            const int chain = parameters.chain_values.value_or(2048);
             return standalone_tile_sizes(extents[0], extents[3],
-                                         std::min(32768, 2048 * lanes_along_w()));
+                                         std::min(32768, chain * lanes_along_w()));
         }
         const auto &size = shared.tile_sizes;
         return {*size[0], *size[1], *size[2], *size[3], *size[4],

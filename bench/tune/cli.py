@@ -33,6 +33,7 @@ and keeps them in schedules/tuned/TARGET.json, which the next build takes up.
   hbn-tune report          an HTML page of what was searched and found
   hbn-tune check [FILE]    says whether a tuned file is valid
   hbn-tune verify [FILE]   times its entries again, in their whole classes of shapes
+  hbn-tune pack            parameters for a board's pack, for size or for cycles; pack --help has its options
 
 The tuner may be stopped at any time: the same command goes on where it was. A larger --time-budget searches on.
 """
@@ -447,6 +448,10 @@ def main(arguments: list[str] | None = None) -> int:
         print("\noptions of tune:")
         print(textwrap.indent(tune_help(top), ""))
         return 0
+    if arguments[0] == "pack":
+        from . import pack
+
+        return pack.main(arguments[1:])
     if arguments[0].startswith("-"):
         arguments = ["tune", *arguments]
     options = top.parse_args(arguments)

@@ -6,6 +6,7 @@ import re
 from packs import table
 from packs.binding import Bound, bind
 from packs.functions import Function
+from packs.parameters import OPTIMIZE
 from packs.request import Request
 from packs.shell import run
 from packs.targets import BARE
@@ -23,6 +24,7 @@ class Compiler:
         self.folder = folder
         self.generators = pathlib.Path(generators).resolve()
         self.halide_include = pathlib.Path(halide_include).resolve()
+        self.schedule = request.schedule()
 
     def kernel(self, function: Function) -> tuple[Bound, pathlib.Path]:
         """The kernel's object, without what nothing calls, and the function bound to it."""
@@ -30,13 +32,14 @@ class Compiler:
         output = "c_source" if self.target.c_source else "object"
         whole = self.folder / f"{kernel}.o"
         for halide_target in self.halide_targets():
-            run(self.generators, "-g", function.operation.generator, "-f", kernel, "-n", kernel, "-o", self.folder,
-                "-e", f"{output},c_header", f"target={halide_target}-no_runtime-no_asserts-no_bounds_query",
-                *self.parameters(function))
+            command = [self.generators, "-g", function.operation.generator, "-f", kernel, "-n", kernel,
+                       "-o", self.folder, "-e", f"{output},c_header",
+                       f"target={halide_target}-no_runtime-no_asserts-no_bounds_query", *self.parameters(function)]
+            values = self.schedule.emit(function, command)
             if not self.without_float16_arithmetic() or not self.computes_in_float16(whole):
                 break
         if self.target.c_source:
-            self.cpp(next(self.folder.glob(f"{kernel}*.cpp")), whole)
+            self.cpp(self.folder / f"{kernel}.halide_generated.cpp", whole, values.get(OPTIMIZE))
         bound = bind(function, (self.folder / f"{kernel}.h").read_text())
         needed = self.folder / f"{function.name()}.kernel.o"
         if self.target.is_wasm():
@@ -72,15 +75,15 @@ class Compiler:
         listing = run(self.target.tool("objdump"), "-d", "--no-show-raw-insn", code)
         return re.search(r"\tf(?!cvt[ln]?2?\t)\w+\t.*(\bh\d|\.[48]h)", listing) is not None
 
-    def cpp(self, source: pathlib.Path, to: pathlib.Path) -> None:
-        """What Halide wrote in C++."""
+    def cpp(self, source: pathlib.Path, to: pathlib.Path, optimize: int | None = None) -> None:
+        """What Halide wrote in C++, compiled for size or by -O and a number."""
         # Newlib's int32_t is long, which Halide's templates don't expect.
         types = ("-U__INT32_TYPE__", "-D__INT32_TYPE__=int", "-U__UINT32_TYPE__", "-D__UINT32_TYPE__=unsigned")
         # What the compiler knows of the C library, it may use: the processor's square root.
         flags = [flag for flag in self.target.flags if flag not in BARE]
-        run(self.target.tool("g++"), *flags, *types, "-std=c++17", "-Os", "-fno-math-errno", "-ffp-contract=off",
-            "-fno-exceptions", "-fno-rtti", "-fno-threadsafe-statics", "-ffunction-sections", "-fdata-sections", "-w",
-            f"-I{self.halide_include}", "-c", source, "-o", to)
+        run(self.target.tool("g++"), *flags, *types, "-std=c++17", f"-O{optimize or 's'}", "-fno-math-errno",
+            "-ffp-contract=off", "-fno-exceptions", "-fno-rtti", "-fno-threadsafe-statics", "-ffunction-sections",
+            "-fdata-sections", "-w", f"-I{self.halide_include}", "-c", source, "-o", to)
         if not self.target.has_sqrt:
             run(self.target.tool("objcopy"), "--redefine-sym", "sqrt=hbn_pack_sqrt", to)
 

@@ -13,16 +13,29 @@ from packs.wrapper import wrapper
 
 
 def make(*, out: str | pathlib.Path, generators: str, halide_include: str, target: str, ops: str,
-         dtype: str = "float32", layout: str = "nchw", shape: str = "", threads: str = "none") -> dict[str, Size]:
-    """The whole folder; each function's size."""
-    request = Request(target, ops, dtype, layout, shape, threads)
+         dtype: str = "float32", layout: str = "nchw", shape: str = "", threads: str = "none",
+         parameters: str = "") -> dict[str, Size]:
+    """The whole folder, which takes the place of what there was; each function's size."""
+    request = Request(target, ops, dtype, layout, shape, threads, parameters)
     request.check()
-    folder = pathlib.Path(out)
+    part = pathlib.Path(f"{out}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        sizes = fill(part, request, generators, halide_include)
+        shutil.rmtree(out, ignore_errors=True)
+        part.rename(out)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return sizes
+
+
+def fill(folder: pathlib.Path, request: Request, generators: str, halide_include: str) -> dict[str, Size]:
+    """Makes a new folder."""
     objects = folder / "objects"
-    shutil.rmtree(folder, ignore_errors=True)
     objects.mkdir(parents=True)
     compiler = Compiler(request, objects, generators, halide_include)
     kernels = [compiler.kernel(function) for function in request.functions()]
+    compiler.schedule.check_used()
     functions = [bound for bound, _ in kernels]
     (folder / "hbn.h").write_text(hbn_h(request, functions))
     (objects / "hbn_pack.h").write_text(hbn_pack_h(request))

@@ -6,6 +6,7 @@ import sys
 from typing import NamedTuple
 
 from packs.functions import FUNCTIONS, Function
+from packs.parameters import Parameters
 from packs.targets import TARGETS, Target
 
 DTYPES = ("float32", "float16", "bfloat16", "int8")
@@ -20,6 +21,7 @@ class Request(NamedTuple):
     layout: str = "nchw"
     shape: str = ""
     threads: str = "none"
+    parameters: str = ""
 
     def target(self) -> Target:
         """What it is compiled for."""
@@ -41,10 +43,15 @@ class Request(NamedTuple):
         """Whether kernels call the user's loop."""
         return self.threads == "hook"
 
+    def schedule(self) -> Parameters:
+        """How its kernels are scheduled."""
+        return Parameters(self.parameters, self.target_name, self.target(), self.layout, self.ops.split(","))
+
     def command(self) -> str:
         """That makes it."""
         return (f"make pack TARGET={self.target_name} OPS={self.ops} DTYPE={self.dtype} LAYOUT={self.layout} "
-                f"SHAPE={self.shape}" + " THREADS=hook" * self.parallel())
+                f"SHAPE={self.shape}" + " THREADS=hook" * self.parallel()
+                + f" PARAMETERS='{' '.join(self.parameters.split())}'" * bool(self.parameters.strip()))
 
     def check(self) -> None:
         """Exits where something is asked for that there is not."""
@@ -60,6 +67,7 @@ class Request(NamedTuple):
         if self.parallel() and target.c_source:
             sys.exit(f"THREADS=hook is not for TARGET={self.target_name}")
         self.sizes()
+        self.schedule()
         for tool in ("gcc", "ar", "ld", "size", "nm", "objdump"):
             if not shutil.which(target.tool(tool)):
                 sys.exit(f"{target.tool(tool)} is missing: sudo apt-get install {' '.join(target.packages)}")

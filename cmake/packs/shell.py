@@ -2,7 +2,10 @@
 
 import shlex
 import subprocess
-import sys
+
+
+class Failure(SystemExit):
+    """Of a command; with what it said."""
 
 
 def run(*command: object, text: str | None = None) -> str:
@@ -10,5 +13,5 @@ def run(*command: object, text: str | None = None) -> str:
     words = [str(word) for word in command]
     result = subprocess.run(words, text=True, capture_output=True, check=False, input=text)
     if result.returncode:
-        sys.exit(f"{shlex.join(words)}\n{result.stdout}{result.stderr}")
+        raise Failure(f"{shlex.join(words)}\n{result.stdout}{result.stderr}")
     return result.stdout

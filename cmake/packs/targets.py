@@ -18,6 +18,14 @@ class Target(NamedTuple):
         """WebAssembly, which is not ELF."""
         return self.halide.startswith("wasm")
 
+    def family(self) -> str:
+        """Of schedules, as schedules/schedule.cpp has it."""
+        if self.is_wasm():
+            return "wasm"
+        if self.halide.startswith("x86"):
+            return "x86"
+        return "portable" if "no_neon" in self.halide else "arm"
+
     def tool(self, name: str) -> str:
         """A program of the tool chain, by its name in GNU's."""
         if self.is_wasm():

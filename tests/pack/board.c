@@ -3,6 +3,10 @@
 
 #include <stddef.h>
 
+#ifndef BOARD_HEAP_BYTES
+#define BOARD_HEAP_BYTES (48 * 1024)
+#endif
+
 int _write(int file, const char *text, int bytes);
 void *_sbrk(ptrdiff_t bytes);
 
@@ -18,7 +22,7 @@ int _write(int file, const char *text, int bytes) {
 }
 
 void *_sbrk(ptrdiff_t bytes) {
-    static _Alignas(8) char memory[48 * 1024];
+    static _Alignas(8) char memory[BOARD_HEAP_BYTES];
     static ptrdiff_t used;
     if (used + bytes > (ptrdiff_t)sizeof memory) {
         return (void *)-1;

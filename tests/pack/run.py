@@ -7,14 +7,14 @@ import os
 import pathlib
 import re
 import struct
-import subprocess
 import sys
 from typing import NamedTuple
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "cmake"))
 import packs  # noqa: E402
-from calls import calls  # noqa: E402
+from conformance import Program  # noqa: E402
+from packs.programs import BOARDS, EMULATORS, build_for_board, run  # noqa: E402
 
 CMAKE = pathlib.Path(sys.executable).parent / "cmake"
 
@@ -25,35 +25,8 @@ def names(dtype: str, pattern: str = "", activations: str = "") -> str:
                     and re.match(pattern, name) and re.fullmatch(activations or ".*", function.activation.name))
 
 
-EMULATORS: dict[str, list[object]] = {
-    "linux-x86-64": [],
-    "portable": [],
-    "linux-arm64": ["qemu-aarch64", "-cpu", "cortex-a53", "-L", "/usr/aarch64-linux-gnu"],
-    "linux-arm64-fp16": ["qemu-aarch64", "-cpu", "max", "-L", "/usr/aarch64-linux-gnu"],
-    "linux-armv7": ["qemu-arm", "-L", "/usr/arm-linux-gnueabihf"],
-    "wasm": [sys.executable, ROOT / "tests" / "pack" / "run_wasm.py"],
-}
+UNFUSED = "forward_inference,forward_training,backward"
 
-
-SEMIHOSTING = ["-nographic", "-semihosting-config", "enable=on,target=native", "-kernel"]
-
-
-class Board(NamedTuple):
-    """A target without an operating system: files of examples/firmware, and the emulator."""
-
-    start: str
-    script: str
-    emulator: list[str]
-
-
-BOARDS = {
-    "baremetal-arm64": Board("start_arm64.S", "arm64.ld",
-                             ["qemu-system-aarch64", "-machine", "virt", "-cpu", "cortex-a53", *SEMIHOSTING]),
-    "baremetal-cortex-m": Board("start_cortex_m.c", "cortex_m.ld",
-                                ["qemu-system-arm", "-machine", "mps2-an386", *SEMIHOSTING]),
-    "baremetal-cortex-m7": Board("start_cortex_m.c", "cortex_m.ld",
-                                 ["qemu-system-arm", "-machine", "mps2-an500", *SEMIHOSTING]),
-}
 # Those whose tools have a C library, for pack_test.c.
 TESTED_BOARDS = ("baremetal-cortex-m", "baremetal-cortex-m7")
 
@@ -68,11 +41,12 @@ class Case(NamedTuple):
     shape: str  # the pack's
     sizes: tuple[int, int, int, int]
     threads: str = "none"
+    parameters: str = ""
 
     def name(self) -> str:
         """Of its folder."""
         return "-".join([self.target, self.dtype, self.layout, self.shape.replace(",", "x") or "any"]
-                        + ["threads"] * (self.threads != "none"))
+                        + ["threads"] * (self.threads != "none") + ["parameters"] * bool(self.parameters))
 
 
 def cases() -> list[Case]:
@@ -95,10 +69,20 @@ def cases() -> list[Case]:
         every.append(Case(target, names("bfloat16", unfolded, few), "bfloat16", "nchw", written(large), large))
         every.append(Case(target, names("float16", folded, few), "float16", "nchw", written(fixed), fixed))
     every.append(Case("linux-arm64", names("bfloat16"), "bfloat16", "nhwc", "", odd))
+    vectors = "lanes=4 row_lanes=8 map_unroll=4 chain_values=4096 forward_training:lanes=2,row_lanes=64"
+    every.append(Case("linux-arm64", UNFUSED, "float32", "nchw", "", (3, 5, 33, 77), parameters=vectors))
+    halves = "lanes=16 group_values=2 map_unroll=2 backward:group_values=4"
+    every.append(Case("linux-x86-64", UNFUSED, "bfloat16", "nchw", written(odd), odd, parameters=halves))
+    pairs = "channel_lanes=2 chain_values=1024"
+    every.append(Case("wasm", UNFUSED, "float32", "nhwc", written(odd), odd, parameters=pairs))
     for target in TESTED_BOARDS:
         small = (2, 4, 5, 6)
         every.append(Case(target, names("float32"), "float32", "nchw", written(small), small))
         every.append(Case(target, names("int8"), "int8", "nhwc", "", small))
+        steps = "lanes=4 sum_step=2 map_step=4 chain_values=1024 optimize=2 backward:lanes=2,map_step=8"
+        every.append(Case(target, UNFUSED, "float32", "nchw", written(small), small, parameters=steps))
+        steps = "sum_step=8 map_step=2 optimize=2"
+        every.append(Case(target, UNFUSED, "float32", "nhwc", "", small, parameters=steps))
     return [case for case in every if not packs.TARGETS[case.target].c_source
             or (case.dtype in ("float32", "int8") and case.threads == "none")]
 
@@ -117,6 +101,21 @@ REFUSALS = [
     ({"ops": "forward_inference", "shape": "1,2,3"}, "^SHAPE is four sizes"),
     ({"ops": "forward_inference", "dtype": "float16", "target": "portable"}, "^DTYPE=float16 is not for TARGET"),
     ({"ops": "forward_inference", "threads": "hook", "target": "portable"}, "^THREADS=hook is not for TARGET"),
+    ({"ops": "forward_inference", "parameters": "lanes"}, "^PARAMETERS: 'lanes' is not as in lanes=16, or "),
+    ({"ops": "forward_inference", "parameters": "lane=8"}, "^PARAMETERS: lane is unknown for TARGET=linux-x86-64 "
+     "LAYOUT=nchw, which has lanes, .*, row_lanes, "),
+    ({"ops": "forward_inference", "parameters": "row_lanes=9"}, "^PARAMETERS: row_lanes=9: allowed are 8 16 32 64, "),
+    ({"ops": "forward_inference", "parameters": "sum_step=2"}, "^PARAMETERS: sum_step is not for TARGET=linux-x86-64 "),
+    ({"ops": "forward_inference", "parameters": "optimize=2"}, "^PARAMETERS: optimize is not for TARGET=linux-x86-64 "),
+    ({"ops": "forward_inference", "parameters": "backward:lanes=8"},
+     "^PARAMETERS: 'backward' is not one of OPS=forward_inference$"),
+    ({"ops": "forward_inference", "parameters": "lanes=8"},
+     "^PARAMETERS: lanes has no effect on forward_inference; these have: map_unroll, row_lanes$"),
+    ({"ops": "forward_inference,forward_training", "parameters": "forward_inference:lanes=8"},
+     "^PARAMETERS: lanes has no effect on forward_inference; these have: row_lanes, map_unroll$"),
+    ({"ops": "fold", "parameters": "fold:lanes=8"}, "^PARAMETERS: fold has none$"),
+    ({"ops": "forward_training", "parameters": "lanes=64", "dtype": "bfloat16"},
+     "^PARAMETERS: forward_training: lanes=64 group_values=8: allowed are 1 to 16 lanes of bfloat16 "),
 ]
 
 # Bytes of text on arm64 that a fixed shape may take, with the largest of activations, too.
@@ -143,16 +142,17 @@ class Runner:
             self.passed += 1
 
     def make(self, target: str, ops: str, dtype: str, layout: str, shape: str, name: str,
-             threads: str = "none") -> dict[str, packs.Size]:
+             threads: str = "none", parameters: str = "") -> dict[str, packs.Size]:
         """A pack in a folder of that name."""
         return packs.make(target=target, ops=ops, dtype=dtype, layout=layout, shape=shape, threads=threads,
-                          out=self.folder / name, generators=self.generators, halide_include=self.halide_include)
+                          parameters=parameters, out=self.folder / name, generators=self.generators,
+                          halide_include=self.halide_include)
 
     def refusal(self, *, ops: str, target: str = "linux-x86-64", dtype: str = "float32", shape: str = "",
-                threads: str = "none") -> str:
+                threads: str = "none", parameters: str = "") -> str:
         """What a request for a pack ends with."""
         try:
-            self.make(target, ops, dtype, "nchw", shape, "refused", threads)
+            self.make(target, ops, dtype, "nchw", shape, "refused", threads, parameters)
         except SystemExit as exit_:
             return str(exit_.code)
         return "it was made"
@@ -160,7 +160,8 @@ class Runner:
     def run_case(self, case: Case) -> str | None:
         """Builds pack_test.c against the pack and runs it; the problem, or None."""
         folder = self.folder / case.name()
-        self.make(case.target, case.ops, case.dtype, case.layout, case.shape, case.name(), case.threads)
+        self.make(case.target, case.ops, case.dtype, case.layout, case.shape, case.name(), case.threads,
+                  case.parameters)
         target = packs.TARGETS[case.target]
         library = folder / "libhbn.a"
         if target.as_sources:
@@ -170,25 +171,9 @@ class Runner:
                 return made.stdout + made.stderr
             library = folder / "build" / "libhbn.a"
         fixed = all(case.shape.split(",")) and bool(case.shape)
-        defines = [f"-DTEST_{axis}={size}" for axis, size in zip("NCHW", case.sizes, strict=True)]
-        defines += [f"-DTEST_{case.dtype.upper()}", f"-DTEST_{case.layout.upper()}", f"-DTEST_FIXED={int(fixed)}",
-                    f"-DTEST_HOOK={int(case.threads == 'hook')}"]
-        (folder / "pack_calls.h").write_text(calls((folder / "hbn.h").read_text()))
-        flags = ["-Wall", "-Wextra", "-Werror", "-Wno-unused-function", *defines]
-        program = folder / "pack_test"
-        if case.target in BOARDS:
-            sources = [ROOT / "tests/pack/pack_test.c", ROOT / "tests/pack/board.c"]
-            libc = ["-specs=nano.specs", "-specs=nosys.specs", "-u", "_printf_float", "-lm"]
-            built = build_for_board(case.target, folder, program, sources, [*flags, *libc])
-            command = [*BOARDS[case.target].emulator, str(program)]
-        else:
-            built = run(target.tool("gcc"), *target.flags, "-std=c99", "-O1", *flags, f"-I{folder}",
-                        ROOT / "tests/pack/pack_test.c", library, "-lm", "-o", program)
-            command = [str(word) for word in (*EMULATORS[case.target], program)]
-        if built.returncode:
-            return built.stderr
-        result = run(*command)
-        return result.stdout + result.stderr if result.returncode else None
+        hook = case.threads == "hook"
+        program = Program(folder, library, case.target, case.dtype, case.layout, case.sizes, fixed, hook)
+        return program.build() or program.run()
 
     def firmware_output(self, target_name: str) -> tuple[str | None, str]:
         """What the example prints on a board, or on this computer: problem and text."""
@@ -211,22 +196,6 @@ class Runner:
         # qemu prints what comes by semihosting as errors.
         output = result.stdout + result.stderr
         return (None if result.returncode == 0 else f"exit status {result.returncode}\n{output}"), output
-
-
-def build_for_board(target_name: str, folder: pathlib.Path, program: pathlib.Path, sources: list[pathlib.Path],
-                    flags: list[str]) -> subprocess.CompletedProcess[str]:
-    """A program with a pack, for a processor of BOARDS."""
-    target, board = packs.TARGETS[target_name], BOARDS[target_name]
-    firmware = ROOT / "examples/firmware"
-    return run(target.tool("gcc"), *target.flags, "-std=c99", "-O1", "-Wall", "-Wextra", f"-I{folder}", "-nostartfiles",
-               "-Wl,--gc-sections", "-Wl,--build-id=none", "-T", firmware / board.script, *sources,
-               firmware / board.start, firmware / "semihosting.c", folder / "libhbn.a", *flags, "-o", program)
-
-
-def run(*command: object, timeout: float = 600) -> subprocess.CompletedProcess[str]:
-    """A command's result."""
-    return subprocess.run([str(word) for word in command], text=True, capture_output=True, check=False, timeout=timeout,
-                          stdin=subprocess.DEVNULL)
 
 
 def parse_floats(text: str) -> dict[str, list[float]]:

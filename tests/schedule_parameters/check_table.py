@@ -49,7 +49,8 @@ def error(generators: str, kernel: str, family: str, layout: str, chosen: list[s
 
 def with_effect(generators: str, kernel: str, family: str, layout: str, names: list[str]) -> set[str]:
     """Those of the parameters that have an effect on a kernel."""
-    values = {row["name"]: row["values"].split()[1] for row in PARAMETERS}
+    lists = {row["name"]: row["values"].split() for row in PARAMETERS}
+    values = {name: values[len(values) // 2] for name, values in lists.items()}
     text = error(generators, kernel, family, layout, [f"{name}={values[name]}" for name in names])
     match = re.search("has no effect on this kernel; these have:(.*)", text)
     if text and not match:
@@ -66,8 +67,8 @@ def main() -> int:
             names = [row["name"] for row in rows if layout in row["layouts"].split()]
             # GPUs have kernels of float32 alone, and processors have none in NHWC but packs'.
             kernels = [kernel for kernel in KERNELS if family != "gpu" or "float32" in kernel]
-            if family != "gpu" and layout == "nhwc":
-                kernels = [STANDALONE]
+            if family != "gpu" and layout in ("nchw", "nhwc"):
+                kernels = [*kernels, STANDALONE] if layout == "nchw" else [STANDALONE]
             found = set().union(*(with_effect(generators, kernel, family, layout, names) for kernel in kernels))
             wrong += [f"{name} has no effect on {layout} for {family}" for name in names if name not in found]
     for family, layout, chosen, text in REFUSED:
