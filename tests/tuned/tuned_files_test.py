@@ -28,6 +28,7 @@ ENTRY = {
     "threads": 2,
     "ratio": 1.12,
     "share_of_bound": [0.71, 0.8],
+    "measured_by": "llvm-mca cortex-a53",
     "date": "2026-11-26",
 }
 KERNELS = "".join(
@@ -111,6 +112,15 @@ class Files(unittest.TestCase):
             self.assertTrue(
                 errors.startswith(f'x86.json:{line}: entries[0].{key}: "forward" is none of {allowed}'), errors
             )
+
+    def test_what_measured_it_is_a_model(self):
+        self.load({key: value for key, value in ENTRY.items() if key != "measured_by"})
+        self.load(ENTRY | {"measured_by": "instructions"})
+        self.expect(
+            self.errors(self.with_changes(measured_by="a guess")),
+            '"measured_by"',
+            'entries[0].measured_by: "a guess" does not match ^(llvm-mca [a-z0-9-]+|instructions)$',
+        )
 
     def test_thresholds_out_of_range(self):
         for value in (63, 2049, -1):
