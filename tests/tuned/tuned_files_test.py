@@ -196,7 +196,7 @@ class Files(unittest.TestCase):
 
         self.assertEqual(
             self.errors(ENTRY, other()),
-            "x86.json:49: entries[1].shapes: overlap those of the entry of line 4 for the same kernel, dtype, layout, "
+            "x86.json:50: entries[1].shapes: overlap those of the entry of line 4 for the same kernel, dtype, layout, "
             "CPU and instruction set: a shape may have one",
         )
         for neighbour in (
@@ -295,7 +295,7 @@ class Files(unittest.TestCase):
                 '"GenuineIntel 6 207", 0, "x86.json:4", 1.12, {&Thresholds::nhwc_columns, 512})',
                 "HBN_TUNED_KERNEL(forward_training, float32, rows, 0)",
                 "HBN_TUNED_ENTRY(forward_training, float32, rows, false, true, 1, 1, 1, 99, 1, 99, "
-                '"GenuineIntel 6 207", 0, "x86.json:45", 1.12, {&Thresholds::nhwc_columns, 512})',
+                '"GenuineIntel 6 207", 0, "x86.json:46", 1.12, {&Thresholds::nhwc_columns, 512})',
             ],
         )
         self.assertIn("{&Thresholds::layout, 2}", rows[-2])
