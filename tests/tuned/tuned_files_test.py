@@ -29,7 +29,7 @@ ENTRY = {
     "ratio": 1.12,
     "worst_in_class": 1.01,
     "share_of_bound": [0.71, 0.8],
-    "measured_by": "instructions",
+    "measured_by": "llvm-mca cortex-a53",
     "date": "2026-11-26",
 }
 KERNELS = "".join(
@@ -113,6 +113,15 @@ class Files(unittest.TestCase):
             self.assertTrue(
                 errors.startswith(f'x86.json:{line}: entries[0].{key}: "forward" is none of {allowed}'), errors
             )
+
+    def test_what_measured_it_is_a_model(self):
+        self.load({key: value for key, value in ENTRY.items() if key != "measured_by"})
+        self.load(ENTRY | {"measured_by": "instructions"})
+        self.expect(
+            self.errors(self.with_changes(measured_by="a guess")),
+            '"measured_by"',
+            'entries[0].measured_by: "a guess" does not match ^(llvm-mca [a-z0-9-]+|instructions)$',
+        )
 
     def test_thresholds_out_of_range(self):
         for value in (63, 2049, -1):
