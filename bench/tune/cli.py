@@ -96,8 +96,8 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--threads", type=int, metavar="N",
                       help="that calls will use (default: all processors; by a model one)")  # fmt: skip
     how = tune.add_argument_group("how")
-    how.add_argument("--time-budget", type=positive, default=540, metavar="SECONDS",
-                     help="for everything, earlier runs of the same included (default: 540)")  # fmt: skip
+    how.add_argument("--time-budget", type=positive, default=480, metavar="SECONDS",
+                     help="for everything, earlier runs of the same included (default: 480)")  # fmt: skip
     how.add_argument("--least-gain", type=positive, default=1.02, metavar="RATIO",
                      help="a result below is not kept (default: 1.02)")  # fmt: skip
     how.add_argument("--jobs", type=int, default=machine.threads(), metavar="N",
