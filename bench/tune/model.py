@@ -59,9 +59,13 @@ def check_tools(target: str, remote: Sequence[str], model_cpu: str | None) -> No
             "without time, kernels are measured by what qemu's user mode executes: --remote must begin with it, for "
             "example --remote 'qemu-aarch64 -cpu cortex-a53 -L /usr/aarch64-linux-gnu'"
         )
-    for program, package in ((remote[0], "qemu-user"), ("llvm-mca", "llvm")):
-        if not shutil.which(program) and (model_cpu or program == remote[0]):
-            raise UserError(f"This needs {program}: sudo apt-get install {package}")
+    if not shutil.which(remote[0]):
+        raise UserError(f"{remote[0]} is missing: sudo apt-get install qemu-user")
+    if model_cpu:
+        try:
+            cycles.check(cycles.arm64(model_cpu))
+        except SystemExit as missing:
+            raise UserError(str(missing)) from missing
 
 
 def gaps(code: Iterable[list[int]]) -> list[str]:

@@ -183,7 +183,7 @@ def test_measures_alone_where_the_machine_is_shared(tuner):
         (["--model-cpu", "cortex-a53"], "--measure cycles-model needs --model-cpu, and nothing else has it"),
         (["--measure", "instructions"], "kernels of target arm64 alone are measured: --target arm64"),
         ([*BY_MODEL, "env"], "--remote must begin with it, for example --remote 'qemu-aarch64 "),
-        ([*BY_MODEL, "qemu-none"], "This needs qemu-none: sudo apt-get install qemu-user"),
+        ([*BY_MODEL, "qemu-none"], "qemu-none is missing: sudo apt-get install qemu-user"),
         ([*BY_MODEL, "qemu-fake", "--anchors"], "a model measures calls of one thread, and no anchors"),
         ([*BY_MODEL, "qemu-fake", "--threads", "2"], "a model measures calls of one thread, and no anchors"),
         (["--time-budget", "0"], "'0' is no number above 0"),
