@@ -51,8 +51,8 @@ class Contestant(NamedTuple):
 class Worker:
     """The program, started when it is needed and again after a crash, and told of the cell and kernels again."""
 
-    final_processes, final_repeats = 3, 2
-    """How often the last measurements are repeated."""
+    is_exact = False
+    """Whether it says the same each time: to measure once is enough then, and with one number of threads."""
 
     def __init__(self, command: list[str]):
         """Starts nothing yet."""

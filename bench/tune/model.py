@@ -81,14 +81,14 @@ def gaps(code: Iterable[list[int]]) -> list[str]:
 class ModelWorker(Worker):
     """The worker under qemu, whose `measure` says what the model does: the same each time."""
 
-    final_processes, final_repeats = 1, 1
+    is_exact = True
 
     def __init__(self, build: Build, model_cpu: str | None, plain: Callable[[Cell, str], pathlib.Path | None]):
         """`plain` compiles a cell's kernel of a kernel layout without parameters. Without a CPU, instructions count."""
         self.folder = tempfile.TemporaryDirectory(prefix="hbn-tune-")
         self.log = pathlib.Path(self.folder.name) / "log"
         self.build, self.plain = build, plain
-        self.processor = cycles.Processor(model_cpu, attributes="+fullfp16") if model_cpu else None
+        self.processor = cycles.arm64(model_cpu) if model_cpu else None
         self.known: dict[tuple[Any, ...], float] = {}
         qemu, *others = build.worker
         log = ["-d", "exec,nochain", "-dfilter", ",".join(gaps(build.code)), "-D", str(self.log)]
@@ -124,19 +124,29 @@ class ModelWorker(Worker):
         return answer
 
     def cost(self, contestant: Contestant) -> float:
-        """Cycles or instructions of a call."""
+        """Cycles or instructions of a call.
+
+        Where the engine takes another kernel layout than the contestant's, they are of the kernel without parameters:
+        at other shapes of a class it may.
+        """
         cell = self.cell
         assert cell
-        layout = contestant.candidate.kernel_layout or self.about["kernel_layout"]
-        if contestant.path:
-            kernel = contestant
-        else:
+        layout = self._layout(contestant.settings())
+        kernel = contestant
+        if not contestant.path or contestant.candidate.kernel_layout != layout:
             number = PLAIN + tables.kernel_layouts().index(layout)
             kernel = Contestant(number, Candidate(layout), self.plain(cell, layout))
         key = (cell, kernel.path, *contestant.settings())
         if key not in self.known:
             self.known[key] = self._cost(kernel, contestant.settings())
         return self.known[key]
+
+    def _layout(self, settings: list[str]) -> str:
+        """Of the kernel that the engine takes."""
+        answer = self.ask(" ".join(["view", *settings]))
+        if "error" in answer:
+            raise Crash(answer["error"])
+        return str(answer["view"]["layout"])
 
     def _cost(self, kernel: Contestant, settings: list[str]) -> float:
         if not kernel.path:

@@ -68,11 +68,11 @@ def verify(entry: Entry, number: int, compiler: Compiler, worker: Worker, alone:
     if own[0].ratio is None:
         return Verified(own, entry)
     about = worker.about
-    if threads := other_threads(cell.threads, compiler.build.threads):
+    if threads := other_threads(worker, cell.threads, compiler.build.threads):
         own.append(timer.time(cell.shape, threads))
     if any(is_slow(timing) for timing in own):
         return Verified(own, None)
-    sizes, most = cell.sizes(), classes.most_elements(cell, about)
+    sizes, most = cell.sizes(), classes.most_elements(worker, cell, about)
     if not narrows:
         for probe in classes.probes(entry["shapes"], sizes, most):
             timer.time(shape_of(probe.sizes, cell.shape), cell.threads)
