@@ -174,5 +174,8 @@ class ModelWorker(Worker):
     def _logged(self) -> str:
         # qemu goes on where it was, and so leaves a hole in place of what was cut off.
         with self.log.open("rb") as file:
-            begin = os.lseek(file.fileno(), 0, os.SEEK_DATA)
+            try:
+                begin = os.lseek(file.fileno(), 0, os.SEEK_DATA)
+            except OSError:  # there is nothing
+                return ""
             return os.pread(file.fileno(), self.log.stat().st_size - begin, begin).lstrip(b"\0").decode()
