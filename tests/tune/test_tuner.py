@@ -165,6 +165,16 @@ def test_measures_alone_where_the_machine_is_shared(tuner):
 
 
 @pytest.mark.parametrize(
+    "command, text",
+    [("no-such-program", "no-such-program: No such file"), ("false", "'false' does not run the command")],
+)
+def test_what_should_hold_others_off_must_work(tuner, command, text):
+    done = tuner.run("--trials", "8", budget=60, environment={"HBN_TUNE_MEASURE_WITH": command})
+    assert done.returncode == 2 and f"HBN_TUNE_MEASURE_WITH: {text}" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
     "arguments, text",
     [
         (["--ops", "bachward"], "there is no operation 'bachward': allowed are forward, backward, "),
