@@ -301,7 +301,8 @@ def test_verify_finds_a_bad_entry_and_sets_it_right(tuner):
     ]  # fmt: skip
     assert [line[7:] for line in lines] == [[], [], ["slower than the default"], []]
     assert all((float(line[6]) < 0.5) == bool(line[7:]) for line in lines)
-    assert "16x16" not in (tuner.folder / "log").read_text()
+    said_to_worker = (tuner.folder / "log").read_text()
+    assert " 4 16 8 8 2" in said_to_worker and " 4 16 16 16 " not in said_to_worker  # that of another CPU
     done = verified(tuner, "--fix", slow="n=7")
     assert done.returncode == 0 and "0 removed, 1 narrowed" in done.stdout
     kept, same = sorted(tuner.entries(), key=lambda entry: entry["cpu"], reverse=True)

@@ -36,7 +36,10 @@ class ModelTest(unittest.TestCase):
     @classmethod
     def setUpClass(cls) -> None:
         cls.build = Build(pathlib.Path(folder), "arm64", pathlib.Path(generators), remote, "llvm-mca cortex-a53")
-        cls.compiler = Compiler(cls.build, pathlib.Path(tempfile.mkdtemp()), 2)
+        kernels = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(kernels.cleanup)
+        cls.compiler = Compiler(cls.build, pathlib.Path(kernels.name), 2)
+        cls.addClassCleanup(cls.compiler.finish)
 
     def worker(self, model_cpu: str | None) -> ModelWorker:
         worker = ModelWorker(self.build, model_cpu, lambda cell, layout: self.path(Candidate(layout)))
