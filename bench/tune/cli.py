@@ -123,17 +123,26 @@ def parser() -> argparse.ArgumentParser:
     again.add_argument("file", nargs="?", type=pathlib.Path, metavar="FILE",
                        help="default: schedules/tuned/TARGET.json")  # fmt: skip
     again.add_argument("--fix", action="store_true", help="remove or narrow those that are slower than the default")
-    for command in (tune, commands.add_parser("report", help="write the HTML report"), again):
+    again.set_defaults(target="host", out=None, report=None)
+    reported = commands.add_parser("report", help="write the HTML report")
+    targets = {tune: "with --remote any that has a build", reported: "or any that was tuned"}
+    for command in (tune, reported, again):
         files = command.add_argument_group("files")
-        files.add_argument("--target", default="host", metavar="NAME",
-                           help="host: this machine (default); with --remote any that has a build")  # fmt: skip
+        if command in targets:
+            files.add_argument("--target", default="host", metavar="NAME",
+                               help=f"host: this machine (default); {targets[command]}")  # fmt: skip
         files.add_argument("--build", type=pathlib.Path, metavar="FOLDER", help="default: build/TARGET")
         files.add_argument("--generators", type=pathlib.Path, metavar="FILE",
                            help="default: that of the build folder, else build/x86/hbn_generators")  # fmt: skip
-        files.add_argument("--store", type=pathlib.Path, metavar="FILE", help="default: build/tune/TARGET.sqlite")
+        beside = "kernels are kept beside it, nothing in it " if command is again else ""
+        files.add_argument("--store", type=pathlib.Path, metavar="FILE",
+                           help=f"{beside}(default: build/tune/TARGET.sqlite)")  # fmt: skip
+        if command is again:
+            continue  # it writes its FILE alone
         files.add_argument("--out", type=pathlib.Path, metavar="FILE",
                            help="tuned file (default: schedules/tuned/TARGET.json)")  # fmt: skip
         files.add_argument("--report", type=pathlib.Path, metavar="FILE", help="default: build/tune/TARGET.html")
+    commands.add_parser("pack", help="find a pack's parameters", add_help=False)  # pack.py parses what follows
     check = commands.add_parser("check", help="validate a tuned file")
     check.add_argument("file", nargs="?", type=pathlib.Path, metavar="FILE",
                        help="default: schedules/tuned/TARGET.json of this machine")  # fmt: skip
@@ -471,6 +480,9 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"hbn-tune: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("\nhbn-tune: stopped", file=sys.stderr)
+        return 130
 
 
 def tune_help(top: argparse.ArgumentParser) -> str:
