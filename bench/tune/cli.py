@@ -12,7 +12,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import textwrap
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -75,17 +74,24 @@ def positive(text: str) -> float:
     raise argparse.ArgumentTypeError(f"'{text}' is no number above 0")
 
 
+def count(text: str) -> int:
+    """A number of threads, for one."""
+    if text.isdecimal() and int(text) > 0:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"'{text}' is no whole number above 0")
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     top = argparse.ArgumentParser(
         prog="hbn-tune", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = top.add_subparsers(dest="command", metavar="{tune,report,check,verify}")
+    commands = top.add_subparsers(dest="command", metavar="{tune,report,check,verify,pack}")
     tune = commands.add_parser("tune", help="search (this is what it does without a command)")
     what = tune.add_argument_group("what to tune")
     what.add_argument("--shapes", nargs="+", default=[], metavar="NxCxHxW", help="shapes, or files of them")
     what.add_argument("--model", nargs="+", default=[], metavar="FILE.onnx", help="those of ONNX models")
-    what.add_argument("--batch", type=int, metavar="N", help="for models that leave the size of a batch open")
+    what.add_argument("--batch", type=count, metavar="N", help="for models that leave the size of a batch open")
     what.add_argument("--ops", type=kernels, default=kernels("forward_training forward_inference backward"),
                       metavar="NAMES", help="operations or kernels, for example forward_training,backward (the "
                       "default: these and forward_inference)")  # fmt: skip
@@ -93,16 +99,16 @@ def parser() -> argparse.ArgumentParser:
                       help="of " + ",".join(tables.DTYPES) + " (default: float32)")  # fmt: skip
     what.add_argument("--layouts", type=words(tables.TENSOR_LAYOUTS), default=tables.TENSOR_LAYOUTS, metavar="NAMES",
                       help="of " + ",".join(tables.TENSOR_LAYOUTS) + " (default: both)")  # fmt: skip
-    what.add_argument("--threads", type=int, metavar="N",
+    what.add_argument("--threads", type=count, metavar="N",
                       help="that calls will use (default: all processors; by a model one)")  # fmt: skip
     how = tune.add_argument_group("how")
     how.add_argument("--time-budget", type=positive, default=480, metavar="SECONDS",
                      help="for everything, earlier runs of the same included (default: 480)")  # fmt: skip
     how.add_argument("--least-gain", type=positive, default=1.02, metavar="RATIO",
                      help="a result below is not kept (default: 1.02)")  # fmt: skip
-    how.add_argument("--jobs", type=int, default=machine.threads(), metavar="N",
+    how.add_argument("--jobs", type=count, default=machine.threads(), metavar="N",
                      help="that compile at once (default: all processors)")  # fmt: skip
-    how.add_argument("--trials", type=int, default=sys.maxsize, metavar="N", help="at most so many candidates a cell")
+    how.add_argument("--trials", type=count, default=sys.maxsize, metavar="N", help="at most so many candidates a cell")
     how.add_argument("--seed", type=int, default=1, metavar="N", help="of the search (default: 1)")
     how.add_argument(
         "--anchors",
@@ -455,7 +461,7 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments[0] in ("-h", "--help"):
         top.print_help()
         print("\noptions of tune:")
-        print(textwrap.indent(tune_help(top), ""))
+        print(tune_help(top))
         return 0
     if arguments[0] == "pack":
         from . import pack

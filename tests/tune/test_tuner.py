@@ -197,6 +197,8 @@ def test_what_should_hold_others_off_must_work(tuner, command, text):
         ([*BY_MODEL, "qemu-fake", "--anchors"], "a model measures calls of one thread, and no anchors"),
         ([*BY_MODEL, "qemu-fake", "--threads", "2"], "a model measures calls of one thread, and no anchors"),
         (["--time-budget", "0"], "'0' is no number above 0"),
+        (["--threads", "0"], "'0' is no whole number above 0"),
+        (["--jobs", "-1"], "'-1' is no whole number above 0"),
     ],
 )
 def test_errors_say_what_is_allowed(tuner, arguments, text):
