@@ -224,7 +224,7 @@ class Timer:
 
     def _measure(self, cell: Cell, process: int, repeats: list[int], rows: list[Row]) -> str:
         """Adds rows. Returns why there can't be any."""
-        self.show(f"times it at {cell.shape_name()} with {cell.threads} threads")
+        self.show(f"times it at {cell.shape_name()} with {cell.threads} thread{'s' * (cell.threads > 1)}")
         worker = self.worker
         # The oracle takes longer than the times; at the tuned shape and in the same process it was asked before.
         checks = process == 0 and math.prod(cell.shape) <= math.prod(self.cell.shape)
