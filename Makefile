@@ -268,9 +268,9 @@ test-python: install-wheel ## The Python package on NumPy, JAX and ONNX, PyTorch
 	@$(python) examples/pytorch_conversion.py
 
 .PHONY: test-tune
-test-tune: install-wheel $(venv)/.installed-tune tune-worker ## The tuner: its search by a model of a machine, killed and resumed; and a small real tuning
+test-tune: test-packages install-wheel $(venv)/.installed-tune tune-worker ## The tuner: its search by a model of a machine, killed and resumed; a small real tuning, and one of a pack
 	@echo "== tune"
-	@$(python) -m pytest -q tests/tune
+	@$(python) -m pytest -q --skip-none tests/tune
 
 .PHONY: test-asan
 test-asan: build test-packages $(venv)/.installed-demo ## The same under AddressSanitizer and UndefinedBehaviorSanitizer

@@ -42,6 +42,11 @@ class Processor(NamedTuple):
     attributes: str = ""  # such as "+fullfp16"
 
 
+def arm64(name: str) -> Processor:
+    """A 64-bit ARM processor, whichever instructions kernels have: llvm-mca takes no arithmetic of 16 bits else."""
+    return Processor(name, "aarch64", "+fullfp16")
+
+
 class Block(NamedTuple):
     """Instructions that follow each other, and how often they were executed."""
 

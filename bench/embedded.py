@@ -22,7 +22,7 @@ SIZED_OPERATIONS = ["forward_inference", "forward_training", "backward", "forwar
 SIZED_SHAPE = "1,64,56,56"
 
 NAMES = ["cortex-a53", "cortex-a72", "neoverse-n1"]
-PROCESSORS = [cycles.Processor(name, "aarch64", "+fullfp16") for name in NAMES]
+PROCESSORS = [cycles.arm64(name) for name in NAMES]
 COSTS = [("forward_inference", "float32"), ("forward_training", "float32"), ("backward", "float32"),
          ("forward_folded", "float32"), ("forward_inference", "float16"), ("forward_training", "float16"),
          ("backward", "float16"), ("forward_folded", "float16"), ("forward_folded", "int8")]

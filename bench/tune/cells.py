@@ -36,7 +36,7 @@ class Cell(NamedTuple):
         return " ".join(map(str, words + ["timing"] * for_times_alone))
 
 
-def make_cells(tuned: Iterable[tuple[str, str, str, Shape]], threads: int) -> list[Cell]:
+def make_cells(calls: Iterable[tuple[str, str, str, Shape]], threads: int) -> list[Cell]:
     """Of kernels, dtypes, layouts and shapes; small tensors first: what is learnt there is tried on large ones."""
-    chosen = [Cell(*names, shape, threads) for *names, shape in sorted(tuned, key=lambda one: math.prod(one[3]))]
+    chosen = [Cell(*names, shape, threads) for *names, shape in sorted(calls, key=lambda one: math.prod(one[3]))]
     return list(dict.fromkeys(chosen))

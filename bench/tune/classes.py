@@ -2,7 +2,8 @@
 
 It is timed again, in fresh workers: at shapes that span the class, and at its own shape with another number of threads.
 The default is a contestant there, too: how far its times are from its own tells which measurements count, and how
-much slower is slower. The class is narrowed to where nothing is.
+much slower is slower. The class is narrowed to where nothing is. A model (model.py) says the same each time and knows
+no threads: it is asked once at each of these shapes.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ from .tables import tuned
 
 MOST_BYTES = 256 << 20
 """Of a shape's tensors together, unless those of the tuned one have more."""
-PROCESSES, REPEATS, SECONDS = 2, 2, 0.15  # for each contestant
+MOST_BYTES_OF_MODEL = 16 << 20
+"""The same by a model, which takes most of a second for each MB, and knows no caches that are to be outgrown."""
+PROCESSES, REPEATS, SECONDS = 2, 2, 0.15  # for each contestant; once where a worker is exact
 MORE_PROCESSES = 2
 """Where the default's times are too far from its own."""
 NOISE = 0.01
@@ -183,6 +186,7 @@ class Timer:
         """Of a cell, the tuned one. `keep` gets each measurement. `checks_all`: results at its own shape, too."""
         self.worker, self.alone, self.cell, self.contestant = worker, alone, cell, contestant
         self.keep, self.has_time, self.show, self.checks_all = keep, has_time, show, checks_all
+        self.processes, self.repeats = (1, 1) if worker.is_exact else (PROCESSES, REPEATS)
         self.rows: dict[tuple[Shape, int], list[Row]] = {}
         for row in known:
             self.rows.setdefault((row["shape"], row["threads"]), []).append(row)
@@ -197,22 +201,30 @@ class Timer:
 
     def _time(self, cell: Cell) -> Timing:
         rows, why = self.rows.setdefault((cell.shape, cell.threads), []), ""
-        for process in range(PROCESSES + MORE_PROCESSES):
-            if _are_enough(rows) or why:
+        for process in range(self.processes + MORE_PROCESSES):
+            if self._are_enough(rows) or why:
                 break
-            left = [i for i in range(REPEATS) if not any((r["process"], r["repeat"]) == (process, i) for r in rows)]
+            left = [
+                i for i in range(self.repeats) if not any((r["process"], r["repeat"]) == (process, i) for r in rows)
+            ]
             if left:
                 why = self._measure(cell, process, left, rows) if self.has_time(cell) else NO_TIME
-        if not _are_enough(rows) and why:
+        if not self._are_enough(rows) and why:
             return Timing(cell.shape, cell.threads, None, why=why)
         counting = [row for row in rows if row["why"] or _noise(row) <= NOISE] or rows
         worst = min(counting, key=lambda row: row["ratio"])
         noise = max(_noise(row) for row in counting)
         return Timing(cell.shape, cell.threads, worst["ratio"], noise, worst["why"] or "")
 
+    def _are_enough(self, rows: list[Row]) -> bool:
+        quiet = [row for row in rows if not row["why"] and _noise(row) <= NOISE]
+        is_slow = any(row["ratio"] < LEAST for row in quiet)  # the worst counts
+        is_fast = len(quiet) >= self.repeats and min(row["ratio"] for row in quiet) >= PLENTY
+        return is_slow or is_fast or any(row["why"] for row in rows) or len(quiet) >= self.processes * self.repeats
+
     def _measure(self, cell: Cell, process: int, repeats: list[int], rows: list[Row]) -> str:
         """Adds rows. Returns why there can't be any."""
-        self.show(f"times it at {cell.shape_name()} with {cell.threads} threads")
+        self.show(f"times it at {cell.shape_name()} with {cell.threads} thread{'s' * (cell.threads > 1)}")
         worker = self.worker
         # The oracle takes longer than the times; at the tuned shape and in the same process it was asked before.
         checks = process == 0 and math.prod(cell.shape) <= math.prod(self.cell.shape)
@@ -267,22 +279,15 @@ def _noise(row: Row) -> float:
     return abs(1 - row["default_ratio"])
 
 
-def _are_enough(rows: list[Row]) -> bool:
-    quiet = [row for row in rows if not row["why"] and _noise(row) <= NOISE]
-    is_slow = any(row["ratio"] < LEAST for row in quiet)  # the worst counts
-    is_fast = len(quiet) >= REPEATS and min(row["ratio"] for row in quiet) >= PLENTY
-    return is_slow or is_fast or any(row["why"] for row in rows) or len(quiet) >= PROCESSES * REPEATS
+def other_threads(worker: Worker, threads: int, processors: int) -> int | None:
+    """The number of threads that is tried in addition: entries are for any. None where it makes no difference."""
+    return None if worker.is_exact else 1 if threads > 1 else 2 if processors > 1 else None
 
 
-def other_threads(threads: int, processors: int) -> int | None:
-    """The number of threads that is tried in addition: entries are for any."""
-    return 1 if threads > 1 else 2 if processors > 1 else None
-
-
-def most_elements(cell: Cell, about: dict[str, Any]) -> int:
+def most_elements(worker: Worker, cell: Cell, about: dict[str, Any]) -> int:
     """Of a tensor, by what the worker says of the tuned cell's bytes."""
-    elements = math.prod(cell.shape)
-    return max(elements, elements * MOST_BYTES // max(int(about.get("bytes", 0)), 1))
+    elements, most_bytes = math.prod(cell.shape), MOST_BYTES_OF_MODEL if worker.is_exact else MOST_BYTES
+    return max(elements, elements * most_bytes // max(int(about.get("bytes", 0)), 1))
 
 
 # ---- the tuner's part
@@ -305,24 +310,27 @@ class Held(NamedTuple):
         return {"shapes": self.shapes, "worst_in_class": self.worst(), "why": self.why, "elsewhere": self.timings}
 
 
-def seconds_for(shape: Shape, threads: int, cell: Cell, about: dict[str, Any], setup_seconds: float) -> float:
-    """About how long it takes to time the entry there."""
+def seconds_for(
+    worker: Worker, shape: Shape, threads: int, cell: Cell, about: dict[str, Any], setup_seconds: float
+) -> float:  # fmt: skip
+    """About how long it takes to time the entry there, in one process."""
     larger = math.prod(shape) / math.prod(cell.shape)
+    if worker.is_exact:  # the setup has the default's cost; the entry's takes no longer
+        return 2 * setup_seconds * max(1, larger)
     call = about.get("default_seconds", 0) * larger * max(1, cell.threads / threads)
-    return PROCESSES * (0.5 * setup_seconds * larger + REPEATS * max(3 * SECONDS, 3 * ROUNDS * call))
+    return 0.5 * setup_seconds * larger + REPEATS * max(3 * SECONDS, 3 * ROUNDS * call)
 
 
-def final_seconds(build: Build, cell: Cell, about: dict[str, Any], setup_seconds: float) -> float:
-    """The same for all of a class where nothing is slower."""
-    if build.measured_by:
-        return 0
-    sizes = cell.sizes()
-    found = probes(power_of_two_class(sizes), sizes, most_elements(cell, about))
+def final_seconds(worker: Worker, build: Build, cell: Cell, setup_seconds: float) -> float:
+    """The same for all of a class where nothing is slower. The worker was told of the cell."""
+    sizes, about = cell.sizes(), worker.about
+    found = probes(power_of_two_class(sizes), sizes, most_elements(worker, cell, about))
     shapes = [shape_of(probe.sizes, cell.shape) for probe in found]
     others = [(shape, cell.threads) for shape in shapes]
-    if threads := other_threads(cell.threads, build.threads):
+    if threads := other_threads(worker, cell.threads, build.threads):
         others.append((cell.shape, threads))
-    return sum(seconds_for(*other, cell, about, setup_seconds) for other in others)
+    processes = 1 if worker.is_exact else PROCESSES
+    return processes * sum(seconds_for(worker, *other, cell, about, setup_seconds) for other in others)
 
 
 def hold(timer: Timer, shapes: Class, most_elements: int, threads: int | None) -> Held:
@@ -353,9 +361,7 @@ def of_candidate(
     left: Callable[[], float],
 ) -> Held:  # fmt: skip
     """For which part of its class a search's result holds. `setting` is the search's, `row` and `about` its cell's."""
-    store, build, number = setting.store, setting.build, found["candidate"]
-    if build.measured_by:  # a model has no threads, and other shapes would take it too long
-        return Held(whole_class(store, row, cell), [])
+    store, worker, number = setting.store, setting.worker, found["candidate"]
     path = store.candidate(number)["path"]
     contestant = as_entry(
         number, found["kernel_layout"], found["thresholds"], found["parameters"], pathlib.Path(path) if path else None
@@ -364,16 +370,14 @@ def of_candidate(
     def has_time(other: Cell) -> bool:
         if other.shape == cell.shape:  # or there could be no entry
             return True
-        return left() >= seconds_for(other.shape, other.threads, cell, about, setup_seconds) / PROCESSES
+        return left() >= seconds_for(worker, other.shape, other.threads, cell, about, setup_seconds)
 
     def keep_row(measured: Row) -> None:
         keep(store, number, measured)
 
-    timer = Timer(
-        setting.worker, setting.alone, cell, contestant, known(store, number), keep_row, has_time, setting.show
-    )
-    threads = other_threads(cell.threads, build.threads)
-    return hold(timer, whole_class(store, row, cell), most_elements(cell, about), threads)
+    timer = Timer(worker, setting.alone, cell, contestant, known(store, number), keep_row, has_time, setting.show)
+    threads = other_threads(worker, cell.threads, setting.build.threads)
+    return hold(timer, whole_class(store, row, cell), most_elements(worker, cell, about), threads)
 
 
 def whole_class(store: Store, row: Any, cell: Cell) -> Class:

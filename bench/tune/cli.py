@@ -12,7 +12,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import textwrap
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -75,17 +74,24 @@ def positive(text: str) -> float:
     raise argparse.ArgumentTypeError(f"'{text}' is no number above 0")
 
 
+def count(text: str) -> int:
+    """A number of threads, for one."""
+    if text.isdecimal() and int(text) > 0:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"'{text}' is no whole number above 0")
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     top = argparse.ArgumentParser(
         prog="hbn-tune", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = top.add_subparsers(dest="command", metavar="{tune,report,check,verify}")
+    commands = top.add_subparsers(dest="command", metavar="{tune,report,check,verify,pack}")
     tune = commands.add_parser("tune", help="search (this is what it does without a command)")
     what = tune.add_argument_group("what to tune")
     what.add_argument("--shapes", nargs="+", default=[], metavar="NxCxHxW", help="shapes, or files of them")
     what.add_argument("--model", nargs="+", default=[], metavar="FILE.onnx", help="those of ONNX models")
-    what.add_argument("--batch", type=int, metavar="N", help="for models that leave the size of a batch open")
+    what.add_argument("--batch", type=count, metavar="N", help="for models that leave the size of a batch open")
     what.add_argument("--ops", type=kernels, default=kernels("forward_training forward_inference backward"),
                       metavar="NAMES", help="operations or kernels, for example forward_training,backward (the "
                       "default: these and forward_inference)")  # fmt: skip
@@ -93,16 +99,16 @@ def parser() -> argparse.ArgumentParser:
                       help="of " + ",".join(tables.DTYPES) + " (default: float32)")  # fmt: skip
     what.add_argument("--layouts", type=words(tables.TENSOR_LAYOUTS), default=tables.TENSOR_LAYOUTS, metavar="NAMES",
                       help="of " + ",".join(tables.TENSOR_LAYOUTS) + " (default: both)")  # fmt: skip
-    what.add_argument("--threads", type=int, metavar="N",
+    what.add_argument("--threads", type=count, metavar="N",
                       help="that calls will use (default: all processors; by a model one)")  # fmt: skip
     how = tune.add_argument_group("how")
     how.add_argument("--time-budget", type=positive, default=480, metavar="SECONDS",
                      help="for everything, earlier runs of the same included (default: 480)")  # fmt: skip
     how.add_argument("--least-gain", type=positive, default=1.02, metavar="RATIO",
                      help="a result below is not kept (default: 1.02)")  # fmt: skip
-    how.add_argument("--jobs", type=int, default=machine.threads(), metavar="N",
+    how.add_argument("--jobs", type=count, default=machine.threads(), metavar="N",
                      help="that compile at once (default: all processors)")  # fmt: skip
-    how.add_argument("--trials", type=int, default=sys.maxsize, metavar="N", help="at most so many candidates a cell")
+    how.add_argument("--trials", type=count, default=sys.maxsize, metavar="N", help="at most so many candidates a cell")
     how.add_argument("--seed", type=int, default=1, metavar="N", help="of the search (default: 1)")
     how.add_argument(
         "--anchors",
@@ -123,17 +129,26 @@ def parser() -> argparse.ArgumentParser:
     again.add_argument("file", nargs="?", type=pathlib.Path, metavar="FILE",
                        help="default: schedules/tuned/TARGET.json")  # fmt: skip
     again.add_argument("--fix", action="store_true", help="remove or narrow those that are slower than the default")
-    for command in (tune, commands.add_parser("report", help="write the HTML report"), again):
+    again.set_defaults(target="host", out=None, report=None)
+    reported = commands.add_parser("report", help="write the HTML report")
+    targets = {tune: "with --remote any that has a build", reported: "or any that was tuned"}
+    for command in (tune, reported, again):
         files = command.add_argument_group("files")
-        files.add_argument("--target", default="host", metavar="NAME",
-                           help="host: this machine (default); with --remote any that has a build")  # fmt: skip
+        if command in targets:
+            files.add_argument("--target", default="host", metavar="NAME",
+                               help=f"host: this machine (default); {targets[command]}")  # fmt: skip
         files.add_argument("--build", type=pathlib.Path, metavar="FOLDER", help="default: build/TARGET")
         files.add_argument("--generators", type=pathlib.Path, metavar="FILE",
                            help="default: that of the build folder, else build/x86/hbn_generators")  # fmt: skip
-        files.add_argument("--store", type=pathlib.Path, metavar="FILE", help="default: build/tune/TARGET.sqlite")
+        beside = "kernels are kept beside it, nothing in it " if command is again else ""
+        files.add_argument("--store", type=pathlib.Path, metavar="FILE",
+                           help=f"{beside}(default: build/tune/TARGET.sqlite)")  # fmt: skip
+        if command is again:
+            continue  # it writes its FILE alone
         files.add_argument("--out", type=pathlib.Path, metavar="FILE",
                            help="tuned file (default: schedules/tuned/TARGET.json)")  # fmt: skip
         files.add_argument("--report", type=pathlib.Path, metavar="FILE", help="default: build/tune/TARGET.html")
+    commands.add_parser("pack", help="find a pack's parameters", add_help=False)  # pack.py parses what follows
     check = commands.add_parser("check", help="validate a tuned file")
     check.add_argument("file", nargs="?", type=pathlib.Path, metavar="FILE",
                        help="default: schedules/tuned/TARGET.json of this machine")  # fmt: skip
@@ -446,7 +461,7 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments[0] in ("-h", "--help"):
         top.print_help()
         print("\noptions of tune:")
-        print(textwrap.indent(tune_help(top), ""))
+        print(tune_help(top))
         return 0
     if arguments[0] == "pack":
         from . import pack
@@ -471,6 +486,9 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"hbn-tune: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("\nhbn-tune: stopped", file=sys.stderr)
+        return 130
 
 
 def tune_help(top: argparse.ArgumentParser) -> str:

@@ -25,6 +25,8 @@ SYMBOL = "hbn_candidate"
 """Of every kernel: equal kernels are then equal files."""
 SECONDS = 60
 """That one may take."""
+LEFT_BEHIND = 24 * 3600
+"""Seconds after which nobody can be at work on what was begun, however long it waited for its turn."""
 
 
 class Kernel(NamedTuple):
@@ -43,9 +45,10 @@ class Compiler:
         """`folder` keeps what is compiled."""
         self.build, self.folder = build, folder
         self.folder.mkdir(parents=True, exist_ok=True)
-        for part in self.folder.glob("part-*"):  # of a tuner that was killed
-            if time.time() - part.stat().st_mtime > 2 * SECONDS:
-                shutil.rmtree(part, ignore_errors=True)
+        for part in self.folder.glob("part-*"):  # of a tuner that was killed, or of one that works beside this one
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - part.stat().st_mtime > LEFT_BEHIND:
+                    shutil.rmtree(part, ignore_errors=True)
         self.pool = concurrent.futures.ThreadPoolExecutor(jobs)
         self.rows = tables.kernels()
         # For machines that are shared: a command that waits for its turn.

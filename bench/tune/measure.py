@@ -23,6 +23,8 @@ PATIENCE = 30
 """Seconds that it may take for any other answer, and a few times what the cell took it, beyond what it is asked to
 measure for."""
 
+VARIABLE = "HBN_TUNE_MEASURE_WITH"
+
 
 class Crash(Exception):
     """The worker ended, or gave no answer; its text says how."""
@@ -51,8 +53,8 @@ class Contestant(NamedTuple):
 class Worker:
     """The program, started when it is needed and again after a crash, and told of the cell and kernels again."""
 
-    final_processes, final_repeats = 3, 2
-    """How often the last measurements are repeated."""
+    is_exact = False
+    """Whether it says the same each time: to measure once is enough then, and with one number of threads."""
 
     def __init__(self, command: list[str]):
         """Starts nothing yet."""
@@ -179,12 +181,12 @@ class Worker:
 class Alone:
     """Holds other programs off while something is measured, on machines where a command can do so.
 
-    HBN_TUNE_MEASURE_WITH names it: it runs the command that it is given alone. `waited` is how long that took, in all.
+    The variable names it: it runs the command that it is given alone. `waited` is how long that took, in all.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic):
         """Without the variable it does nothing."""
-        self.prefix, self.clock, self.waited = shlex.split(os.environ.get("HBN_TUNE_MEASURE_WITH", "")), clock, 0.0
+        self.prefix, self.clock, self.waited = shlex.split(os.environ.get(VARIABLE, "")), clock, 0.0
 
     @contextlib.contextmanager
     def __call__(self) -> Iterator[None]:
@@ -193,11 +195,15 @@ class Alone:
             yield
             return
         begin = self.clock()
-        holder = subprocess.Popen(
-            [*self.prefix, "sh", "-c", "echo; read line"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
+        command = [*self.prefix, "sh", "-c", "echo; read line"]
+        try:
+            holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        except OSError as error:
+            raise UserError(f"{VARIABLE}: {self.prefix[0]}: {error.strerror}") from error
         assert holder.stdout
-        holder.stdout.readline()
+        if not holder.stdout.readline():
+            holder.communicate()
+            raise UserError(f"{VARIABLE}: '{shlex.join(self.prefix)}' does not run the command that it is given")
         self.waited += self.clock() - begin
         try:
             yield

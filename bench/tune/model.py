@@ -59,9 +59,13 @@ def check_tools(target: str, remote: Sequence[str], model_cpu: str | None) -> No
             "without time, kernels are measured by what qemu's user mode executes: --remote must begin with it, for "
             "example --remote 'qemu-aarch64 -cpu cortex-a53 -L /usr/aarch64-linux-gnu'"
         )
-    for program, package in ((remote[0], "qemu-user"), ("llvm-mca", "llvm")):
-        if not shutil.which(program) and (model_cpu or program == remote[0]):
-            raise UserError(f"This needs {program}: sudo apt-get install {package}")
+    if not shutil.which(remote[0]):
+        raise UserError(f"{remote[0]} is missing: sudo apt-get install qemu-user")
+    if model_cpu:
+        try:
+            cycles.check(cycles.arm64(model_cpu))
+        except SystemExit as missing:
+            raise UserError(str(missing)) from missing
 
 
 def gaps(code: Iterable[list[int]]) -> list[str]:
@@ -77,14 +81,14 @@ def gaps(code: Iterable[list[int]]) -> list[str]:
 class ModelWorker(Worker):
     """The worker under qemu, whose `measure` says what the model does: the same each time."""
 
-    final_processes, final_repeats = 1, 1
+    is_exact = True
 
     def __init__(self, build: Build, model_cpu: str | None, plain: Callable[[Cell, str], pathlib.Path | None]):
         """`plain` compiles a cell's kernel of a kernel layout without parameters. Without a CPU, instructions count."""
         self.folder = tempfile.TemporaryDirectory(prefix="hbn-tune-")
         self.log = pathlib.Path(self.folder.name) / "log"
         self.build, self.plain = build, plain
-        self.processor = cycles.Processor(model_cpu, attributes="+fullfp16") if model_cpu else None
+        self.processor = cycles.arm64(model_cpu) if model_cpu else None
         self.known: dict[tuple[Any, ...], float] = {}
         qemu, *others = build.worker
         log = ["-d", "exec,nochain", "-dfilter", ",".join(gaps(build.code)), "-D", str(self.log)]
@@ -120,19 +124,29 @@ class ModelWorker(Worker):
         return answer
 
     def cost(self, contestant: Contestant) -> float:
-        """Cycles or instructions of a call."""
+        """Cycles or instructions of a call.
+
+        Where the engine takes another kernel layout than the contestant's, they are of the kernel without parameters:
+        at other shapes of a class it may.
+        """
         cell = self.cell
         assert cell
-        layout = contestant.candidate.kernel_layout or self.about["kernel_layout"]
-        if contestant.path:
-            kernel = contestant
-        else:
+        layout = self._layout(contestant.settings())
+        kernel = contestant
+        if not contestant.path or contestant.candidate.kernel_layout != layout:
             number = PLAIN + tables.kernel_layouts().index(layout)
             kernel = Contestant(number, Candidate(layout), self.plain(cell, layout))
         key = (cell, kernel.path, *contestant.settings())
         if key not in self.known:
             self.known[key] = self._cost(kernel, contestant.settings())
         return self.known[key]
+
+    def _layout(self, settings: list[str]) -> str:
+        """Of the kernel that the engine takes."""
+        answer = self.ask(" ".join(["view", *settings]))
+        if "error" in answer:
+            raise Crash(answer["error"])
+        return str(answer["view"]["layout"])
 
     def _cost(self, kernel: Contestant, settings: list[str]) -> float:
         if not kernel.path:
@@ -160,5 +174,8 @@ class ModelWorker(Worker):
     def _logged(self) -> str:
         # qemu goes on where it was, and so leaves a hole in place of what was cut off.
         with self.log.open("rb") as file:
-            begin = os.lseek(file.fileno(), 0, os.SEEK_DATA)
+            try:
+                begin = os.lseek(file.fileno(), 0, os.SEEK_DATA)
+            except OSError:  # there is nothing
+                return ""
             return os.pread(file.fileno(), self.log.stat().st_size - begin, begin).lstrip(b"\0").decode()

@@ -38,7 +38,7 @@ from packs.request import DTYPES, Request  # noqa: E402
 AIMS = ["size", "cycles"]
 # In place of targets whose programs can't be run here: the same kernels on an operating system.
 STAND_INS = {"baremetal-arm64": "linux-arm64", "android-arm64": "linux-arm64"}
-ARM64 = cycles.Processor("cortex-a53", "aarch64", "+fullfp16")
+ARM64 = cycles.arm64("cortex-a53")
 # What cycles are of, by the program's target, unless --cpu says another. Of others there is no model; a Cortex-M4's
 # doubles are computed in libgcc.
 PROCESSORS = {

@@ -38,6 +38,7 @@ STEPS_FROM_BEST = (1, 1, 2, 3)
 FEW_DUPLICATES = 5  # in a row that Optuna may propose before any untried candidate is taken
 FEW_CANDIDATES = 10000  # which can be gone through
 SHORT_SECONDS, LONG_SECONDS, FINAL_SECONDS = 0.12, 0.4, 0.3  # for each contestant
+FINAL_PROCESSES, FINAL_REPEATS = 3, 2
 FINALISTS = 3
 SEARCH_SHARE = 0.75  # of the time or the trials before the best is simplified
 HARMLESS = 0.003  # a setting that gains no more than this is left out
@@ -472,12 +473,16 @@ class Search:
     def final_seconds(self) -> float:
         """About how long the last measurements will take: of that many processes, which read the cell anew; and of
         what was found at other shapes of its class."""
-        worker = self.setting.worker
-        contestants = worker.final_repeats * (FINALISTS + 1) + len(BOUNDS)
+        worker, (processes, repeats) = self.setting.worker, self._final_times()
+        contestants = repeats * (FINALISTS + 1) + len(BOUNDS)
         # Long calls take longer than what is asked for: there are some rounds at least, and calls before each turn.
         each = max(FINAL_SECONDS, 30 * worker.about.get("default_seconds", 0))
-        elsewhere = classes.final_seconds(self.setting.build, self.cell, worker.about, self.setup_seconds)
-        return worker.final_processes * (0.5 * self.setup_seconds + each * contestants) + elsewhere
+        elsewhere = classes.final_seconds(worker, self.setting.build, self.cell, self.setup_seconds)
+        return processes * (0.5 * self.setup_seconds + each * contestants) + elsewhere
+
+    def _final_times(self) -> tuple[int, int]:
+        """In how many processes, and how often in each, the last measurements are made."""
+        return (1, 1) if self.setting.worker.is_exact else (FINAL_PROCESSES, FINAL_REPEATS)
 
     def finals(self, rest: Callable[[], Callable[[], float]] = lambda: lambda: math.inf) -> None:
         """Times the best again in fresh processes, and keeps the one whose worst measurement is best.
@@ -489,10 +494,10 @@ class Search:
         if not chosen:
             self._keep_result(None)
             return
-        worker = self.setting.worker
-        for process in range(worker.final_processes):
+        worker, (processes, repeats) = self.setting.worker, self._final_times()
+        for process in range(processes):
             worker.use(self.cell, for_times_alone=True)
-            for repeat in range(worker.final_repeats):
+            for repeat in range(repeats):
                 left = [
                     row
                     for row in chosen
@@ -504,7 +509,7 @@ class Search:
                 contestants = [contestant_of(row) for row in left]
                 if not contestants:
                     continue
-                self.setting.show(f"times the best {len(chosen)} again: {process + 1} of {worker.final_processes}")
+                self.setting.show(f"times the best {len(chosen)} again: {process + 1} of {processes}")
                 with self.setting.alone():
                     try:
                         bounds = BOUNDS if worker.about.get("bound") and repeat == 0 else ()

@@ -20,14 +20,14 @@ CREATE TABLE IF NOT EXISTS cells (
     cpu TEXT, instruction_set TEXT,
     build TEXT,              -- fingerprint of the generators and tables
     state TEXT,              -- new, searching, final (measured again), done or failed
-    why TEXT,                -- it failed
+    why TEXT,                -- it failed, or nothing was kept
     spent REAL,              -- seconds
     space INTEGER,           -- number of candidates
     kernel_layout TEXT,      -- that the default takes
     default_seconds REAL,
     bound_seconds REAL,      -- of moving the compulsory bytes, where something was found and there is such a bound
     finalists TEXT,          -- JSON: candidates' ids
-    result TEXT,             -- JSON: see results.Result
+    result TEXT,             -- JSON: what search.py and classes.py found
     UNIQUE (kernel, dtype, layout, n, c, h, w, threads, cpu, instruction_set, build));
 CREATE TABLE IF NOT EXISTS candidates (
     id INTEGER PRIMARY KEY,

@@ -7,7 +7,6 @@ which is never an entry. Nothing is taken from the store.
 from __future__ import annotations
 
 import argparse
-import os
 from typing import Any, NamedTuple
 
 import machine
@@ -68,11 +67,11 @@ def verify(entry: Entry, number: int, compiler: Compiler, worker: Worker, alone:
     if own[0].ratio is None:
         return Verified(own, entry)
     about = worker.about
-    if threads := other_threads(cell.threads, compiler.build.threads):
+    if threads := other_threads(worker, cell.threads, compiler.build.threads):
         own.append(timer.time(cell.shape, threads))
     if any(is_slow(timing) for timing in own):
         return Verified(own, None)
-    sizes, most = cell.sizes(), classes.most_elements(cell, about)
+    sizes, most = cell.sizes(), classes.most_elements(worker, cell, about)
     if not narrows:
         for probe in classes.probes(entry["shapes"], sizes, most):
             timer.time(shape_of(probe.sizes, cell.shape), cell.threads)
@@ -94,15 +93,11 @@ def candidate_of_entry(entry: Entry) -> Candidate:
 
 def builds(options: argparse.Namespace, entries: list[Entry]) -> dict[str, Build]:
     """The build as it runs with each instruction set that entries of this CPU are for, and the CPU has."""
-    found, before = {}, os.environ.get(VARIABLE)
+    found = {}
     for name in sorted({entry["instruction_set"] for entry in entries}):
-        os.environ[VARIABLE] = name
-        build = Build(options.build, options.target, options.generators)
+        build = Build(options.build, options.target, options.generators, ["env", f"{VARIABLE}={name}"])
         if build.instruction_set == name:
             found[name] = build
-    del os.environ[VARIABLE]
-    if before is not None:
-        os.environ[VARIABLE] = before
     return found
 
 
@@ -143,7 +138,7 @@ def run(options: argparse.Namespace) -> int:
         for name, build in builds(options, mine).items():
             compiler = Compiler(build, options.store.parent / "kernels", machine.threads())
             compilers.append(compiler)
-            worker, alone = Worker(["env", f"{VARIABLE}={name}", *build.worker]), Alone()
+            worker, alone = Worker(build.worker), Alone()
             workers.append(worker)
             chosen = [
                 (i, entry) for i, entry in enumerate(entries) if entry in mine and entry["instruction_set"] == name

@@ -85,6 +85,8 @@ def test_narrowed_along_what_fails(holds, left):
 class Noisy:
     """A worker whose default differs from itself in some processes."""
 
+    is_exact = False
+
     def __init__(self, noise, ratios=(1.1,)):
         self.noise, self.ratios, self.processes = noise, ratios, -1
 
@@ -129,9 +131,10 @@ def test_the_limit_follows_the_noise():
 # ---- the tuner's part
 
 
-def held(tmp_path, monkeypatch, slow, **options):
+def held(tmp_path, monkeypatch, slow, is_exact=False, **options):
     monkeypatch.setenv("FAKE_SLOW_AT", slow)
     found = make_search(tmp_path, most_trials=12)
+    found.setting.worker.is_exact = is_exact
     found.run(1e9)
     found.finals(**options)
     row = found.store.cell_row(found.row["id"])
@@ -179,6 +182,24 @@ def test_what_there_is_no_time_for_is_no_part_of_the_class(tmp_path, monkeypatch
     assert {m["threads"] for m in classes.known(found.store, kept["candidate"])} == {1}  # that is always measured
 
 
+def test_by_a_model_each_shape_is_measured_once(tmp_path, monkeypatch):
+    found, row, kept = held(tmp_path, monkeypatch, "c>30 threads=1", is_exact=True)
+    assert kept["shapes"] == CLASS | {"c": [16, 16]} and len(kept["ratios"]) == 1
+    measured = classes.known(found.store, kept["candidate"])
+    assert [(*m["shape"], m["threads"], m["process"], m["repeat"]) for m in measured] == [
+        (7, 31, 1, 127, 2, 0, 0),  # and each of its sizes alone: channels it are
+        (7, 16, 8, 8, 2, 0, 0), (4, 31, 8, 8, 2, 0, 0), (4, 16, 1, 127, 2, 0, 0),
+        (7, 16, 1, 127, 2, 0, 0), (5, 16, 1, 103, 2, 0, 0),
+    ]  # fmt: skip
+    assert kept["worst_in_class"] == min(m["ratio"] for m in measured if m["c"] == 16) > 1.1
+
+
+def test_what_a_model_has_no_time_for_is_no_part_of_the_class(tmp_path, monkeypatch):
+    found, row, kept = held(tmp_path, monkeypatch, "", is_exact=True, rest=lambda: lambda: 0)
+    assert kept["shapes"] == result.exact_class(SIZES) and classes.known(found.store, kept["candidate"]) == []
+    assert "worst_in_class" not in result.entry_of(row)
+
+
 def test_a_class_with_another_cell_is_not_measured(tmp_path, monkeypatch):
     first = make_search(tmp_path, cell=CELL._replace(shape=(5, 20, 8, 8)), most_trials=1)
     assert first.row["state"] == "new"
@@ -188,14 +209,16 @@ def test_a_class_with_another_cell_is_not_measured(tmp_path, monkeypatch):
 
 def test_it_takes_a_part_of_the_share(tmp_path):
     found = make_search(tmp_path, most_trials=1)
-    about = {"default_seconds": 0.01, "bytes": 1 << 20}
-    seconds = classes.final_seconds(BUILD, CELL, about, 1.0)
-    assert (
-        seconds
-        > classes.final_seconds(BUILD, CELL, about | {"default_seconds": 1e-5}, 0.1)
-        > 3 * 2 * 2 * 3 * 0.15 - 1e-9
-    )
-    assert found.final_seconds() > classes.final_seconds(BUILD, CELL, found.setting.worker.about, found.setup_seconds)
+    worker = found.setting.worker
+    assert found.final_seconds() > classes.final_seconds(worker, BUILD, CELL, found.setup_seconds)
+    worker.about = {"default_seconds": 1e-5, "bytes": 1 << 20}
+    short = classes.final_seconds(worker, BUILD, CELL, 0.1)
+    assert short > 3 * 2 * 2 * 3 * 0.15 - 1e-9
+    worker.about["default_seconds"] = 0.01
+    assert classes.final_seconds(worker, BUILD, CELL, 1.0) > short
+    worker.is_exact = True  # seconds are a model's then, and setting up is what takes time
+    larger = (7 * 31 * 127 + 5 * 25 * 103) / math.prod(CELL.shape)
+    assert classes.final_seconds(worker, BUILD, CELL, 0.5) == pytest.approx(2 * 0.5 * larger)
 
 
 def test_killed_in_between_it_measures_the_rest(tuner):
@@ -278,7 +301,8 @@ def test_verify_finds_a_bad_entry_and_sets_it_right(tuner):
     ]  # fmt: skip
     assert [line[7:] for line in lines] == [[], [], ["slower than the default"], []]
     assert all((float(line[6]) < 0.5) == bool(line[7:]) for line in lines)
-    assert "16x16" not in (tuner.folder / "log").read_text()
+    said_to_worker = (tuner.folder / "log").read_text()
+    assert " 4 16 8 8 2" in said_to_worker and " 4 16 16 16 " not in said_to_worker  # that of another CPU
     done = verified(tuner, "--fix", slow="n=7")
     assert done.returncode == 0 and "0 removed, 1 narrowed" in done.stdout
     kept, same = sorted(tuner.entries(), key=lambda entry: entry["cpu"], reverse=True)

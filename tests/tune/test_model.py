@@ -15,6 +15,7 @@ sys.path.insert(0, str(ROOT / "bench"))
 import cycles  # noqa: E402
 from tune.build import Build  # noqa: E402
 from tune.cells import Cell  # noqa: E402
+from tune.classes import AsEntry  # noqa: E402
 from tune.compile import Compiler  # noqa: E402
 from tune.measure import Contestant, Crash, Worker  # noqa: E402
 from tune.model import ModelWorker  # noqa: E402
@@ -35,7 +36,10 @@ class ModelTest(unittest.TestCase):
     @classmethod
     def setUpClass(cls) -> None:
         cls.build = Build(pathlib.Path(folder), "arm64", pathlib.Path(generators), remote, "llvm-mca cortex-a53")
-        cls.compiler = Compiler(cls.build, pathlib.Path(tempfile.mkdtemp()), 2)
+        kernels = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(kernels.cleanup)
+        cls.compiler = Compiler(cls.build, pathlib.Path(kernels.name), 2)
+        cls.addClassCleanup(cls.compiler.finish)
 
     def worker(self, model_cpu: str | None) -> ModelWorker:
         worker = ModelWorker(self.build, model_cpu, lambda cell, layout: self.path(Candidate(layout)))
@@ -95,11 +99,13 @@ class ModelTest(unittest.TestCase):
         listing = cycles.disassemble(kernel, offset=loaded["base"])
         self.assertEqual(counted, sum(cycles.counts_of(log.read_text()[begin:], listing).values()))
 
-    def test_a_kernel_that_is_not_used_costs_nothing_known(self) -> None:
+    def test_a_kernel_that_is_not_used_costs_what_is_used_instead(self) -> None:
         worker = self.worker(None)
         worker.use(CELL)
-        with self.assertRaisesRegex(Crash, "the engine took strided"):
-            worker.cost(Contestant(1, UNROLLED._replace(thresholds=(("layout", "strided"),)), self.path(UNROLLED)))
+        unrolled = self.contestants()[0]
+        elsewhere = AsEntry(1, UNROLLED._replace(thresholds=(("layout", "strided"),)), unrolled.path)
+        self.assertEqual(worker.cost(elsewhere), worker.cost(Contestant(2, Candidate("strided"), None)))
+        self.assertGreater(worker.cost(elsewhere), 1.5 * worker.cost(unrolled))
 
     def test_a_hung_worker_ends(self) -> None:
         worker = Worker(["sh", "-c", "sleep 60; :"])

@@ -7,6 +7,7 @@ import base64
 import json
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,6 +21,7 @@ CELL = "cell forward_inference float32 nchw 4 24 20 20 1"
 
 worker_program, generators, compiler, halide_target = map(str, sys.argv[1:5])
 folder = pathlib.Path(tempfile.mkdtemp())
+unittest.addModuleCleanup(shutil.rmtree, folder)
 
 
 def compile_candidate(symbol: str, generator: str, parameters: str, more_code: str = "") -> pathlib.Path:
