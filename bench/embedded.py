@@ -4,6 +4,7 @@ instructions are those that qemu executes, cycles what llvm-mca makes of their l
 import argparse
 import datetime
 import pathlib
+import re
 import sys
 import tempfile
 from typing import NamedTuple
