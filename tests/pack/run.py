@@ -14,7 +14,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "cmake"))
 import packs  # noqa: E402
 from conformance import Program  # noqa: E402
-from packs.programs import BOARDS, EMULATORS, build_for_board, run  # noqa: E402
+from packs.programs import BOARDS, EMULATORS, build_for_board, emulator, problem_of, result_of  # noqa: E402
 
 CMAKE = pathlib.Path(sys.executable).parent / "cmake"
 
@@ -165,10 +165,10 @@ class Runner:
         target = packs.TARGETS[case.target]
         library = folder / "libhbn.a"
         if target.as_sources:
-            made = run(CMAKE, "-S", folder, "-B", folder / "build", "-DCMAKE_BUILD_TYPE=Release")
-            made = made if made.returncode else run(CMAKE, "--build", folder / "build", "-j")
+            made = result_of(CMAKE, "-S", folder, "-B", folder / "build", "-DCMAKE_BUILD_TYPE=Release")
+            made = made if made.returncode else result_of(CMAKE, "--build", folder / "build", "-j")
             if made.returncode:
-                return made.stdout + made.stderr
+                return problem_of(made)
             library = folder / "build" / "libhbn.a"
         fixed = all(case.shape.split(",")) and bool(case.shape)
         hook = case.threads == "hook"
@@ -185,17 +185,14 @@ class Runner:
         if target_name in BOARDS:
             flags = ["-nostdlib", "-static", "-lgcc"]
             built = build_for_board(target_name, folder, program, [source / "main.c"], flags)
-            command = [*BOARDS[target_name].emulator, str(program)]
         else:
-            built = run(target.tool("gcc"), *target.flags, "-std=c99", "-O1", "-Wall", "-Wextra", f"-I{folder}",
-                        source / "main.c", source / "stdio_console.c", folder / "libhbn.a", "-o", program)
-            command = [str(program)]
+            built = result_of(target.tool("gcc"), *target.flags, "-std=c99", "-O1", "-Wall", "-Wextra", f"-I{folder}",
+                              source / "main.c", source / "stdio_console.c", folder / "libhbn.a", "-o", program)
         if built.returncode:
-            return built.stderr, ""
-        result = run(*command, timeout=60)
+            return problem_of(built), ""
+        result = result_of(*emulator(target_name), program, timeout=60)
         # qemu prints what comes by semihosting as errors.
-        output = result.stdout + result.stderr
-        return (None if result.returncode == 0 else f"exit status {result.returncode}\n{output}"), output
+        return problem_of(result), result.stdout + result.stderr
 
 
 def parse_floats(text: str) -> dict[str, list[float]]:
