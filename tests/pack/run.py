@@ -71,6 +71,9 @@ def cases() -> list[Case]:
     every.append(Case("linux-arm64", names("bfloat16"), "bfloat16", "nhwc", "", odd))
     vectors = "lanes=4 row_lanes=8 map_unroll=4 chain_values=4096 forward_training:lanes=2,row_lanes=64"
     every.append(Case("linux-arm64", UNFUSED, "float32", "nchw", "", (3, 5, 33, 77), parameters=vectors))
+    # As hbn-tune calls packs with large planes.
+    every.append(Case("linux-x86-64", UNFUSED, "float32", "nchw", ",1,,", (1, 1, 40, 50)))
+    every.append(Case("linux-x86-64", UNFUSED, "float32", "nchw", "1,2,40,50", (1, 2, 40, 50)))
     halves = "lanes=16 group_values=2 map_unroll=2 backward:group_values=4"
     every.append(Case("linux-x86-64", UNFUSED, "bfloat16", "nchw", written(odd), odd, parameters=halves))
     pairs = "channel_lanes=2 chain_values=1024"
@@ -225,6 +228,8 @@ def main() -> None:
     arguments = parser.parse_args()
     runner = Runner(arguments.generators, arguments.halide_include, arguments.folder)
 
+    every = [case.name() for case in cases()]
+    assert len(set(every)) == len(every), "cases of one name would share a folder"
     wanted = [case for case in cases() if re.search(arguments.filter, case.name())]
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         for case, problem in zip(wanted, pool.map(runner.run_case, wanted), strict=True):
