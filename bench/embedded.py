@@ -4,6 +4,7 @@ instructions are those that qemu executes, cycles what llvm-mca makes of their l
 import argparse
 import datetime
 import pathlib
+import re
 import sys
 import tempfile
 from typing import NamedTuple
@@ -33,12 +34,11 @@ TOOLS = "aarch64-linux-gnu-"
 # nothing better than the default.
 TUNED = {
     ("baremetal-arm64", "size"):
-        "forward_inference:row_lanes=8 forward_training:chain_values=4096,lanes=1,row_lanes=8 "
-        "backward:chain_values=4096,lanes=1,row_lanes=8 forward_folded:row_lanes=8",
+        "forward_inference:row_lanes=8 forward_training:lanes=1,row_lanes=8 backward:lanes=1,row_lanes=8 "
+        "forward_folded:row_lanes=8",
     ("baremetal-arm64", "cycles"):
         "forward_inference:map_unroll=8 forward_training:lanes=16,map_unroll=4,row_lanes=8 backward:map_unroll=4 "
         "forward_folded:map_unroll=2,row_lanes=64",
-    ("baremetal-cortex-m7", "size"): "forward_training:chain_values=4096 backward:chain_values=4096",
     ("baremetal-cortex-m7", "cycles"):
         "forward_inference:map_step=8,optimize=2 forward_training:lanes=2,map_step=8,optimize=2,sum_step=4 "
         "backward:lanes=4,map_step=8,optimize=2 forward_folded:map_step=8,optimize=2",

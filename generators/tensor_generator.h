@@ -139,10 +139,11 @@ protected:
     }
     TileSizes tile_sizes() const {
         if (standalone) {
-            // Each lane adds up a chain of 2^12 values at most (see Pivot).
-            const int chain = parameters.chain_values.value_or(2048);
-            return standalone_tile_sizes(extents[0], extents[3],
-                                         std::min(32768, chain * lanes_along_w()));
+            // Each lane adds up a chain of 2^12 values at most (see Pivot). Of a single lane's tiles there are many: fewer
+            // and longer ones are less code, and no slower.
+            const int lanes = lanes_along_w();
+            const int chain = parameters.chain_values.value_or(lanes == 1 ? 4096 : 2048);
+            return standalone_tile_sizes(extents[0], extents[3], std::min(32768, chain * lanes));
         }
         const auto &size = shared.tile_sizes;
         return {*size[0], *size[1], *size[2], *size[3], *size[4],

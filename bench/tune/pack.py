@@ -478,7 +478,7 @@ def main(arguments: list[str]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         setting = Setting(
             request, options.aim, processor, options.generators, options.halide_include or halide_include(),
-            pathlib.Path(folder), options.trials, options.seed, max(options.jobs, 1), progress.show,
+            pathlib.Path(folder), max(options.trials, 1), options.seed, max(options.jobs, 1), progress.show,
             lambda: progress.used() < options.time_budget,
         )  # fmt: skip
         try:

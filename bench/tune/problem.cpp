@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <stdexcept>
 
 namespace hbn::tune {
@@ -275,6 +276,9 @@ void Problem::pass_numbers_through() {
     }
     std::fill(sums_.begin(), sums_.end(), GradientSums());
     load_vectors();
+    if (!call_.training && buffers_.residual.data()) {  // else it would be added to them each time
+        std::memset(buffers_.residual.data(), 0, size_t(tensor_bytes()));
+    }
 }
 
 void Problem::fill() {

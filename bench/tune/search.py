@@ -12,6 +12,7 @@ import json
 import math
 import pathlib
 import random
+import re
 import sqlite3
 import statistics
 import sys
@@ -131,6 +132,7 @@ class Search:
         parameters = [p for p in tables.parameters() if family in p.families]
         self.space = make_space(layouts, default_layout, parameters, tables.thresholds(), self.view)
         self._keep_effective_parameters()
+        self._leave_out_refused_values()
         self.store.update(
             "cells", self.row["id"], state="searching", why=None, space=self.space.size(), kernel_layout=default_layout,
             default_seconds=about.get("default_seconds"),
@@ -168,6 +170,20 @@ class Search:
                 self.plain_code[layout] = kernel.result().code
             elif not kernel.result().path:
                 self.space.layouts[layout] = [c for c in self.space.layouts[layout] if c.name != name]
+
+    def _leave_out_refused_values(self) -> None:
+        """Leaves out values that are too few for the kernel: a dtype may allow fewer than the table has for all."""
+        compile_ = self.setting.compiler.start
+        probes = {}
+        for layout, choices in self.space.layouts.items():
+            least = sorted((c.name, min(value for value in c.values if value)) for c in choices if not c.is_threshold)
+            probes[layout] = compile_(self.cell.kernel, self.cell.dtype, Candidate(layout, (), tuple(least)))
+        for layout, kernel in probes.items():
+            refused = re.search(r"(\w+)=\S+ .*: allowed are (\d+) to ", kernel.result().why)
+            for i, choice in enumerate(self.space.layouts[layout]):
+                if refused and choice.name == refused[1]:
+                    values = tuple(value for value in choice.values if value == 0 or value >= int(refused[2]))
+                    self.space.layouts[layout][i] = choice._replace(values=values)
 
     # ---- proposals
 

@@ -21,7 +21,9 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <charconv>
+#include <cstring>
 #include <exception>
 #include <iomanip>
 #include <iostream>
@@ -157,17 +159,38 @@ std::string decoded(const std::string &base64) {
     return bytes;
 }
 
-// Makes a file in memory of a shared library. Nothing of it is left where the program ends, however it does.
-std::string memory_file(const std::string &bytes) {
-    const int file = memfd_create("candidate", MFD_CLOEXEC);
-    const bool written =
-        file >= 0 && write(file, bytes.data(), bytes.size()) == ssize_t(bytes.size());
-    if (!written) {
-        throw std::runtime_error("there is no memory for the library");
+// A file in memory. Nothing of it is left where the program ends, however it does.
+class MemoryFile {
+public:
+    explicit MemoryFile(const std::string &bytes)
+        : number_(memfd_create("candidate", MFD_CLOEXEC)) {
+        if (number_ < 0) {
+            throw std::runtime_error(std::string("no file for the library: ") + strerror(errno));
+        }
+        if (write(number_, bytes.data(), bytes.size()) != ssize_t(bytes.size())) {
+            close(number_);
+            throw std::runtime_error("there is no memory for the library");
+        }
     }
-    // It stays open: dlopen knows by its name what it has loaded.
-    return "/proc/self/fd/" + std::to_string(file);
-}
+    MemoryFile(const MemoryFile &) = delete;
+    MemoryFile &operator=(const MemoryFile &) = delete;
+    ~MemoryFile() {
+        if (number_ >= 0) {
+            close(number_);
+        }
+    }
+
+    std::string path() const {
+        return "/proc/self/fd/" + std::to_string(number_);
+    }
+    // Where it was loaded: dlopen knows by its path what that was, so that no other file may have it.
+    void keep() {
+        number_ = -1;
+    }
+
+private:
+    int number_;
+};
 
 struct Range {
     uintptr_t first, last;
@@ -206,11 +229,12 @@ Code code_around(uintptr_t address) {
 }
 
 // It stays loaded: a call may be all that refers to it.
-CompiledKernel load(const std::string &path, const std::string &symbol) {
-    void *library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+CompiledKernel load(MemoryFile file, const std::string &symbol) {
+    void *library = dlopen(file.path().c_str(), RTLD_NOW | RTLD_LOCAL);
     if (!library) {
         throw std::runtime_error(dlerror());
     }
+    file.keep();
     CompiledKernel kernel;
     kernel.call = symbol_of<int (*)(void **)>(library, symbol + "_argv");
     kernel.metadata =
@@ -264,13 +288,10 @@ public:
         }
         constexpr size_t kMuch = 200;  // for an error: a library may be in the line
         throw std::runtime_error(
-            "expected `machine`, `candidate ID SYMBOL KERNEL DTYPE KERNEL_LAYOUT LIBRARY`, `cell "
-            "KERNEL "
-            "DTYPE LAYOUT N C H W THREADS [timing]`, `view [THRESHOLD=VALUE ...]`, `check ID "
-            "[THRESHOLD=VALUE "
-            "...]`, `call ID [THRESHOLD=VALUE ...]` or `measure SECONDS [ID:THRESHOLD=VALUE:... "
-            "...]`, "
-            "got '" +
+            "expected `machine`, `candidate ID SYMBOL KERNEL DTYPE KERNEL_LAYOUT LIBRARY`, "
+            "`cell KERNEL DTYPE LAYOUT N C H W THREADS [timing]`, `view [THRESHOLD=VALUE ...]`, "
+            "`check ID [THRESHOLD=VALUE ...]`, `call ID [THRESHOLD=VALUE ...]` or "
+            "`measure SECONDS [ID:THRESHOLD=VALUE:... ...]`, got '" +
             line.substr(0, kMuch) + (line.size() > kMuch ? "...'" : "'"));
     }
 
@@ -284,7 +305,7 @@ private:
         Candidate loaded{words[3], words[4], kernel_layout_of(words[5]), {}};
         const KernelCall &call = kernel_call_of(loaded.kernel);
         const hbn_dtype dtype = hbn_dtype(int(compare::dtype_of(loaded.dtype)));
-        loaded.compiled = load(memory_file(decoded(words[6])), words[2]);
+        loaded.compiled = load(MemoryFile(decoded(words[6])), words[2]);
         Tuning tuning;
         tuning.kernels[int(loaded.layout)] = loaded.compiled;
         // Tells whether it takes what the library's own does.
@@ -315,7 +336,7 @@ private:
         }
         int64_t elements = 1;
         for (int d = 0; d < 4; d++) {
-            form.sizes[d] = number_of(words[size_t(4 + d)], "size", 1, kMostElements);
+            form.sizes[d] = number_of(words[size_t(d) + 4], "size", 1, kMostElements);
             elements *= form.sizes[d];
             if (elements > kMostElements) {
                 throw std::runtime_error("the tensors have more than 2^31 - 1 elements");

@@ -18,12 +18,13 @@ def make(*, out: str | pathlib.Path, generators: str, halide_include: str, targe
     """The whole folder, which takes the place of what there was; each function's size."""
     request = Request(target, ops, dtype, layout, shape, threads, parameters)
     request.check()
-    part = pathlib.Path(f"{out}.part")
+    folder = pathlib.Path(out).resolve()
+    part = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     try:
         sizes = fill(part, request, generators, halide_include)
-        shutil.rmtree(out, ignore_errors=True)
-        part.rename(out)
+        shutil.rmtree(folder, ignore_errors=True)
+        part.rename(folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return sizes

@@ -59,12 +59,21 @@ def build_for_board(target_name: str, folder: pathlib.Path, program: pathlib.Pat
         script = program.with_name(f"{program.name}.ld")
         script.write_text(text)
         flags = [*flags, f"-DBOARD_HEAP_BYTES={8 << 20}"]
-    return run(target.tool("gcc"), *target.flags, "-std=c99", "-O1", "-Wall", "-Wextra", f"-I{folder}", "-nostartfiles",
-               "-Wl,--gc-sections", "-Wl,--build-id=none", "-T", script, *sources,
-               firmware / board.start, firmware / "semihosting.c", folder / "libhbn.a", *flags, "-o", program)
+    return result_of(target.tool("gcc"), *target.flags, "-std=c99", "-O1", "-Wall", "-Wextra", f"-I{folder}",
+                     "-nostartfiles", "-Wl,--gc-sections", "-Wl,--build-id=none", "-T", script, *sources,
+                     firmware / board.start, firmware / "semihosting.c", folder / "libhbn.a", *flags, "-o", program)
 
 
-def run(*command: object, timeout: float = 600) -> subprocess.CompletedProcess[str]:
-    """A command's result."""
-    return subprocess.run([str(word) for word in command], text=True, capture_output=True, check=False, timeout=timeout,
-                          stdin=subprocess.DEVNULL)
+def result_of(*command: object, timeout: float = 600) -> subprocess.CompletedProcess[str]:
+    """A command's result, whatever that is; one that takes longer than so many seconds failed."""
+    words = [str(word) for word in command]
+    try:
+        return subprocess.run(words, text=True, capture_output=True, check=False, timeout=timeout,
+                              stdin=subprocess.DEVNULL)
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(words, 1, "", f"{words[0]} did not end in {timeout:g} s\n")
+
+
+def problem_of(result: subprocess.CompletedProcess[str]) -> str | None:
+    """What a command that failed said, and its exit status: a program that crashes may say nothing. Else None."""
+    return f"{result.stdout}{result.stderr}exit status {result.returncode}\n" if result.returncode else None

@@ -8,7 +8,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "cmake"))
 import packs  # noqa: E402
 from calls import calls  # noqa: E402
-from packs.programs import BOARDS, build_for_board, emulator, run  # noqa: E402
+from packs.programs import BOARDS, build_for_board, emulator, problem_of, result_of  # noqa: E402
 
 
 class Program(NamedTuple):
@@ -42,12 +42,11 @@ class Program(NamedTuple):
             libc = ["-specs=nano.specs", "-specs=nosys.specs", "-u", "_printf_float", "-lm"]
             built = build_for_board(self.target, self.folder, self.path(), sources, [*flags, *libc], self.large)
         else:
-            built = run(target.tool("gcc"), *target.flags, "-std=c99", "-O1", *flags, f"-I{self.folder}",
-                        ROOT / "tests/pack/pack_test.c", self.library, "-lm", *["-static"] * self.only_calls,
-                        "-o", self.path())
-        return built.stderr if built.returncode else None
+            built = result_of(target.tool("gcc"), *target.flags, "-std=c99", "-O1", *flags, f"-I{self.folder}",
+                              ROOT / "tests/pack/pack_test.c", self.library, "-lm", *["-static"] * self.only_calls,
+                              "-o", self.path())
+        return problem_of(built)
 
     def run(self) -> str | None:
         """Runs it; what it prints where it fails, or None."""
-        result = run(*emulator(self.target), self.path())
-        return result.stdout + result.stderr if result.returncode else None
+        return problem_of(result_of(*emulator(self.target), self.path()))

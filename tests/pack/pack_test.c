@@ -588,8 +588,11 @@ static void refuses_memory(const function_row *f, const arguments *valid) {
             if (j == i || !(f->written[i] || f->written[j])) {
                 continue;
             }
-            a.buffers[b] = (char *)valid->buffers[f->buffer[j]] + 8;
-            check_status(f->name, buffer_rows[b].name, f->call(&a), HBN_OVERLAP);
+            /* Vectors of one or two channels end there. */
+            if (bytes_of(f->buffer[j]) > 8) {
+                a.buffers[b] = (char *)valid->buffers[f->buffer[j]] + 8;
+                check_status(f->name, buffer_rows[b].name, f->call(&a), HBN_OVERLAP);
+            }
             if (!may_be_in_place(f, i, j)) {
                 a.buffers[b] = valid->buffers[f->buffer[j]];
                 check_status(f->name, buffer_rows[b].name, f->call(&a), HBN_OVERLAP);

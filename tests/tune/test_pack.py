@@ -9,6 +9,7 @@ import cycles
 import packs
 import pytest
 from conftest import ROOT
+from packs.programs import problem_of, result_of
 from packs.request import Request
 from tune import pack
 from tune.pack import Figures, Search, Setting, Wrong
@@ -133,6 +134,12 @@ def test_processors_without_a_model_are_refused():
         pack.processor_of("wasm", None, "cycles")
     with pytest.raises(SystemExit, match="no model of 'cortex-a99': allowed are, where they have one, .*cortex-a72"):
         pack.processor_of("baremetal-arm64", "cortex-a99", "cycles")
+
+
+def test_a_program_that_fails_in_silence_or_never_ends_fails():
+    assert problem_of(result_of("true")) is None
+    assert problem_of(result_of("sh", "-c", "kill -9 $$")) == "exit status -9\n"
+    assert problem_of(result_of("sleep", "60", timeout=0.1)).startswith("sleep did not end in 0.1 s\n")
 
 
 # ---- the model

@@ -100,6 +100,23 @@ def test_only_serving_layouts_and_effective_choices_are_searched(tmp_path):
     }
 
 
+def test_values_that_are_too_few_for_the_dtype_are_left_out(tmp_path, monkeypatch):
+    start = ModelCompiler.start
+
+    def refuse(self, kernel, dtype, candidate):
+        if dict(candidate.parameters).get("row_lanes", 32) >= 32:
+            return start(self, kernel, dtype, candidate)
+        future = concurrent.futures.Future()
+        why = "does not compile: Unhandled exception: Error: row_lanes=8 map_unroll=1: allowed are 32 to 256 lanes"
+        future.set_result(Kernel(None, "", why))
+        return future
+
+    before = {choice.name: choice.values for choice in make_search(tmp_path / "all").space.layouts["rows"]}
+    monkeypatch.setattr(ModelCompiler, "start", refuse)
+    values = {choice.name: choice.values for choice in make_search(tmp_path / "some").space.layouts["rows"]}
+    assert values == before | {"row_lanes": (0, 32, 64)}
+
+
 def test_finds_the_optimum_sooner_than_chance(tmp_path, monkeypatch):
     best = max(truth(Candidate("rows", thresholds)) for thresholds in [(), (("nhwc_columns", 512),)])
     for p in tables.parameters():
