@@ -156,11 +156,13 @@ const std::vector<BufferMember> &Buffers::all_vectors() {
     return all;
 }
 
-void Buffers::copy(const Buffers &other) {
+void Buffers::copy(const Buffers &other, const std::vector<BufferMember> &left) {
     form = other.form;
     for (const std::vector<BufferMember> *members : {&all_tensors(), &all_vectors()}) {
         for (const BufferMember member : *members) {
-            (this->*member).copy(other.*member);
+            if (std::find(left.begin(), left.end(), member) == left.end()) {
+                (this->*member).copy(other.*member);
+            }
         }
     }
 }

@@ -71,8 +71,8 @@ struct Buffers {
 
     // Makes vectors and, of the tensors, these. They hold zeros.
     void allocate(const TensorForm &form, const std::vector<BufferMember> &tensors);
-    // The same as another's, numbers and all.
-    void copy(const Buffers &other);
+    // The same as another's, numbers and all, but for `left`, which are left as they are.
+    void copy(const Buffers &other, const std::vector<BufferMember> &left = {});
     // Makes all and fills tensors with numbers, unless they have this form already.
     void prepare(const TensorForm &form);
     // Brings back what calls may have changed in vectors.

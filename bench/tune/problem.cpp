@@ -223,10 +223,12 @@ Problem::Problem(const Problem &other, const Buffer *read, const Buffer *written
       parameters_(other.parameters_),
       bytes_(other.bytes_),
       arguments_([&] {
-          buffers_.copy(other.buffers_);
           if (read) {
+              buffers_.copy(other.buffers_, {input_member(), &Buffers::out});
               (buffers_.*input_member()).share(*read);
               buffers_.out.share(*written);
+          } else {
+              buffers_.copy(other.buffers_);
           }
           return compare::Arguments(buffers_, convention_of(call_));
       }()),
