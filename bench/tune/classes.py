@@ -11,13 +11,12 @@ from __future__ import annotations
 import math
 import pathlib
 import statistics
-import time
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from .build import Build
 from .cells import Cell, Shape
-from .measure import Alone, Contestant, Crash, Worker
+from .measure import Alone, Contestant, Crash, Worker, what_is_wrong
 from .result import Class, exact_class, power_of_two_class
 from .spaces import DEFAULT, Candidate
 from .store import Store
@@ -41,21 +40,6 @@ ROUNDS = 12
 """Of long calls, those before them included."""
 DEFAULT_AGAIN = Contestant(0, DEFAULT, None)
 NO_TIME = "there was no time"
-
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS class_measurements (
-    id INTEGER PRIMARY KEY,
-    candidate INTEGER REFERENCES candidates,
-    n INTEGER, c INTEGER, h INTEGER, w INTEGER, threads INTEGER,
-    process INTEGER, repeat INTEGER,
-    seconds REAL,            -- median of rounds
-    default_seconds REAL,    -- of the default in the same rounds
-    ratio REAL,              -- median of the rounds' ratios; 0 where it crashed or was wrong
-    default_ratio REAL,      -- the same of the default beside itself
-    why TEXT,                -- there are no times
-    time REAL);
-CREATE INDEX IF NOT EXISTS class_measurements_candidate ON class_measurements (candidate);
-"""
 
 Sizes = dict[str, int]  # n, c and plane
 
@@ -245,7 +229,7 @@ class Timer:
             }
             try:
                 if checks and repeat == repeats[0]:
-                    why = _wrong(worker.check(self.contestant))
+                    why = what_is_wrong(worker.check(self.contestant))
                 if not why:
                     with self.alone():
                         answer = worker.measure(3 * SECONDS, [DEFAULT_AGAIN, self.contestant])
@@ -267,12 +251,6 @@ class Timer:
             if why:
                 break
         return ""
-
-
-def _wrong(answer: dict[str, Any]) -> str | None:
-    if "error" in answer:
-        return str(answer["error"])
-    return None if answer["ok"] else f"wrong results: {answer.get('why') or answer.get('worst')}"
 
 
 def _noise(row: Row) -> float:
@@ -373,7 +351,7 @@ def of_candidate(
         return left() >= seconds_for(worker, other.shape, other.threads, cell, about, setup_seconds)
 
     def keep_row(measured: Row) -> None:
-        keep(store, number, measured)
+        store.add_class_measurement(number, **measured)
 
     timer = Timer(worker, setting.alone, cell, contestant, known(store, number), keep_row, has_time, setting.show)
     threads = other_threads(worker, cell.threads, setting.build.threads)
@@ -396,14 +374,5 @@ def whole_class(store: Store, row: Any, cell: Cell) -> Class:
 
 def known(store: Store, candidate: int) -> list[Row]:
     """What was measured of a candidate before the tuner was stopped."""
-    store.connection.executescript(SCHEMA)
-    rows = store.rows("SELECT * FROM class_measurements WHERE candidate = ? ORDER BY id", candidate)
+    rows = store.class_measurements(candidate)
     return [dict(row) | {"shape": tuple(row[name] for name in "nchw")} for row in rows]
-
-
-def keep(store: Store, candidate: int, row: Row) -> None:
-    """Stores a measurement."""
-    columns = {"candidate": candidate, **row, **dict(zip("nchw", row["shape"], strict=True)), "time": time.time()}
-    del columns["shape"]
-    names, marks = ", ".join(columns), ", ".join("?" * len(columns))
-    store.connection.execute(f"INSERT INTO class_measurements ({names}) VALUES ({marks})", list(columns.values()))

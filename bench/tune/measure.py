@@ -178,6 +178,13 @@ class Worker:
             raise Crash(f"the worker said '{answer.decode(errors='replace')[:200]}'") from None
 
 
+def what_is_wrong(answer: dict[str, Any]) -> str | None:
+    """By the answer to a check; None where results are right."""
+    if "error" in answer:
+        return str(answer["error"])
+    return None if answer["ok"] else f"wrong results: {answer.get('why') or answer.get('worst')}"
+
+
 class Alone:
     """Holds other programs off while something is measured, on machines where a command can do so.
 

@@ -27,7 +27,7 @@ from . import classes, tables
 from .build import Build
 from .cells import Cell
 from .compile import Compiler, Kernel
-from .measure import Alone, Contestant, Crash, Worker
+from .measure import Alone, Contestant, Crash, Worker, what_is_wrong
 from .spaces import DEFAULT, Candidate, make_space
 from .store import FINISHED, Store, candidate_of
 
@@ -335,14 +335,10 @@ class Search:
             answer = self.setting.worker.check(contestant)
         except Crash as crash:
             answer = {"error": f"crashed: {crash}"}
-        why = None
-        if "error" in answer:
-            why = answer["error"]
-        elif not answer["ok"]:
-            why = f"wrong results: {answer.get('why') or answer.get('worst')}"
-        elif answer["kernel_layout"] != candidate.kernel_layout:
+        why = what_is_wrong(answer)
+        if not why and answer["kernel_layout"] != candidate.kernel_layout:
             why = f"the engine took {answer['kernel_layout']}"
-        elif contestant.path and not answer["used"]:
+        elif not why and contestant.path and not answer["used"]:
             why = "its kernel was not used"
         if why is not None:
             self.finish(pending, "failed", why=why, worst=answer.get("worst"))

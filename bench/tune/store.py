@@ -10,7 +10,7 @@ import sqlite3
 import time
 from typing import Any
 
-from .cells import Cell
+from .cells import Cell, Shape
 from .spaces import Candidate
 
 SCHEMA = """
@@ -59,6 +59,18 @@ CREATE TABLE IF NOT EXISTS measurements (
     bound REAL,              -- the time of moving the compulsory bytes / the default's, where there is such a bound
     time REAL);
 CREATE INDEX IF NOT EXISTS measurements_candidate ON measurements (candidate);
+CREATE TABLE IF NOT EXISTS class_measurements (
+    id INTEGER PRIMARY KEY,
+    candidate INTEGER REFERENCES candidates,
+    n INTEGER, c INTEGER, h INTEGER, w INTEGER, threads INTEGER,
+    process INTEGER, repeat INTEGER,
+    seconds REAL,            -- median of rounds
+    default_seconds REAL,    -- of the default in the same rounds
+    ratio REAL,              -- median of the rounds' ratios; 0 where it crashed or was wrong
+    default_ratio REAL,      -- the same of the default beside itself
+    why TEXT,                -- there are no times
+    time REAL);
+CREATE INDEX IF NOT EXISTS class_measurements_candidate ON class_measurements (candidate);
 """
 
 FINISHED = ("measured", "slow", "same", "failed")
@@ -140,9 +152,16 @@ class Store:
 
     def add_measurement(self, candidate: int, stage: str, process: int = 0, repeat: int = 0, **columns: Any) -> None:
         """Keeps what one measurement gave."""
-        columns |= {"candidate": candidate, "stage": stage, "process": process, "repeat": repeat, "time": time.time()}
+        self._add("measurements", candidate=candidate, stage=stage, process=process, repeat=repeat, **columns)
+
+    def add_class_measurement(self, candidate: int, shape: Shape, **columns: Any) -> None:
+        """The same at a shape of its class (classes.py)."""
+        self._add("class_measurements", candidate=candidate, **dict(zip("nchw", shape, strict=True)), **columns)
+
+    def _add(self, table: str, **columns: Any) -> None:
+        columns["time"] = time.time()
         names, marks = ", ".join(columns), ", ".join("?" * len(columns))
-        self.connection.execute(f"INSERT INTO measurements ({names}) VALUES ({marks})", list(columns.values()))
+        self.connection.execute(f"INSERT INTO {table} ({names}) VALUES ({marks})", list(columns.values()))
 
     def forget_finals(self, cell: int) -> None:
         """The search goes on, and its last measurements will be others."""
@@ -155,6 +174,10 @@ class Store:
     def measurements(self, candidate: int, stage: str) -> list[sqlite3.Row]:
         """Those of a candidate and stage, in order."""
         return self.rows("SELECT * FROM measurements WHERE candidate = ? AND stage = ? ORDER BY id", candidate, stage)
+
+    def class_measurements(self, candidate: int) -> list[sqlite3.Row]:
+        """Those of a candidate at shapes of its class, in order."""
+        return self.rows("SELECT * FROM class_measurements WHERE candidate = ? ORDER BY id", candidate)
 
 
 def candidate_of(row: sqlite3.Row) -> Candidate:
